@@ -1,0 +1,137 @@
+"""Payload and reply types of the LMCache MP protocol (lmcache 0.5.5 and 0.5.6).
+
+Structs travel as msgpack maps keyed by field name; unknown keys are ignored, as the stock
+server does. Bounds stand in the types, so a hostile number is refused while it is decoded.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+MAX_RANKS = 1024
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+InstanceId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+WorldSize = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
+RequestId = Annotated[str, Meta(max_length=512)]
+EventHandle = Annotated[bytes, Meta(max_length=256)]
+TensorHandles = Annotated[list[msgspec.msgpack.Ext], Meta(max_length=4096)]
+
+# One list a KV group; clients up to 0.4.6 send one flat list.
+BlockIds = Annotated[list[list[Count] | Count], Meta(max_length=2**20)]
+
+
+class BadPayload(ValueError):
+    """A payload that decodes but means nothing we may act on; the text is the reason."""
+
+
+class CacheKey(msgspec.Struct):
+    """`IPCCacheServerKey`: which chunks of which sequence, model, rank and tenant are meant.
+
+    `token_ids` is the whole known sequence, still encoded; `[start, end)` is the range in
+    tokens. `worker_id` is None for lookup and free, which mean all ranks.
+    """
+
+    model_name: ModelName
+    world_size: WorldSize
+    worker_id: Rank | None
+    token_ids: msgspec.Raw
+    start: Count
+    end: Count
+    request_id: RequestId
+    cache_salt: Annotated[str, Meta(max_length=128)] = ""
+    num_kv_readers: Annotated[int, Meta(ge=0, le=MAX_RANKS)] = 0
+
+    def __post_init__(self) -> None:
+        if "@" in self.model_name:
+            raise BadPayload("model_name contains '@'")
+        if not _SALT_FORBIDDEN.isdisjoint(self.cache_salt):
+            raise BadPayload("cache_salt contains one of '@', '/', '\\', NUL")
+        if self.worker_id is not None and self.worker_id >= self.world_size:
+            raise BadPayload("worker_id is outside world_size")
+        if self.start > self.end:
+            raise BadPayload("start is behind end")
+
+
+_SALT_FORBIDDEN = frozenset("@/\\\0")
+
+
+class LayoutHints(msgspec.Struct):
+    """What the engine says of its KV layout; vLLM sends `kv_layout` only."""
+
+    kv_layout: Annotated[str, Meta(max_length=32)] | None = None
+
+
+class EngineGroupInfo(msgspec.Struct):
+    """One KV group: its layers (indices into the tensor list) and its block geometry.
+
+    `tokens_per_block` 0 means not reported; `sw_size_tokens` -1 means full attention.
+    """
+
+    engine_group_id: Count
+    layer_indices: list[Count]
+    tokens_per_block: Count = 0
+    sw_size_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
+    extra_object_group_tag: int = 0
+    recurrent_state: bool = False
+
+
+class EngineDrivenRegistration(msgspec.Struct):
+    """Geometry of one engine-driven worker's objects.
+
+    The object shape is `[layers, slots, hidden]` if `use_mla` (which only says "one plane")
+    else `[2, layers, slots, hidden]`; `num_physical_slots` None means one slot a token.
+    """
+
+    instance_id: InstanceId
+    model_name: ModelName
+    world_size: WorldSize
+    block_size: Count
+    num_layers: Annotated[int, Meta(ge=1, le=4096)]
+    hidden_dim_size: Annotated[int, Meta(ge=1, le=2**24)]
+    dtype_str: Annotated[str, Meta(max_length=32)]
+    use_mla: bool
+    num_physical_slots: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+
+
+class ArenaAddress(msgspec.Struct):
+    """Reply to an engine-driven registration: the segment to map, its size in bytes."""
+
+    shm_name: str
+    pool_size: int
+
+
+class Slot(msgspec.Struct):
+    """Where one object lies in the arena, and how to view it."""
+
+    offset: int
+    length: int
+    shape: list[int]
+    dtype: str
+
+
+def store_context(slots: list[Slot], chunk_indices: list[int]) -> dict[str, Any]:
+    """Reply of prepare_store; both lists empty = nothing to write, no commit follows."""
+    return {"context": {"slots": slots, "chunk_indices": chunk_indices}}
+
+
+def retrieve_context(slots: list[Slot] | None) -> dict[str, Any]:
+    """Reply of prepare_retrieve; None = miss. `data` is for pickles, which we never send."""
+    context = {} if slots is None else {"slots": slots}
+    return {"success": slots is not None, "data": b"", "context": context}
+
+
+def blocks_by_group(block_ids: list[list[int] | int]) -> list[list[int]]:
+    """One list of block ids a group, from either spelling.
+
+    Raises BadPayload for a mix of the two.
+    """
+    groups = [ids for ids in block_ids if isinstance(ids, list)]
+    if len(groups) == len(block_ids):
+        return groups
+    if groups:
+        raise BadPayload("block_ids mixes ids and lists")
+    return [[i for i in block_ids if isinstance(i, int)]]

@@ -1,0 +1,130 @@
+"""Token lists, decoded once.
+
+Every lookup, store and retrieve of a request repeats its whole token list, and requests share
+long prefixes. Decoding 128k msgpack integers costs milliseconds on the only thread that
+serves everyone; comparing bytes costs microseconds. So the encoded lists of recent requests
+are kept, and a new list is decoded only from where it leaves the one that it resembles.
+"""
+
+import array
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sidecar.wire.messages import BadPayload
+
+_Token = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_HEAD_BYTES = 64
+
+
+@dataclass(slots=True)
+class _Known:
+    """One list: its encoded elements, where each element ends in them, and the decoding."""
+
+    body: bytes
+    ends: npt.NDArray[np.int32]
+    tokens: bytes
+
+    def shared_with(self, body: bytes) -> int:
+        """How many leading tokens `body` encodes exactly as this list does."""
+        if body == self.body:
+            return len(self.ends)
+        n = min(len(body), len(self.body))
+        ours, theirs = np.frombuffer(self.body, np.uint8, n), np.frombuffer(body, np.uint8, n)
+        differs = ours != theirs
+        at = int(differs.argmax()) if n else 0
+        same_bytes = at if n and differs[at] else n
+        return int(self.ends.searchsorted(same_bytes, side="right"))
+
+
+class TokenLists:
+    """Decoder of msgpack token lists with a memory of recent ones.
+
+    `max_tokens` bounds one list; `max_bytes` bounds what is remembered.
+    """
+
+    def __init__(self, max_tokens: int, max_bytes: int = 32 << 20) -> None:
+        self._max_tokens = max_tokens
+        self._max_bytes = max_bytes
+        self._known: OrderedDict[str | bytes, _Known] = OrderedDict()
+        self._bytes = 0
+        self._decoder = msgspec.msgpack.Decoder(list[_Token])
+
+    def decode(self, request_id: str, raw: msgspec.Raw) -> bytes:
+        """The list as big-endian u32 a token, the form that chunk hashes are made of.
+
+        Raises BadPayload for a list that is too long or not made of 32-bit tokens.
+        """
+        encoded = bytes(raw)
+        count, header = _array_header(encoded)
+        if count > self._max_tokens:
+            raise BadPayload(f"{count} tokens, the limit is {self._max_tokens}")
+        body = encoded[header:]
+        known = self._resembling(request_id, body)
+        shared = min(known.shared_with(body), count) if known else 0
+        if known and shared == count == len(known.ends) and len(body) == len(known.body):
+            return known.tokens
+        skip = int(known.ends[shared - 1]) if known and shared else 0
+        tail = self._decode_tail(count - shared, body[skip:])
+        tokens = known.tokens[: 4 * shared] + tail if known and shared else tail
+        self._remember(request_id, body, tokens)
+        return tokens
+
+    def _resembling(self, request_id: str, body: bytes) -> _Known | None:
+        return self._known.get(request_id) or self._known.get(body[:_HEAD_BYTES])
+
+    def _decode_tail(self, count: int, body: bytes) -> bytes:
+        try:
+            values = array.array("I", self._decoder.decode(_array_of(count) + body))
+        except msgspec.DecodeError as error:
+            raise BadPayload(f"token_ids: {error}") from None
+        if sys.byteorder == "little":
+            values.byteswap()
+        return values.tobytes()
+
+    def _remember(self, request_id: str, body: bytes, tokens: bytes) -> None:
+        ends = _element_ends(tokens)
+        if not len(ends) or ends[-1] != len(body):
+            return  # not the shortest encoding: its elements end elsewhere
+        known = _Known(body, ends, tokens)
+        for name in (request_id, body[:_HEAD_BYTES]):
+            old = self._known.pop(name, None)
+            self._bytes += _cost(known) - (_cost(old) if old else 0)
+            self._known[name] = known
+        while self._bytes > self._max_bytes:
+            self._bytes -= _cost(self._known.popitem(last=False)[1])
+
+
+def _array_header(encoded: bytes) -> tuple[int, int]:
+    """Element count and header length of a msgpack array."""
+    kind = encoded[0]
+    if kind & 0xF0 == 0x90:
+        return kind & 0x0F, 1
+    if kind == 0xDC:
+        return int.from_bytes(encoded[1:3], "big"), 3
+    if kind == 0xDD:
+        return int.from_bytes(encoded[1:5], "big"), 5
+    raise BadPayload("token_ids is not an array")
+
+
+def _array_of(count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+def _element_ends(tokens: bytes) -> npt.NDArray[np.int32]:
+    """Where each token would end if encoded in the shortest form (1, 2, 3 or 5 bytes)."""
+    ids = np.frombuffer(tokens, ">u4")
+    sizes = np.ones(len(ids), np.int32)
+    sizes += ids > 0x7F
+    sizes += ids > 0xFF
+    sizes += (ids > 0xFFFF).astype(np.int32) * 2
+    return np.cumsum(sizes, dtype=np.int32)
+
+
+def _cost(known: _Known) -> int:
+    return len(known.body) + len(known.tokens) + known.ends.nbytes
