@@ -1,0 +1,63 @@
+"""One cached object and the space it lives in."""
+
+from collections.abc import Callable
+from enum import Enum
+
+from sidecar.cache.keys import SpaceKey
+
+
+class State(Enum):
+    """An object is visible to lookups only when READY; GONE objects may still have readers."""
+
+    WRITING = "writing"
+    READY = "ready"
+    GONE = "gone"
+
+
+class Space:
+    """The objects of one (model, rank, salt, layout), by chunk hash."""
+
+    __slots__ = ("key", "ready", "writing")
+
+    def __init__(self, key: SpaceKey) -> None:
+        self.key = key
+        self.ready: dict[bytes, Entry] = {}
+        self.writing: dict[bytes, Entry] = {}
+
+
+class Entry:
+    """One object: its place in the arena (`offset`, `size` in bytes) and who holds it.
+
+    `leases` count promises to readers that are still to come; `pins` count copies under way.
+    Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
+    `missing` names the KV groups whose blocks were null when it was stored.
+    """
+
+    __slots__ = (
+        "hash",
+        "leases",
+        "missing",
+        "offset",
+        "on_settled",
+        "pins",
+        "size",
+        "space",
+        "state",
+        "stored_at",
+        "used_at",
+    )
+
+    def __init__(
+        self, space: Space, hash: bytes, offset: int, size: int, missing: frozenset[int]
+    ) -> None:
+        self.space = space
+        self.hash = hash
+        self.offset = offset
+        self.size = size
+        self.missing = missing
+        self.state = State.WRITING
+        self.leases = 0
+        self.pins = 0
+        self.stored_at = 0.0
+        self.used_at = 0.0
+        self.on_settled: list[Callable[[], None]] | None = None

@@ -1,0 +1,196 @@
+"""L1: reserve, commit, abort, find, lease, pin, evict.
+
+The invariants live here. An object is published last (`commit`), it leaves the index before
+its bytes are freed, and its bytes are freed only when nobody pins them. All calls come from
+one thread.
+"""
+
+import time
+from collections.abc import Callable
+
+from sidecar.cache.arena import aligned
+from sidecar.cache.entry import Entry, Space, State
+from sidecar.cache.extents import Extents
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.policy import EvictionPolicy
+
+
+class L1:
+    """The index over an arena of `capacity` bytes, which become usable by `grow`.
+
+    `on_evicted(entry, now)` is told of every object that had to go, before it goes.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        policy: EvictionPolicy,
+        on_evicted: Callable[[Entry, float], None] = lambda entry, now: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.capacity = capacity
+        self.usable_bytes = 0
+        self.used_bytes = 0
+        self.objects = 0
+        self.writing = 0
+        self.held = 0
+        self._extents = Extents()
+        self._policy = policy
+        self._spaces: dict[SpaceKey, Space] = {}
+        self._on_evicted = on_evicted
+        self._clock = clock
+
+    def grow(self, offset: int, size: int) -> None:
+        """`[offset, offset + size)` of the arena is resident now."""
+        self.usable_bytes += size
+        self._extents.give(offset, size)
+
+    def space(self, key: SpaceKey) -> Space | None:
+        """The space if anything is in it; for readers."""
+        return self._spaces.get(key)
+
+    def knows(self, key: SpaceKey, hash: bytes) -> bool:
+        """Whether the object is there or being written."""
+        space = self._spaces.get(key)
+        return space is not None and (hash in space.ready or hash in space.writing)
+
+    def reserve(
+        self, key: SpaceKey, hash: bytes, size: int, missing: frozenset[int] = frozenset()
+    ) -> Entry | None:
+        """A slot of `size` bytes to write an object into, evicting what must go.
+
+        The object must be neither there nor under way. None if there is no room even so.
+        """
+        offset = self._allocate(aligned(size))
+        if offset is None:
+            return None
+        space = self._spaces.get(key)
+        if space is None:
+            space = self._spaces[key] = Space(key)
+        entry = Entry(space, hash, offset, size, missing)
+        space.writing[hash] = entry
+        self.writing += 1
+        self.used_bytes += aligned(size)
+        return entry
+
+    def commit(self, entry: Entry) -> None:
+        """All bytes of `entry` are in place: publish it."""
+        del entry.space.writing[entry.hash]
+        entry.space.ready[entry.hash] = entry
+        entry.state = State.READY
+        entry.stored_at = entry.used_at = self._clock()
+        self.writing -= 1
+        self.objects += 1
+        self._policy.add(entry)
+        _settle(entry)
+
+    def abort(self, entry: Entry) -> None:
+        """`entry` will not be completed and nobody writes to it any more: free its slot."""
+        self.withdraw(entry)
+        self._free(entry)
+
+    def withdraw(self, entry: Entry) -> None:
+        """`entry` will not be completed, but somebody may still write to its slot.
+
+        The slot stays taken until `release_withdrawn`.
+        """
+        del entry.space.writing[entry.hash]
+        entry.state = State.GONE
+        self.writing -= 1
+        self._forget_if_empty(entry.space)
+        _settle(entry)
+
+    def release_withdrawn(self, entry: Entry) -> None:
+        """Whoever could write to the withdrawn `entry` is gone."""
+        self._free(entry)
+
+    def lease(self, entry: Entry) -> None:
+        """Keep `entry` readable for somebody who was promised it."""
+        self._hold(entry)
+        entry.leases += 1
+
+    def unlease(self, entry: Entry) -> None:
+        entry.leases -= 1
+        self._let_go(entry)
+
+    def pin(self, entry: Entry) -> None:
+        """A copy of `entry` is under way."""
+        self._hold(entry)
+        entry.pins += 1
+
+    def unpin(self, entry: Entry) -> None:
+        """The copy has ended; `entry` counts as used now."""
+        entry.pins -= 1
+        entry.used_at = self._clock()
+        if entry.state is State.GONE and not entry.pins:
+            self._free(entry)
+        self._let_go(entry)
+
+    def evict(self, limit: int, down_to_bytes: int) -> int:
+        """Evict at most `limit` objects until `down_to_bytes` are used; how many went."""
+        evicted = 0
+        while evicted < limit and self.used_bytes > down_to_bytes and self._evict_one():
+            evicted += 1
+        return evicted
+
+    def clear(self, force: bool) -> int:
+        """Drop every object that nobody holds; with `force`, leased ones too. How many went.
+
+        Bytes that a copy is reading are freed when it ends, forced or not.
+        """
+        entries = [e for space in self._spaces.values() for e in space.ready.values()]
+        dropped = [e for e in entries if force or not (e.leases or e.pins)]
+        for entry in dropped:
+            self._drop(entry)
+        return len(dropped)
+
+    def _allocate(self, size: int) -> int | None:
+        if size > self.usable_bytes:
+            return None
+        while (offset := self._extents.take(size)) is None:
+            if not self._evict_one():
+                return None
+        return offset
+
+    def _evict_one(self) -> bool:
+        victim = self._policy.victim()
+        if victim is None:
+            return False
+        self._on_evicted(victim, self._clock())
+        self._drop(victim)
+        return True
+
+    def _drop(self, entry: Entry) -> None:
+        del entry.space.ready[entry.hash]
+        self.objects -= 1
+        entry.state = State.GONE
+        self._forget_if_empty(entry.space)
+        if not (entry.leases or entry.pins):
+            self._policy.remove(entry)
+        if not entry.pins:
+            self._free(entry)
+
+    def _hold(self, entry: Entry) -> None:
+        if not (entry.leases or entry.pins):
+            self.held += 1
+            self._policy.remove(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        if not (entry.leases or entry.pins):
+            self.held -= 1
+            if entry.state is State.READY:
+                self._policy.add(entry)
+
+    def _free(self, entry: Entry) -> None:
+        self._extents.give(entry.offset, aligned(entry.size))
+        self.used_bytes -= aligned(entry.size)
+
+    def _forget_if_empty(self, space: Space) -> None:
+        if not (space.ready or space.writing):
+            del self._spaces[space.key]
+
+
+def _settle(entry: Entry) -> None:
+    waiting, entry.on_settled = entry.on_settled, None
+    for callback in waiting or ():
+        callback()

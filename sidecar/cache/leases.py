@@ -1,0 +1,191 @@
+"""What lookups promised: each hit stays readable until it is retrieved, freed or expired.
+
+A lookup that reports n chunks takes a lease on every object behind them, for as many readers
+as will come. Each reader's retrieve ends its share, a free ends all shares of a range, and
+the lease's own limit ends what nobody came for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from sidecar.cache.entry import Entry
+from sidecar.cache.l1 import L1
+
+_ALL = 1 << 30  # more readers than any lookup has
+
+
+class Scope(NamedTuple):
+    """Whose sequence a request id speaks of; two engines may use one request id."""
+
+    model_name: str
+    world_size: int
+    cache_salt: str
+
+
+class Lookup:
+    """One lookup: for each rank, the objects that stand for each chunk of the hit.
+
+    `objects[rank][chunk]` is a tuple, one entry a layout that the model is served in;
+    `readers` retrieves of each are still to come. `deadline` is on the cache's clock.
+    """
+
+    __slots__ = (
+        "client",
+        "deadline",
+        "hashes",
+        "live",
+        "objects",
+        "readers",
+        "reported",
+        "request_id",
+        "scope",
+    )
+
+    def __init__(
+        self,
+        client: bytes,
+        request_id: str,
+        scope: Scope,
+        hashes: Sequence[bytes],
+        objects: list[list[tuple[Entry, ...]]],
+        readers: int,
+        deadline: float,
+    ) -> None:
+        self.client = client
+        self.request_id = request_id
+        self.scope = scope
+        self.hashes = hashes
+        self.objects = objects
+        self.readers = [[readers] * len(hashes) for _ in objects]
+        self.live = len(hashes) * len(objects)
+        self.deadline = deadline
+        self.reported = False
+
+    @property
+    def hits(self) -> int:
+        """The length of the hit in chunks."""
+        return len(self.hashes)
+
+
+class Leases:
+    """The lookups of all requests. `live` counts leases, `pending` what nobody asked for yet."""
+
+    def __init__(self, l1: L1) -> None:
+        self._l1 = l1
+        self._lookups: dict[str, dict[bytes, Lookup]] = {}
+        self.live = 0
+        self.pending = 0
+
+    def add(self, lookup: Lookup) -> None:
+        """Take the leases of `lookup`; it replaces an earlier one of the same request."""
+        for entry in _entries(lookup):
+            self._l1.lease(entry)
+        old = self._lookups.get(lookup.request_id, {}).get(lookup.client)
+        if old is not None:
+            self._end(old)
+        self._lookups.setdefault(lookup.request_id, {})[lookup.client] = lookup
+        self.live += lookup.live
+        self.pending += 1
+
+    def report(self, request_id: str, client: bytes) -> int:
+        """The hit count of a lookup that has not been reported yet, in chunks; else 0.
+
+        A client that reconnected has another name: the request's other lookups count too.
+        """
+        by_client = self._lookups.get(request_id, {})
+        lookup = by_client.get(client) or next(iter(by_client.values()), None)
+        if lookup is None or lookup.reported:
+            return 0
+        lookup.reported = True
+        self.pending -= 1
+        self._forget_if_over(lookup)
+        return lookup.hits
+
+    def release(
+        self,
+        request_id: str,
+        scope: Scope,
+        hashes: Sequence[bytes],
+        start: int,
+        readers: int,
+        rank: int | None = None,
+    ) -> None:
+        """End `readers` shares of the chunks from `start` to the end of `hashes`.
+
+        Of one rank, or of all (None); only of what a lookup of this very sequence leased.
+        """
+        lookup = self._holding(request_id, scope, hashes, start)
+        if lookup is None:
+            return
+        for r in range(len(lookup.objects)) if rank is None else (rank,):
+            self._release(lookup, r, range(start, len(hashes)), readers)
+        self._forget_if_over(lookup)
+
+    def end_session(self, request_id: str, deadline: float) -> None:
+        """The request is over: what it still holds may go at `deadline`, not later.
+
+        Not at once: the last retrieves travel on other connections and may come after this.
+        """
+        for lookup in self._lookups.get(request_id, {}).values():
+            lookup.deadline = min(lookup.deadline, deadline)
+
+    def expire(self, now: float) -> int:
+        """End the lookups past their deadline; how many leases nobody had come for."""
+        return self._end_where(lambda lookup: lookup.deadline <= now)
+
+    def clients(self) -> set[bytes]:
+        """The clients that hold leases."""
+        return {client for by_client in self._lookups.values() for client in by_client}
+
+    def drop_client(self, client: bytes) -> None:
+        """A client is gone for good: end its lookups."""
+        self._end_where(lambda lookup: lookup.client == client)
+
+    def _holding(
+        self, request_id: str, scope: Scope, hashes: Sequence[bytes], start: int
+    ) -> Lookup | None:
+        for lookup in self._lookups.get(request_id, {}).values():
+            known = lookup.scope == scope and start < min(lookup.hits, len(hashes))
+            if known and lookup.hashes[start] == hashes[start]:
+                return lookup
+        return None
+
+    def _end_where(self, condition: Callable[[Lookup], bool]) -> int:
+        before = self.live
+        lookups = [x for by_client in self._lookups.values() for x in by_client.values()]
+        for lookup in lookups:
+            if condition(lookup):
+                self._end(lookup)
+        return before - self.live
+
+    def _end(self, lookup: Lookup) -> None:
+        for rank in range(len(lookup.objects)):
+            self._release(lookup, rank, range(lookup.hits), readers=_ALL)
+        self.pending -= not lookup.reported
+        lookup.reported = True
+        self._forget_if_over(lookup)
+
+    def _release(self, lookup: Lookup, rank: int, chunks: range, readers: int) -> None:
+        left, objects = lookup.readers[rank], lookup.objects[rank]
+        for chunk in range(chunks.start, min(chunks.stop, lookup.hits)):
+            if not left[chunk]:
+                continue
+            left[chunk] = max(0, left[chunk] - readers)
+            if not left[chunk]:
+                lookup.live -= 1
+                self.live -= 1
+                for entry in objects[chunk]:
+                    self._l1.unlease(entry)
+
+    def _forget_if_over(self, lookup: Lookup) -> None:
+        if lookup.live or not lookup.reported:
+            return
+        by_client = self._lookups.get(lookup.request_id, {})
+        if by_client.get(lookup.client) is lookup:
+            del by_client[lookup.client]
+            if not by_client:
+                del self._lookups[lookup.request_id]
+
+
+def _entries(lookup: Lookup) -> Iterator[Entry]:
+    return (entry for chunks in lookup.objects for objects in chunks for entry in objects)

@@ -1,0 +1,54 @@
+"""Which object goes when room is needed.
+
+A policy sees only evictable objects: complete, and neither leased nor pinned.
+"""
+
+from collections import OrderedDict
+from typing import Protocol
+
+from sidecar.cache.entry import Entry
+
+
+class EvictionPolicy(Protocol):
+    """Three methods, so that another policy is one more class and one more line below."""
+
+    def add(self, entry: Entry) -> None:
+        """`entry` became evictable; it was used just now."""
+
+    def remove(self, entry: Entry) -> None:
+        """`entry` is gone or no longer evictable."""
+
+    def victim(self) -> Entry | None:
+        """The object to evict next, None if none may go."""
+
+
+class LRU:
+    """Least recently used first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Entry, None] = OrderedDict()
+
+    def add(self, entry: Entry) -> None:
+        self._entries[entry] = None
+
+    def remove(self, entry: Entry) -> None:
+        del self._entries[entry]
+
+    def victim(self) -> Entry | None:
+        return next(iter(self._entries), None)
+
+
+class NoEviction:
+    """Nothing ever goes; a full cache stores no more."""
+
+    def add(self, entry: Entry) -> None:
+        pass
+
+    def remove(self, entry: Entry) -> None:
+        pass
+
+    def victim(self) -> Entry | None:
+        return None
+
+
+POLICIES: dict[str, type[LRU] | type[NoEviction]] = {"LRU": LRU, "noop": NoEviction}
