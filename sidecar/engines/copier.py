@@ -1,0 +1,102 @@
+"""The copy pool: threads that move bytes, and nothing else.
+
+A job is cut into pieces that any thread may take, so that one large transfer uses all threads
+and small ones are not stuck behind it for long. Completions go back to the loop thread.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+Piece = Callable[[], None]
+
+
+class Job:
+    """One transfer: its pieces, and `on_done(ok)` to be run on the loop thread at the end."""
+
+    __slots__ = ("_left", "_lock", "cancelled", "failed", "on_done", "started")
+
+    def __init__(self, pieces: int, on_done: Callable[[bool], None]) -> None:
+        self.on_done = on_done
+        self.cancelled = False
+        self.failed = False
+        self.started = time.monotonic()
+        self._left = pieces
+        self._lock = threading.Lock()
+
+    def piece_ended(self) -> bool:
+        """Count one piece as ended; True for the last one."""
+        with self._lock:
+            self._left -= 1
+            return not self._left
+
+
+class CopyPool:
+    """`threads` copy threads. `post` hands a callback to the loop thread."""
+
+    def __init__(self, threads: int, post: Callable[[Callable[[], None]], None]) -> None:
+        self._post = post
+        self._queue: queue.SimpleQueue[tuple[Job, Piece] | None] = queue.SimpleQueue()
+        self._jobs: set[Job] = set()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"copy-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Transfers that have not ended."""
+        return len(self._jobs)
+
+    def submit(self, pieces: Sequence[Piece], on_done: Callable[[bool], None]) -> Job:
+        """Run all `pieces` (at least one), then `on_done(ok)` on the loop thread.
+
+        `ok` is False if a piece raised or the job was cancelled; every job ends. Loop thread.
+        """
+        job = Job(len(pieces), on_done)
+        self._jobs.add(job)
+        for piece in pieces:
+            self._queue.put((job, piece))
+        return job
+
+    def oldest_seconds(self) -> float:
+        """How long the oldest unfinished transfer has been under way; 0 when idle."""
+        return max((time.monotonic() - job.started for job in list(self._jobs)), default=0.0)
+
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def cancel_all(self) -> None:
+        """Skip the pieces that have not begun; their jobs end as failed. Loop thread."""
+        for job in self._jobs:
+            job.cancelled = True
+
+    def stop(self, timeout: float) -> None:
+        """End the threads after what is queued; wait for them at most `timeout` seconds."""
+        for _ in self._threads:
+            self._queue.put(None)
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            job, piece = item
+            if not (job.cancelled or job.failed):
+                try:
+                    piece()
+                except Exception:
+                    log.exception("a copy failed")
+                    job.failed = True
+            if job.piece_ended():
+                self._post(lambda job=job: self._end(job))  # type: ignore[misc]
+
+    def _end(self, job: Job) -> None:
+        self._jobs.discard(job)
+        job.on_done(not (job.failed or job.cancelled))
