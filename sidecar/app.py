@@ -1,0 +1,198 @@
+"""The server's life, in reading order: build, start, serve, stop."""
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from types import FrameType
+
+import zmq
+
+from sidecar.admin import AdminServer
+from sidecar.cache.arena import Arena
+from sidecar.cache.entry import Entry
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases
+from sidecar.cache.policy import POLICIES
+from sidecar.cache.segment import Segment, SegmentError, remove_orphans
+from sidecar.config import Config
+from sidecar.engines.copier import CopyPool
+from sidecar.engines.registry import Registry
+from sidecar.handlers import Service
+from sidecar.handlers.core import Core
+from sidecar.handlers.liveness import TICK_SECONDS
+from sidecar.loop import Loop
+from sidecar.telemetry import Telemetry
+from sidecar.wire.endpoint import Endpoint
+from sidecar.wire.operations import LMCACHE_0_5_5
+from sidecar.wire.tokens import TokenLists
+
+log = logging.getLogger("sidecar")
+
+_DRAIN_SECONDS = 5.0
+_DRAIN_POLL_SECONDS = 0.02
+_SWITCH_INTERVAL_SECONDS = 0.0005
+
+
+class App:
+    """All parts of one server. `run` returns when a signal has stopped it."""
+
+    def __init__(self, config: Config) -> None:
+        """Take what the server needs: memory and ports. Raises SegmentError or OSError."""
+        self._config = config
+        self._loop = Loop()
+        self._telemetry = Telemetry(
+            enabled=not config.disable_metrics,
+            otlp_endpoint=config.otlp_endpoint,
+            instance_id=config.instance_id,
+        )
+        self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
+        try:
+            self._arena = Arena(self._segment)
+            self._core = self._build_core()
+            self._service = Service(self._core, self._loop.post)
+            self._endpoint = self._build_endpoint()
+            self._endpoint.bind(wire_url(config), config.ipc_mode)
+            self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
+            self._admin.start()
+        except BaseException:
+            self._segment.remove()
+            raise
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        # The wire thread must get the GIL back quickly from the copy and HTTP threads.
+        sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        self._arena.start_populating(
+            lambda offset, size: self._loop.post(lambda: self._core.l1.grow(offset, size))
+        )
+        self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
+        self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
+        self._announce()
+        self._loop.run()
+        self._close()
+
+    def _build_core(self) -> Core:
+        config = self._config
+        l1 = L1(self._arena.size, POLICIES[config.eviction_policy](), self._on_evicted)
+        return Core(
+            config=config,
+            arena=self._arena,
+            l1=l1,
+            leases=Leases(l1),
+            registry=Registry(),
+            copies=CopyPool(config.max_workers, self._loop.post),
+            telemetry=self._telemetry,
+            tokens=TokenLists(config.max_tokens),
+        )
+
+    def _build_endpoint(self) -> Endpoint:
+        core, telemetry = self._core, self._telemetry
+
+        def on_refused(operation: str, reason: str, detail: str) -> None:
+            core.refusals[reason] += 1
+            telemetry.refusals.add(1, operation, reason)
+            log.info("%s refused (%s): %s", operation, reason, detail[:200])
+
+        def on_answered(operation: str, seconds: float) -> None:
+            telemetry.request_latency.record(seconds, operation)
+
+        for name, source in {
+            "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
+            "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
+            "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
+            "active_prefetch_jobs": lambda: core.leases.pending,
+            "registered_workers": lambda: len(core.registry.instances),
+            "live_leases": lambda: core.leases.live,
+            "queue_depth": lambda: core.copies.depth,
+        }.items():
+            telemetry.gauge_source(name, source)
+        return Endpoint(
+            LMCACHE_0_5_5,
+            self._service.handlers,
+            self._config.max_message_mb << 20,
+            on_refused,
+            on_answered,
+        )
+
+    def _on_evicted(self, entry: Entry, now: float) -> None:
+        self._telemetry.l1_evicted_chunks.add(1)
+        self._telemetry.l1_chunk_lifetime.record(now - entry.stored_at)
+        self._telemetry.l1_chunk_idle_before_evict.record(now - entry.used_at)
+
+    def _announce(self) -> None:
+        config = self._config
+        log.warning(
+            "kv-sidecar ready: %s, http://%s:%d, L1 %.2f GiB in %s",
+            wire_url(config),
+            config.http_host,
+            self._admin.port,
+            config.l1_size_gb,
+            self._segment.name,
+        )
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            self._segment.remove()
+            os._exit(128 + number)
+        self._stopping = True
+        self._loop.post(self._begin_stop)
+
+    def _begin_stop(self) -> None:
+        """Refuse what is new, give what is under way a moment, then cut it off."""
+        log.warning("kv-sidecar stops")
+        self._service.close()
+        deadline = time.monotonic() + _DRAIN_SECONDS
+
+        def drain() -> None:
+            if self._core.copies.depth and time.monotonic() > deadline:
+                self._core.copies.cancel_all()
+            if not self._core.copies.depth or time.monotonic() > deadline + _DRAIN_SECONDS:
+                self._loop.stop()
+                return
+            self._loop.call_later(_DRAIN_POLL_SECONDS, drain)
+
+        drain()
+
+    def _close(self) -> None:
+        self._endpoint.close()
+        self._admin.stop()
+        self._arena.stop_populating()
+        self._core.copies.stop(_DRAIN_SECONDS)
+        self._segment.remove()
+        self._telemetry.close()
+
+
+def wire_url(config: Config) -> str:
+    """Where the endpoint listens; a Unix socket's path ends in ":port", as clients build it."""
+    scheme = "" if config.host.startswith("ipc://") else "tcp://"
+    return f"{scheme}{config.host}:{config.port}"
+
+
+def serve(config: Config) -> int:
+    """Run the server in the foreground; returns the process's exit code."""
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for name in remove_orphans():
+        log.warning("removed %s, which a dead server left behind", name)
+    try:
+        app = App(config)
+    except (SegmentError, OSError, zmq.ZMQError) as error:
+        print(f"kv-sidecar: {_explain(error, config)}", file=sys.stderr)
+        return 1
+    app.run()
+    return 0
+
+
+def _explain(error: Exception, config: Config) -> str:
+    if isinstance(error, zmq.ZMQError):
+        return f"cannot listen on {wire_url(config)}: {error.strerror}"
+    return str(error)

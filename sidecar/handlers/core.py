@@ -1,0 +1,100 @@
+"""What every handler works on, and the few steps that several of them share."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sidecar.cache.arena import Arena
+from sidecar.cache.keys import SpaceKey, chunk_hashes
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases, Scope
+from sidecar.config import Config
+from sidecar.engines.copier import CopyPool
+from sidecar.engines.registry import Instance, Registry
+from sidecar.telemetry import Telemetry
+from sidecar.wire.endpoint import Refused, Request
+from sidecar.wire.messages import BadPayload, CacheKey
+from sidecar.wire.tokens import TokenLists
+
+
+@dataclass(slots=True)
+class Core:
+    """The parts of one cache. All of it belongs to the loop thread."""
+
+    config: Config
+    arena: Arena
+    l1: L1
+    leases: Leases
+    registry: Registry
+    copies: CopyPool
+    telemetry: Telemetry
+    tokens: TokenLists
+    sessions: dict[str, float] = field(default_factory=dict)
+    refusals: Counter[str] = field(default_factory=Counter)
+    closing: bool = False
+
+    def now(self) -> float:
+        """The cache's clock, in seconds."""
+        return time.monotonic()
+
+    def hashes(self, key: CacheKey, end: int) -> list[bytes]:
+        """The chunk hashes of the sequence up to token `end`, a multiple of the chunk size.
+
+        Raises BadPayload if the sequence is shorter.
+        """
+        tokens = self.tokens.decode(key.request_id, key.token_ids)
+        if end * 4 > len(tokens):
+            raise BadPayload(f"end {end} is behind the {len(tokens) // 4} tokens")
+        return chunk_hashes(tokens, self.config.chunk_size, end // self.config.chunk_size)
+
+    def aligned_range(self, key: CacheKey) -> range:
+        """The chunks that `key` means. Raises BadPayload if it does not mean whole ones."""
+        size = self.config.chunk_size
+        if key.start % size or key.end % size:
+            raise BadPayload(f"[{key.start}, {key.end}) is not aligned to {size} tokens")
+        return range(key.start // size, key.end // size)
+
+    def instance(self, request: Request, instance_id: int, key: CacheKey, kind: str) -> Instance:
+        """The worker that asks, heard from now. Raises Refused if it cannot ask this."""
+        self.refuse_when_closing()
+        instance = self.registry.hear(instance_id, request.client, self.now())
+        if instance is None or instance.kind != kind:
+            raise Refused("unknown_instance", f"instance {instance_id}")
+        if key.worker_id is None:
+            raise BadPayload("worker_id is missing")
+        if (instance.model_name, instance.world_size) != (key.model_name, key.world_size):
+            raise Refused("wrong_model", f"instance {instance_id} serves {instance.model_name}")
+        return instance
+
+    def refuse_when_closing(self) -> None:
+        """Raises Refused once the server is on its way down: nothing new is begun then."""
+        if self.closing:
+            raise Refused("closing")
+
+    def admit(self, instance: Instance) -> None:
+        """Count one more transfer of `instance`. Raises Refused if it has too many queued."""
+        if instance.transfers >= self.config.max_queued_requests:
+            raise Refused("queue_full", f"{instance.transfers} transfers of {instance.id}")
+        instance.transfers += 1
+
+
+def scope_of(key: CacheKey) -> Scope:
+    return Scope(key.model_name, key.world_size, key.cache_salt)
+
+
+def space_of(key: CacheKey, rank: int, fingerprint: bytes) -> SpaceKey:
+    return SpaceKey(key.model_name, key.world_size, rank, key.cache_salt, fingerprint)
+
+
+def check_blocks(instance: Instance, blocks_by_group: Sequence[Sequence[int]], chunks: int) -> None:
+    """Raises Refused unless these are block ids of `instance` for `chunks` whole chunks."""
+    assert instance.layout is not None
+    groups = instance.layout.groups
+    if len(blocks_by_group) != len(groups):
+        raise Refused("bad_blocks", f"{len(blocks_by_group)} block lists, {len(groups)} groups")
+    for group, blocks in zip(groups, blocks_by_group, strict=True):
+        if len(blocks) != chunks * group.blocks_per_chunk:
+            raise Refused("bad_blocks", f"{len(blocks)} block ids for {chunks} chunks")
+        if blocks and max(blocks) >= group.blocks:
+            raise Refused("bad_blocks", f"block {max(blocks)} of {group.blocks}")

@@ -1,0 +1,92 @@
+"""Who is gone: leases that expired, workers that died, connections that do not come back."""
+
+import logging
+from collections.abc import Callable
+
+from sidecar.engines.registry import Instance
+from sidecar.handlers.core import Core
+from sidecar.handlers.registration import Registrations
+from sidecar.handlers.slots import Slots
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+# Silence after which a peer's connection is looked at: longer than the clients' heartbeat.
+_QUIET_SECONDS = 12.0
+# How long a peer may stay unreachable: a client reconnects within a second and is heard
+# again with its next heartbeat, ten seconds later by default.
+_GONE_SECONDS = 30.0
+_SESSION_SECONDS = 600.0
+
+
+class Liveness:
+    """Runs once a second. `is_connected(client)` tells whether a connection still stands.
+
+    A worker is never reaped while it answers: its connection must be gone, or it must have
+    sent heartbeats and stopped for `--worker-reap-timeout-seconds`. An idle worker whose
+    client starts its heartbeat lazily is connected and silent, and stays.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        slots: Slots,
+        registrations: Registrations,
+        is_connected: Callable[[bytes], bool],
+    ) -> None:
+        self._core = core
+        self._slots = slots
+        self._registrations = registrations
+        self._is_connected = is_connected
+        self._unreachable: dict[bytes, float] = {}
+
+    def tick(self) -> None:
+        now = self._core.now()
+        expired = self._core.leases.expire(now)
+        if expired:
+            self._core.telemetry.leases_expired.add(expired)
+        self._slots.expire(now)
+        self._forget_sessions(now)
+        for instance in list(self._core.registry.instances.values()):
+            reason = self._lost(instance, now)
+            if reason is not None:
+                self._reap(instance, reason)
+        self._drop_lost_clients(now)
+
+    def _lost(self, instance: Instance, now: float) -> str | None:
+        """Why this worker is given up, None if it is not."""
+        silence, timeout = now - instance.last_seen, self._core.config.worker_reap_timeout_seconds
+        if silence < min(_QUIET_SECONDS, timeout or _QUIET_SECONDS):
+            return None
+        if not self._is_connected(instance.client):
+            if instance.unreachable_since is None:
+                instance.unreachable_since = now
+            allowed = min(_GONE_SECONDS, self._core.config.worker_registration_grace_seconds)
+            return "disconnected" if now - instance.unreachable_since >= allowed else None
+        instance.unreachable_since = None
+        return "silent" if timeout and instance.proven and silence > timeout else None
+
+    def _reap(self, instance: Instance, reason: str) -> None:
+        log.warning("worker %d is %s: its registration is dropped", instance.id, reason)
+        self._core.registry.remove(instance.id)
+        self._registrations.release(instance, gone=reason == "disconnected")
+        self._core.telemetry.reaped_workers.add(1, reason)
+
+    def _drop_lost_clients(self, now: float) -> None:
+        """End what is held for connections that are gone: leases, and slots of dead workers."""
+        holders = self._core.leases.clients() | self._slots.orphaned_clients()
+        for client in self._unreachable.keys() - holders:
+            del self._unreachable[client]
+        for client in holders:
+            if self._is_connected(client):
+                self._unreachable.pop(client, None)
+            elif now - self._unreachable.setdefault(client, now) >= _GONE_SECONDS:
+                del self._unreachable[client]
+                self._core.leases.drop_client(client)
+                self._slots.release_client(client)
+
+    def _forget_sessions(self, now: float) -> None:
+        sessions = self._core.sessions
+        old = [name for name, since in sessions.items() if now - since > _SESSION_SECONDS]
+        for name in old:
+            del sessions[name]

@@ -1,0 +1,220 @@
+"""Workers come and go: registration of both kinds, unregistration, what is kept of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sidecar.cache.arena import ALIGNMENT
+from sidecar.engines.groups import GroupSpec, WorkerLayout, worker_layout
+from sidecar.engines.host import HostWorker, MappedSegment, SegmentRefused, map_segment
+from sidecar.engines.layout import (
+    ITEM_BYTES,
+    LayerLayout,
+    TensorSpec,
+    UnknownLayout,
+    fingerprint,
+    layer_layout,
+)
+from sidecar.engines.registry import Instance, SlotShape
+from sidecar.handlers.core import Core
+from sidecar.handlers.slots import Slots
+from sidecar.wire.endpoint import DEFERRED, Refused, Request
+from sidecar.wire.ipc import CpuShmTensor, decode_tensor
+from sidecar.wire.messages import (
+    ArenaAddress,
+    BadPayload,
+    EngineDrivenRegistration,
+    EngineGroupInfo,
+    LayoutHints,
+)
+
+
+@dataclass(slots=True)
+class _Mapping:
+    """What a copy thread makes of a registration: a mapped worker, or why there is none."""
+
+    layout: WorkerLayout | None = None
+    host: HostWorker | None = None
+    refusal: str = ""
+
+
+class Registrations:
+    """The four register and unregister operations."""
+
+    def __init__(self, core: Core, slots: Slots) -> None:
+        self._core = core
+        self._slots = slots
+
+    def register_handles(
+        self,
+        request: Request,
+        instance_id: int,
+        handles: list[msgspec.msgpack.Ext],
+        model_name: str,
+        world_size: int,
+        engine_type: str,
+        hints: LayoutHints,
+        groups: Sequence[EngineGroupInfo] = (),
+    ) -> Any:
+        """Map a worker's tensors; answered when they are usable. A repeat replaces."""
+        core = self._core
+        core.refuse_when_closing()
+        try:
+            self._check_mode("lmcache_driven")
+            tensors = [decode_tensor(handle) for handle in handles]
+            specs = [_group_spec(info) for info in groups]
+        except (BadPayload, UnknownLayout) as error:
+            self._refuse(instance_id, str(error))
+            raise Refused("bad_registration", str(error)) from None
+        mapping = _Mapping()
+        core.copies.submit(
+            [partial(_map_worker, mapping, tensors, hints, specs, core.config.chunk_size)],
+            partial(self._mapped, request, instance_id, model_name, world_size, mapping),
+        )
+        return DEFERRED
+
+    def register_engine_driven(
+        self, request: Request, registration: EngineDrivenRegistration
+    ) -> ArenaAddress:
+        """Tell a worker where the arena is and remember how it views objects. A repeat replaces."""
+        core, r = self._core, registration
+        core.refuse_when_closing()
+        try:
+            self._check_mode("engine_driven")
+            view, object_bytes = _slot_shape(r, core.config.chunk_size)
+            self._check_size(object_bytes)
+        except UnknownLayout as error:
+            self._refuse(r.instance_id, str(error))
+            raise Refused("bad_registration", str(error)) from None
+        identity = fingerprint(["engine-driven", core.config.chunk_size, view.shape, view.dtype])
+        instance = Instance(
+            r.instance_id, r.model_name, r.world_size, identity, object_bytes,
+            request.client, core.now(), slot_shape=view,
+        )  # fmt: skip
+        self._add(instance)
+        return ArenaAddress("/" + core.arena.segment.name, core.arena.size)
+
+    def unregister(self, request: Request, instance_id: int) -> None:
+        """The worker is leaving; it touches neither its memory nor our slots through us now."""
+        instance = self._core.registry.remove(instance_id)
+        if instance is not None:
+            self.release(instance, gone=True)
+
+    def release(self, instance: Instance, gone: bool) -> None:
+        """Let go of all that a removed worker had; of the slots only if it is `gone`."""
+        self._slots.forget(instance, gone)
+        self._retire(instance)
+
+    def _mapped(
+        self,
+        request: Request,
+        instance_id: int,
+        model_name: str,
+        world_size: int,
+        mapping: _Mapping,
+        ok: bool,
+    ) -> None:
+        core = self._core
+        if not ok or mapping.layout is None:
+            why = mapping.refusal or "mapping failed"
+            self._refuse(instance_id, why)
+            request.refuse("bad_registration", why)
+            return
+        layout = mapping.layout
+        instance = Instance(
+            instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
+            request.client, core.now(), layout=layout, host=mapping.host,
+        )  # fmt: skip
+        try:
+            self._check_size(layout.object_bytes)
+        except UnknownLayout as error:
+            self._refuse(instance_id, str(error))
+            request.refuse("bad_registration", str(error))
+            return
+        self._add(instance)
+        request.reply(None)
+
+    def _add(self, instance: Instance) -> None:
+        telemetry = self._core.telemetry
+        old = self._core.registry.add(instance)
+        telemetry.registrations.add(1, instance.kind)
+        if old is not None:
+            telemetry.re_registrations.add(1, instance.kind)
+            self._retire(old)
+
+    def _refuse(self, instance_id: int, why: str) -> None:
+        old = self._core.registry.refuse(instance_id, why)
+        if old is not None:
+            self.release(old, gone=False)
+
+    def _retire(self, instance: Instance) -> None:
+        """Drop a worker's mapping on a copy thread, after the copies that use it.
+
+        Unmapping gigabytes takes a while, and the loop has no time.
+        """
+        if instance.host is not None:
+            mappings = [instance.host]
+            self._core.copies.submit([mappings.clear], lambda ok: None)
+
+    def _check_mode(self, mode: str) -> None:
+        supported = self._core.config.supported_transfer_mode
+        if supported not in ("auto", mode):
+            raise UnknownLayout(f"--supported-transfer-mode is {supported}")
+
+    def _check_size(self, object_bytes: int) -> None:
+        if object_bytes > self._core.arena.size:
+            raise UnknownLayout(f"one chunk takes {object_bytes} bytes, more than the L1")
+
+
+def _group_spec(info: EngineGroupInfo) -> GroupSpec:
+    if info.recurrent_state:
+        raise UnknownLayout("recurrent-state groups are not supported")
+    window = info.sw_size_tokens if info.sw_size_tokens > 0 else None
+    return GroupSpec(tuple(info.layer_indices), info.tokens_per_block, window)
+
+
+def _map_worker(
+    mapping: _Mapping,
+    tensors: list[CpuShmTensor],
+    hints: LayoutHints,
+    specs: list[GroupSpec],
+    chunk_size: int,
+) -> None:
+    """Fill `mapping`. Runs on a copy thread: segments may be large."""
+    try:
+        layers = [_layer(i, tensor, hints) for i, tensor in enumerate(tensors)]
+        mapping.layout = worker_layout(layers, specs, chunk_size)
+        mapping.host = HostWorker(mapping.layout, _map_segments(tensors))
+    except (UnknownLayout, SegmentRefused) as error:
+        mapping.layout, mapping.refusal = None, str(error)
+
+
+def _layer(index: int, tensor: CpuShmTensor, hints: LayoutHints) -> LayerLayout:
+    m = tensor.metadata
+    spec = TensorSpec(m.dtype, tuple(m.shape), tuple(m.stride), m.storage_offset)
+    return layer_layout(index, spec, hints.kv_layout, tensor.nbytes)
+
+
+def _map_segments(tensors: list[CpuShmTensor]) -> list[MappedSegment]:
+    """Each segment once, however many tensors lie in it (fused pools)."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.shm_name] = max(tensor.nbytes, sizes.get(tensor.shm_name, 0))
+    mapped = {name: map_segment(name, nbytes) for name, nbytes in sizes.items()}
+    return [mapped[tensor.shm_name] for tensor in tensors]
+
+
+def _slot_shape(r: EngineDrivenRegistration, chunk_size: int) -> tuple[SlotShape, int]:
+    """The view that this worker has of an object, and the object's size in bytes."""
+    item = ITEM_BYTES.get(r.dtype_str)
+    if item is None or ALIGNMENT % item:
+        raise UnknownLayout(f"unknown dtype {r.dtype_str!r}")
+    slots = r.num_physical_slots or chunk_size
+    planes = () if r.use_mla else (2,)
+    shape = (*planes, r.num_layers, slots, r.hidden_dim_size)
+    view = SlotShape(shape, r.dtype_str, r.block_size, r.num_layers, r.use_mla)
+    return view, math.prod(shape) * item

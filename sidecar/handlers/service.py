@@ -1,0 +1,112 @@
+"""The server's behaviour as one object: the operation handlers, and what admin may ask."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from sidecar.handlers.checksums import block_checksums
+from sidecar.handlers.control import Control
+from sidecar.handlers.core import Core
+from sidecar.handlers.eviction import Eviction
+from sidecar.handlers.liveness import Liveness
+from sidecar.handlers.lookups import Lookups
+from sidecar.handlers.registration import Registrations
+from sidecar.handlers.slots import Slots
+from sidecar.handlers.snapshot import snapshot
+from sidecar.handlers.transfers import Transfers
+
+# A copy of a few GiB takes about a second; one that takes this long hangs.
+_STUCK_SECONDS = 30.0
+
+
+class Service:
+    """Everything that can be asked of the cache. All methods on the loop thread but `health`."""
+
+    def __init__(self, core: Core, post: Callable[[Callable[[], None]], None]) -> None:
+        self._core = core
+        eviction = Eviction(core, post)
+        self._slots = Slots(core, eviction)
+        self._registrations = Registrations(core, self._slots)
+        self.handlers = self._handlers(Transfers(core, eviction), Lookups(core), Control(core))
+
+    def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
+        """The watch over workers and clients; to be ticked by the loop."""
+        return Liveness(self._core, self._slots, self._registrations, is_connected)
+
+    def close(self) -> None:
+        """Begin nothing new from now on."""
+        self._core.closing = True
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the cache, for people and dashboards."""
+        return snapshot(self._core, self._slots)
+
+    def clear(self, force: bool) -> None:
+        """Drop what nobody holds; with `force`, what is leased too."""
+        self._core.l1.clear(force)
+
+    def block_checksums(
+        self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool
+    ) -> "Future[dict[str, Any]]":
+        """Digests of a worker's blocks, computed on a copy thread.
+
+        Raises KeyError for a worker whose memory is not mapped, ValueError for bad ids.
+        """
+        instance = self._core.registry.instances.get(instance_id)
+        if instance is None or instance.host is None or instance.layout is None:
+            raise KeyError(instance_id)
+        blocks = min(group.blocks for group in instance.layout.groups)
+        if not block_ids or min(block_ids) < 0 or max(block_ids) >= blocks:
+            raise ValueError(f"block ids must be in [0, {blocks})")
+        future: Future[dict[str, Any]] = Future()
+        work = partial(
+            _resolve, future, instance.host, list(block_ids), blocks_per_chunk, layerwise
+        )
+        self._core.copies.submit([work], lambda ok: None)
+        return future
+
+    def health(self) -> str | None:
+        """None if the cache can serve, else why not. Any thread."""
+        copies = self._core.copies
+        if self._core.closing:
+            return "shutting down"
+        if not copies.alive():
+            return "a copy thread has died"
+        oldest = copies.oldest_seconds()
+        return f"a copy hangs for {oldest:.0f} s" if oldest > _STUCK_SECONDS else None
+
+    def _handlers(
+        self, transfers: Transfers, lookups: Lookups, control: Control
+    ) -> dict[str, Callable[..., Any]]:
+        registrations, slots = self._registrations, self._slots
+        return {
+            "register_kv_cache": registrations.register_handles,
+            "unregister_kv_cache": registrations.unregister,
+            "register_kv_cache_engine_driven_context": registrations.register_engine_driven,
+            "unregister_kv_cache_engine_driven_context": registrations.unregister,
+            "store": transfers.store,
+            "retrieve": transfers.retrieve,
+            "lookup": lookups.lookup,
+            "query_prefetch_status": lookups.query,
+            "wait_prefetch_status": lookups.wait,
+            "free_lookup_locks": lookups.free,
+            "end_session": lookups.end_session,
+            "prepare_store": slots.prepare_store,
+            "commit_store": slots.commit_store,
+            "prepare_retrieve": slots.prepare_retrieve,
+            "commit_retrieve": slots.commit_retrieve,
+            "clear": control.clear,
+            "get_chunk_size": control.get_chunk_size,
+            "get_experimental": control.get_experimental,
+            "ping": control.ping,
+            "noop": control.noop,
+            "report_block_allocation": control.report_block_allocation,
+        }
+
+
+def _resolve(future: "Future[dict[str, Any]]", *arguments: Any) -> None:
+    try:
+        future.set_result(block_checksums(*arguments))
+    except Exception as error:
+        future.set_exception(error)

@@ -1,0 +1,82 @@
+"""The state of the cache as plain values, for `/status` and for people."""
+
+from typing import Any
+
+from sidecar.engines.groups import KVGroup
+from sidecar.engines.registry import Instance
+from sidecar.handlers.core import Core
+from sidecar.handlers.slots import Slots
+
+
+def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
+    """All of it. Sizes in bytes, times in seconds."""
+    config, l1, leases = core.config, core.l1, core.leases
+    now = core.now()
+    return {
+        "chunk_size": config.chunk_size,
+        "hash_algorithm": config.hash_algorithm,
+        "active_sessions": len(core.sessions),
+        "l1": {
+            "total_objects": l1.objects,
+            "write_locked": l1.writing,
+            "read_locked": l1.held,
+            "used_bytes": l1.used_bytes,
+            "total_bytes": l1.capacity,
+            "populated_bytes": l1.usable_bytes,
+        },
+        "eviction": {
+            "policy": config.eviction_policy,
+            "trigger_watermark": config.eviction_trigger_watermark,
+            "ratio": config.eviction_ratio,
+        },
+        "read_ttl_seconds": config.l1_read_ttl_seconds,
+        "write_ttl_seconds": config.l1_write_ttl_seconds,
+        "active_prefetch_jobs": leases.pending,
+        "live_leases": leases.live,
+        "held_slots": slots.held(),
+        "queue_depth": core.copies.depth,
+        "refusals": dict(core.refusals),
+        "workers": [_worker(worker, now) for worker in core.registry.instances.values()],
+        "reap": {
+            "timeout": config.worker_reap_timeout_seconds,
+            "grace": config.worker_registration_grace_seconds,
+        },
+    }
+
+
+def _worker(instance: Instance, now: float) -> dict[str, Any]:
+    groups = instance.layout.groups if instance.layout else ()
+    view = instance.slot_shape
+    return {
+        "instance_id": instance.id,
+        "kind": instance.kind,
+        "model_name": instance.model_name,
+        "world_size": instance.world_size,
+        "device": "cpu",
+        "last_seen_seconds": now - instance.last_seen,
+        "connected": instance.unreachable_since is None,
+        "num_layers": view.num_layers if view else sum(len(g.layers) for g in groups),
+        "num_blocks": min((g.blocks for g in groups), default=None),
+        "cache_size_per_token": sum(_bytes_per_token(g) for g in groups) or None,
+        "groups": [_group(i, group) for i, group in enumerate(groups)],
+        "block_size": view.block_size if view else None,
+        "use_mla": view.single_plane if view else None,
+    }
+
+
+def _bytes_per_token(group: KVGroup) -> int:
+    return sum(layer.block_bytes for layer in group.layers) // group.tokens_per_block
+
+
+def _group(index: int, group: KVGroup) -> dict[str, Any]:
+    first = group.layers[0]
+    return {
+        "engine_group_idx": index,
+        "layer_indices": [layer.tensor for layer in group.layers],
+        "tokens_per_block": group.tokens_per_block,
+        "slots_per_block": first.slots,
+        "dtype": first.dtype,
+        "shape": list(first.shape),
+        "is_mla": first.format_id in (3, 14),
+        "engine_kv_format": first.format_name,
+    }
