@@ -1,0 +1,100 @@
+"""The command line of ``kv-sidecar serve``."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from sidecar.config import stock_flags
+from sidecar.config.options import OPTIONS, flag
+from sidecar.config.suggest import suggestion
+from sidecar.config.values import ConfigError, boolean
+
+_DESCRIPTION = (
+    "Serve KV caches to vLLM workers over the LMCache MP protocol. Each option is also a key of "
+    "the YAML file and, as KV_SIDECAR_<NAME>, an environment variable. A flag wins over the "
+    "environment, the environment over the file."
+)
+
+
+@dataclass
+class Given:
+    """Per option the spelling and its text, and what else the command line said."""
+
+    values: dict[str, tuple[str, str]] = field(default_factory=dict)
+    config_file: str | None = None
+    print_config: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+class _Stock(argparse.Action):
+    """Collects the uses of flags that only the stock server has."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.stock.append((self.metavar, option_string, values))
+
+
+def parse(arguments: Sequence[str]) -> Given:
+    """The options given, as text.
+
+    Raises:
+        ConfigError: an unknown flag, one without its value, or a stock flag we cannot honour.
+        SystemExit: after printing the help text, where that was asked for.
+    """
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(arguments, argparse.Namespace(stock=[]))
+    if unknown:
+        spelling = unknown[0].split("=")[0]
+        raise ConfigError(f"unknown argument {spelling}{suggestion(spelling, map(flag, OPTIONS))}")
+    given = Given(config_file=namespace.config, print_config=namespace.print_config)
+    for name, spelling, values in namespace.stock:
+        reason = stock_flags.refusal(name, spelling, values)
+        if reason:
+            raise ConfigError(f"{spelling} is not supported: {reason}")
+        given.warnings.append(stock_flags.warning(name, spelling))
+    for name in OPTIONS:
+        text = getattr(namespace, name)
+        if text is not None:
+            given.values[name] = (flag(name), text)
+    return given
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="kv-sidecar serve",
+        usage="%(prog)s --l1-size-gb GIB [OPTIONS]",
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print each value and its origin, then exit"
+    )
+    groups: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        switch = {"nargs": "?", "const": "true"} if option.parse is boolean else {}
+        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **switch)
+    for name in (*stock_flags.IGNORED, *stock_flags.REFUSED):
+        parser.add_argument(
+            *stock_flags.spellings(name),
+            action=_Stock,
+            nargs="*",
+            metavar=name,
+            dest="stock",
+            help=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+        )
+    return parser

@@ -1,0 +1,96 @@
+"""Flags, environment, file and defaults into one validated ``Config``."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidecar.config import environment, flags, yaml_file
+from sidecar.config.options import OPTIONS, Config
+from sidecar.config.values import UNIX_PATH_LIMIT, ConfigError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The text given for one option, and where: as shown in messages and by --print-config."""
+
+    text: str
+    label: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid configuration, the origin of each value, and lines to show as warnings."""
+
+    config: Config
+    sources: dict[str, str]
+    warnings: list[str]
+    print_config: bool
+
+
+def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Loaded:
+    """The configuration that ``serve`` runs with: flag before environment before file.
+
+    Raises:
+        ConfigError: one line that names the flag, key or variable and says what is wrong.
+        SystemExit: after printing the help text, where that was asked for.
+    """
+    given = flags.parse(arguments)
+    warnings = list(given.warnings)
+    settings: dict[str, Setting] = {}
+    path = given.config_file or environ.get(environment.CONFIG_FILE)
+    if path:
+        for name, entry in yaml_file.read(Path(path)).items():
+            if entry.text is not None:
+                settings[name] = Setting(entry.text, f"{entry.place}: {entry.key}", entry.place)
+    found = environment.read(environ)
+    warnings += found.warnings
+    for name, (variable, text) in found.values.items():
+        settings[name] = Setting(text, variable, f"env {variable}")
+    for name, (spelling, text) in given.values.items():
+        settings[name] = Setting(text, spelling, "flag")
+    config = _build(settings)
+    _check(config)
+    sources = {name: settings[name].source if name in settings else "default" for name in OPTIONS}
+    return Loaded(config, sources, warnings, given.print_config)
+
+
+def _build(settings: Mapping[str, Setting]) -> Config:
+    values: dict[str, Any] = {}
+    for name, setting in settings.items():
+        try:
+            values[name] = OPTIONS[name].parse(setting.text)
+        except ValueError as error:
+            raise ConfigError(f"{setting.label}: {error}") from None
+    if "l1_size_gb" not in values:
+        raise ConfigError("--l1-size-gb is required: how many GiB of memory to cache in")
+    return Config(**values)
+
+
+def _check(config: Config) -> None:
+    """What no single value can tell."""
+    reap = config.worker_reap_timeout_seconds
+    if config.worker_registration_grace_seconds < reap:
+        raise ConfigError(
+            "--worker-registration-grace-seconds must not be less than "
+            f"--worker-reap-timeout-seconds ({reap:g})"
+        )
+    if config.host.startswith("ipc://"):
+        path = f"{config.host.removeprefix('ipc://')}:{config.port}"
+        if len(path.encode()) > UNIX_PATH_LIMIT:
+            raise ConfigError(
+                f"--host: the socket path {path} is longer than {UNIX_PATH_LIMIT} bytes"
+            )
+    if config.disable_metrics and (config.prometheus_port or config.otlp_endpoint):
+        raise ConfigError("--disable-metrics contradicts --prometheus-port and --otlp-endpoint")
+    if config.otlp_endpoint and not _has_otlp_exporter():
+        raise ConfigError("--otlp-endpoint needs the OTLP exporter: pip install 'kv-sidecar[otlp]'")
+
+
+def _has_otlp_exporter() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
+    except ModuleNotFoundError:
+        return False

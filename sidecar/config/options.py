@@ -1,0 +1,179 @@
+"""The one table of options: each field is a flag, a YAML key and an environment variable."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sidecar.config import values
+
+_PORT = values.integer(1, 65535)
+_FREE_PORT = values.integer(0, 65535)
+_SECONDS = values.number(0.001, 31_536_000)
+_SECONDS_OR_OFF = values.number(0, 31_536_000)
+_RATIO = values.number(0, 1)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the loader and the help text need to know about one field of ``Config``."""
+
+    parse: Callable[[str], Any]
+    help: str
+    group: str
+
+
+def _option(
+    group: str,
+    parse: Callable[[str], Any],
+    default: Any,
+    help: str,
+) -> Any:
+    """A ``Config`` field; a callable ``default`` is called for each ``Config``."""
+    metadata = {"option": Option(parse, help, group)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _copy_threads() -> int:
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def _unique_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything ``kv-sidecar serve`` can be told; sizes and times carry their unit in the name.
+
+    The groups are the sections of ``GET /config`` and of the help text.
+    """
+
+    host: str = _option(
+        "mp",
+        values.wire_host,
+        "localhost",
+        "address of the ZMQ port, or ipc:///path: the Unix socket /path:PORT",
+    )
+    port: int = _option("mp", _PORT, 5555, "ZMQ port")
+    ipc_mode: int = _option("mp", values.octal_mode, 0o600, "file mode of the Unix socket, octal")
+    instance_id: str = _option(
+        "mp", values.identifier, _unique_id, "name of this server in metrics; default a new UUID"
+    )
+    chunk_size: int = _option("mp", values.integer(1, 1_048_576), 256, "tokens per chunk")
+    null_block_id: int = _option(
+        "mp", values.integer(0, 2**31 - 1), 0, "block id that stands for absent KV data"
+    )
+    max_workers: int = _option(
+        "mp", values.integer(1, 256), _copy_threads, "copy threads; default min(4, CPUs)"
+    )
+    hash_algorithm: str = _option(
+        "mp",
+        values.choice(
+            "blake3",
+            refused=dict.fromkeys(
+                ("builtin", "sha256_cbor"), "chunk hashes are blake3 here, clients never see them"
+            ),
+        ),
+        "blake3",
+        "hash of token chunks: blake3",
+    )
+    supported_transfer_mode: str = _option(
+        "mp",
+        values.choice("auto", "lmcache_driven", "engine_driven"),
+        "auto",
+        "who copies: lmcache_driven (the server), engine_driven (the worker) or auto (both)",
+    )
+    shm_name: str = _option(
+        "mp", values.shm_name, "", "name of the shared-memory arena; empty makes a unique one"
+    )
+    worker_reap_timeout_seconds: float = _option(
+        "mp", _SECONDS_OR_OFF, 120.0, "silence after which a worker is forgotten; 0 = never"
+    )
+    worker_registration_grace_seconds: float = _option(
+        "mp", _SECONDS, 3600.0, "the same for a worker that has never pinged"
+    )
+    l1_size_gb: float = field(
+        metadata={"option": Option(values.size_gib, "size of L1 in GiB (required)", "l1")}
+    )
+    l1_write_ttl_seconds: float = _option(
+        "l1", _SECONDS, 600.0, "longest time a store may hold its reservation"
+    )
+    l1_read_ttl_seconds: float = _option(
+        "l1", _SECONDS, 300.0, "longest time a lookup may hold its hits"
+    )
+    eviction_policy: str = _option(
+        "l1",
+        values.choice(
+            "LRU",
+            "noop",
+            refused={
+                "ARC": "only LRU and noop are implemented",
+                "IsolatedLRU": "quotas per cache_salt are not implemented; use LRU or noop",
+            },
+        ),
+        "LRU",
+        "LRU, or noop: never evict, refuse stores when full",
+    )
+    eviction_trigger_watermark: float = _option(
+        "l1", _RATIO, 0.8, "share of L1 in use that starts eviction, 0 to 1"
+    )
+    eviction_ratio: float = _option(
+        "l1", _RATIO, 0.2, "share of L1 that one eviction frees, 0 to 1"
+    )
+    http_host: str = _option("http", values.host, "127.0.0.1", "address of the admin port")
+    http_port: int = _option("http", _FREE_PORT, 8080, "admin port; 0 = any free port")
+    disable_metrics: bool = _option("observability", values.boolean, False, "export no metrics")
+    otlp_endpoint: str = _option(
+        "observability",
+        values.endpoint,
+        "",
+        "also push metrics to this OTLP/gRPC collector, such as http://localhost:4317",
+    )
+    prometheus_host: str = _option(
+        "observability", values.host, "127.0.0.1", "address of --prometheus-port"
+    )
+    prometheus_port: int = _option(
+        "observability", _FREE_PORT, 0, "serve /metrics, and nothing else, here too; 0 = off"
+    )
+    log_level: str = _option(
+        "observability",
+        values.choice("debug", "info", "warning", "error"),
+        "info",
+        "debug, info, warning or error",
+    )
+    max_message_mb: int = _option(
+        "limits", values.integer(1, 2047), 64, "largest ZMQ message accepted, MiB"
+    )
+    max_tokens: int = _option(
+        "limits", values.integer(1, 2**27), 1_048_576, "most tokens of one request"
+    )
+    max_pending_lookups: int = _option(
+        "limits", values.integer(1, 1_000_000), 4096, "most lookups waiting to be queried"
+    )
+    max_queued_requests: int = _option(
+        "limits", values.integer(1, 1_000_000), 1024, "most transfers queued for one worker"
+    )
+
+    @property
+    def l1_size_bytes(self) -> int:
+        """The size of L1 in bytes."""
+        return int(self.l1_size_gb * 2**30)
+
+
+OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Config)}
+"""Field name to option, in the order of the help text."""
+
+
+def flag(name: str) -> str:
+    """``l1_size_gb`` -> ``--l1-size-gb``."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """``l1_size_gb`` -> ``KV_SIDECAR_L1_SIZE_GB``."""
+    return "KV_SIDECAR_" + name.upper()

@@ -1,0 +1,52 @@
+"""A configuration for people: ``--print-config`` and ``GET /config``."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from sidecar.config.options import OPTIONS, Config
+
+
+def shown(config: Config, name: str) -> Any:
+    """The value of one option as it is written in a file, without credentials in URLs."""
+    value = getattr(config, name)
+    if name == "ipc_mode":
+        return f"{value:04o}"
+    if name == "otlp_endpoint":
+        return _without_credentials(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def by_group(config: Config) -> dict[str, dict[str, Any]]:
+    """Option group to option name to value."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, option in OPTIONS.items():
+        groups.setdefault(option.group, {})[name] = shown(config, name)
+    return groups
+
+
+def as_yaml(config: Config, sources: Mapping[str, str]) -> str:
+    """One ``key: value  # source`` line for each option."""
+    keys = {name: name.replace("_", "-") for name in OPTIONS}
+    pairs = {name: f"{keys[name]}: {_scalar(shown(config, name))}" for name in OPTIONS}
+    width = max(map(len, pairs.values()))
+    return "\n".join(f"{pairs[name]:{width}}  # {sources[name]}" for name in OPTIONS)
+
+
+def _scalar(value: Any) -> str:
+    # JSON strings are YAML strings; only those that may mean something else are quoted.
+    if isinstance(value, str) and value.replace(".", "").replace("-", "").isalnum():
+        return value
+    return json.dumps(value)
+
+
+def _without_credentials(url: str) -> str:
+    """User, password and query of a URL may be secrets."""
+    if not url:
+        return url
+    parts = urlsplit(url)
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

@@ -1,0 +1,126 @@
+"""Parsers of option values: text in, a typed value out, ``ValueError`` with a reason if wrong.
+
+Flags, environment and YAML all deliver text, so that one value means the same everywhere.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+SHM_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# sockaddr_un.sun_path holds 108 bytes, the last of them NUL.
+UNIX_PATH_LIMIT = 107
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True}
+_BOOLEANS |= {"false": False, "no": False, "off": False, "0": False}
+
+
+class ConfigError(Exception):
+    """A wrong flag, key or value. Its text is the one line shown to the operator."""
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Whole numbers in ``[low, high]``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Finite numbers in ``[low, high]``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def size_gib(text: str) -> float:
+    """A size in GiB, more than 0 and at most 65536 (64 TiB)."""
+    value = number(0, 65536)(text)
+    if value == 0:
+        raise ValueError("must be more than 0 (GiB)")
+    return value
+
+
+def boolean(text: str) -> bool:
+    """true/false, yes/no, on/off or 1/0, in any case."""
+    value = _BOOLEANS.get(text.lower())
+    if value is None:
+        raise ValueError(f"{text!r} is not true or false")
+    return value
+
+
+def choice(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """One of ``allowed``; ``refused`` maps values that LMCache knows to why we do not."""
+
+    def parse(text: str) -> str:
+        if text in allowed:
+            return text
+        if refused and text in refused:
+            raise ValueError(f"{text} is not supported: {refused[text]}")
+        raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+
+    return parse
+
+
+def octal_mode(text: str) -> int:
+    """A file mode in octal digits, as for chmod: ``0600``."""
+    if not re.fullmatch(r"0?o?[0-7]{3}", text):
+        raise ValueError(f"{text!r} is not an octal file mode such as 0600")
+    return int(text.removeprefix("0").removeprefix("o"), 8)
+
+
+def host(text: str) -> str:
+    """A host name or IP address, without scheme or port."""
+    if not text or "/" in text or any(c.isspace() for c in text):
+        raise ValueError(f"{text!r} is not a host name or address")
+    return text
+
+
+def wire_host(text: str) -> str:
+    """A host name or address, or ``ipc://`` and an absolute path."""
+    if not text.startswith("ipc://"):
+        return host(text)
+    path = text.removeprefix("ipc://")
+    if not path.startswith("/") or path.endswith("/"):
+        raise ValueError(f"{text!r} is not ipc:// followed by an absolute path")
+    return text
+
+
+def shm_name(text: str) -> str:
+    """A name safe inside /dev/shm; empty asks for a unique one."""
+    if text and not SHM_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    return text
+
+
+def identifier(text: str) -> str:
+    """1 to 128 printable characters."""
+    if not (0 < len(text) <= 128 and text.isprintable()):
+        raise ValueError("must be 1 to 128 printable characters")
+    return text
+
+
+def endpoint(text: str) -> str:
+    """An http(s) URL with a host; empty means none."""
+    if not text:
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is not a URL such as http://localhost:4317")
+    return text
