@@ -1,0 +1,30 @@
+"""``GET /metrics``, on the admin port and alone on a port of its own."""
+
+import asyncio
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from sidecar.telemetry import Telemetry
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def metrics_response(telemetry: Telemetry) -> Response:
+    """All metrics as Prometheus text; 404 if they are disabled."""
+    if not telemetry.enabled:
+        return PlainTextResponse("metrics are disabled\n", HTTPStatus.NOT_FOUND)
+    page = await asyncio.to_thread(telemetry.render)
+    return Response(page, headers={"content-type": _CONTENT_TYPE})
+
+
+def create_metrics_app(telemetry: Telemetry) -> Starlette:
+    """An application that knows ``/metrics`` and nothing else."""
+
+    async def metrics(_: Request) -> Response:
+        return await metrics_response(telemetry)
+
+    return Starlette(routes=[Route("/metrics", metrics)])

@@ -1,0 +1,156 @@
+"""The FastAPI application of the admin port."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import TypeVar
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from sidecar import __version__
+from sidecar.admin import checksums, status
+from sidecar.admin.checksums import ChecksumRequest
+from sidecar.admin.core import Service, WireLoop
+from sidecar.admin.health import unhealthy_reason
+from sidecar.admin.metrics import metrics_response
+from sidecar.config import Config
+from sidecar.config.show import by_group
+from sidecar.telemetry import Telemetry
+
+# The newest LMCache whose protocol is spoken.
+LMCACHE_VERSION = "0.5.6"
+_LOOP_SECONDS = 5.0
+_HASH_SECONDS = 60.0
+T = TypeVar("T")
+
+
+class ClearRequest(BaseModel):
+    """What to clear; LMCache knows further tiers, here L1 is all there is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tier: str = "l1"
+    force: bool = False
+
+
+def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Telemetry) -> FastAPI:
+    """The application; it holds no state of its own."""
+    # No pages that load scripts from elsewhere; /openapi.json tells the same.
+    app = FastAPI(title="kv-sidecar", version=__version__, docs_url=None, redoc_url=None)
+    routes = _Routes(config, service, loop, telemetry)
+    for paths, method, handler in (
+        (("/",), "GET", routes.root),
+        (("/healthcheck", "/api/healthcheck"), "GET", routes.healthcheck),
+        (("/status", "/api/status"), "GET", routes.status),
+        (("/metrics",), "GET", routes.metrics),
+        (("/config",), "GET", routes.config),
+        (("/version",), "GET", routes.version),
+        (("/lmc_version",), "GET", routes.lmc_version),
+        (("/cache/clear", "/clear-cache", "/api/clear-cache"), "POST", routes.clear),
+        (("/cache/checksums",), "POST", routes.checksums),
+    ):
+        for path in paths:
+            app.add_api_route(path, handler, methods=[method], response_model=None)
+    app.add_exception_handler(RequestValidationError, _bad_input)
+    return app
+
+
+class _Routes:
+    def __init__(
+        self, config: Config, service: Service, loop: WireLoop, telemetry: Telemetry
+    ) -> None:
+        self._config = config
+        self._service = service
+        self._loop = loop
+        self._telemetry = telemetry
+
+    async def root(self) -> dict[str, str]:
+        return {"status": "ok", "service": "kv-sidecar HTTP API"}
+
+    async def healthcheck(self) -> Response:
+        reason = await self._unhealthy_reason()
+        if reason is None:
+            return JSONResponse({"status": "healthy"})
+        return JSONResponse(
+            {"status": "unhealthy", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE
+        )
+
+    async def status(self) -> Response:
+        unhealthy = await self._unhealthy_reason()
+        try:
+            snapshot = await self._on_loop(self._service.snapshot)
+        except TimeoutError:
+            return _unavailable(unhealthy)
+        return JSONResponse(status.document(snapshot, unhealthy))
+
+    async def metrics(self) -> Response:
+        return await metrics_response(self._telemetry)
+
+    async def config(self) -> Response:
+        groups = by_group(self._config)
+        sections = {"storage_manager": groups.pop("l1"), **groups, "coordinator": None}
+        return Response(json.dumps(sections, indent=2), media_type="application/json")
+
+    async def version(self) -> str:
+        return __version__
+
+    async def lmc_version(self) -> str:
+        return LMCACHE_VERSION
+
+    async def clear(self, body: ClearRequest | None = None) -> Response:
+        body = body or ClearRequest()
+        if body.tier != "l1":
+            detail = f"tier {body.tier!r} cannot be cleared: the only tier is 'l1'"
+            raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
+        try:
+            await self._on_loop(partial(self._service.clear, force=body.force))
+        except TimeoutError:
+            return _unavailable(None)
+        return JSONResponse({"status": "ok", "cleared": {"tier": "l1"}})
+
+    async def checksums(self, body: ChecksumRequest) -> Response:
+        hashing = partial(
+            self._service.block_checksums,
+            body.instance_id,
+            body.block_ids,
+            body.chunk_size,
+            body.layerwise,
+        )
+        try:
+            future = await self._on_loop(hashing)
+            hashed = await asyncio.wait_for(asyncio.wrap_future(future), _HASH_SECONDS)
+        except KeyError:
+            detail = f"instance_id {body.instance_id} is not registered"
+            raise HTTPException(HTTPStatus.NOT_FOUND, detail) from None
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except TimeoutError:
+            return _unavailable("the blocks were not hashed in time")
+        return JSONResponse(checksums.reply(body, hashed))
+
+    async def _unhealthy_reason(self) -> str | None:
+        return await asyncio.to_thread(unhealthy_reason, self._service, self._loop)
+
+    async def _on_loop(self, fn: Callable[[], T]) -> T:
+        return await asyncio.to_thread(self._loop.call, fn, timeout=_LOOP_SECONDS)
+
+
+def _unavailable(reason: str | None) -> Response:
+    """503 with the key that the lmcache command line shows."""
+    error = reason or f"the wire loop has not answered for {_LOOP_SECONDS:g} s"
+    return JSONResponse({"error": error, "is_healthy": False}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def _bad_input(_: Request, error: Exception) -> Response:
+    """400 and one line for each wrong field, as text."""
+    assert isinstance(error, RequestValidationError)
+    lines = [
+        f"{'.'.join(str(part) for part in wrong['loc'])}: {wrong['msg']}"
+        for wrong in error.errors()[:5]
+    ]
+    return JSONResponse({"detail": "; ".join(lines)}, HTTPStatus.BAD_REQUEST)

@@ -1,0 +1,56 @@
+"""The HTTP servers of the admin thread. Imports uvicorn and FastAPI."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sidecar.admin.boundary import Boundary
+
+_OPEN_CONNECTIONS = 64
+
+
+async def serve(
+    sites: Sequence[tuple[ASGIApp, list[socket.socket]]],
+    stop: asyncio.Event,
+    started: Callable[[], None],
+) -> None:
+    """Answer on the sockets of each site until ``stop``; call ``started`` when all do."""
+    servers = [_Server(app, stop) for app, _ in sites]
+    running = asyncio.gather(
+        *(server.serve(sockets) for server, (_, sockets) in zip(servers, sites, strict=True))
+    )
+    for server in servers:
+        await server.accepting.wait()
+    started()
+    await running
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its timer, which wakes ten times a second to look for a stop."""
+
+    def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
+        super().__init__(
+            uvicorn.Config(
+                Boundary(app),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                limit_concurrency=_OPEN_CONNECTIONS,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._stop = stop
+        self.accepting = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        self.accepting.set()
+        await self._stop.wait()

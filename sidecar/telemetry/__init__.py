@@ -1,0 +1,5 @@
+"""Metrics: declared once, cheap to record, exported through OpenTelemetry."""
+
+from sidecar.telemetry.telemetry import Telemetry
+
+__all__ = ["Telemetry"]

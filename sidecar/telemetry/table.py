@@ -1,0 +1,181 @@
+"""Every ``lmcache_mp.*`` instrument, declared once.
+
+Names, units and labels are those of LMCache 0.5.6 where it has the instrument.
+"""
+
+from collections.abc import Mapping
+
+from sidecar.telemetry.instruments import Counter, Description, Gauge, Histogram
+
+_LOOKUP = ("model_name", "cache_salt")
+_TRANSFER = ("device", "engine_id", "model_name")
+_L1 = {"l1_tag": "default"}
+_L1_MEMORY = {"backend": "shm", "l1_tag": "default"}
+
+# From the first reuse within a request to a day.
+_AGES = (0.1, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_RATES = (0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+_LATENCIES = (
+    *(5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2),
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+
+class Instruments:
+    """The counters and histograms as attributes, the gauges by name."""
+
+    def __init__(self) -> None:
+        self.counters: list[Counter] = []
+        self.histograms: list[Histogram] = []
+        self.gauges: dict[str, Gauge] = {}
+        self._declare_lookups()
+        self._declare_l1()
+        self._declare_transfers()
+        self._declare_workers()
+
+    def _counter(
+        self,
+        name: str,
+        unit: str,
+        text: str,
+        labels: tuple[str, ...] = (),
+        fixed: Mapping[str, str] | None = None,
+    ) -> Counter:
+        counter = Counter(Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {}))
+        self.counters.append(counter)
+        return counter
+
+    def _histogram(
+        self,
+        name: str,
+        unit: str,
+        text: str,
+        bounds: tuple[float, ...],
+        labels: tuple[str, ...] = (),
+        fixed: Mapping[str, str] | None = None,
+    ) -> Histogram:
+        description = Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {})
+        histogram = Histogram(description, bounds)
+        self.histograms.append(histogram)
+        return histogram
+
+    def _gauge(self, name: str, text: str, fixed: Mapping[str, str] | None = None) -> None:
+        description = Description(f"lmcache_mp.{name}", "", text, fixed=fixed or {})
+        self.gauges[name] = Gauge(description)
+
+    def _declare_lookups(self) -> None:
+        self.lookups_requests = self._counter("lookups", "requests", "Lookups answered", _LOOKUP)
+        self.lookup_requested_tokens = self._counter(
+            "lookup_requested", "tokens", "Tokens asked for, in whole chunks", _LOOKUP
+        )
+        self.lookup_hit_tokens = self._counter("lookup_hit", "tokens", "Tokens found", _LOOKUP)
+        self.lookup_hit_l1_tokens = self._counter(
+            "lookup_hit_l1", "tokens", "Tokens found in L1", _LOOKUP
+        )
+        self.lookup_hit_l1_keys = self._counter(
+            "lookup_hit_l1_keys", "keys", "Objects found in L1", _LOOKUP
+        )
+        self.lookup_hit_l2_tokens = self._counter(
+            "lookup_hit_l2", "tokens", "Tokens found in L2", _LOOKUP
+        )
+        self.lookup_hit_l2_keys = self._counter(
+            "lookup_hit_l2_keys", "keys", "Objects found in L2", _LOOKUP
+        )
+        self.lookup_early_exit_requests = self._counter(
+            "lookup_early_exit",
+            "requests",
+            "Lookups that could not be a hit",
+            ("reason", *_LOOKUP),
+        )
+        self._gauge("active_prefetch_jobs", "Lookups whose objects are being loaded")
+
+    def _declare_l1(self) -> None:
+        self.l1_read_chunks = self._counter("l1_read", "chunks", "Chunks read", fixed=_L1)
+        self.l1_write_chunks = self._counter("l1_write", "chunks", "Chunks written", fixed=_L1)
+        self.l1_evicted_chunks = self._counter("l1_evicted", "chunks", "Chunks evicted", fixed=_L1)
+        self.l1_eviction_loop_ticks = self._counter(
+            "l1_eviction_loop_ticks", "", "Times that the need to evict was checked", fixed=_L1
+        )
+        self.l1_eviction_loop_triggered = self._counter(
+            "l1_eviction_loop_triggered", "", "Times that something was evicted", fixed=_L1
+        )
+        self.l1_allocation_failure_chunks = self._counter(
+            "l1_allocation_failure",
+            "chunks",
+            "Chunks for which no memory could be had",
+            ("during", "model_name"),
+            _L1,
+        )
+        self.l1_read_failure_chunks = self._counter(
+            "l1_read_failure",
+            "chunks",
+            "Chunks that could not be read",
+            ("during", "reason", "model_name"),
+            _L1,
+        )
+        self.l1_chunk_lifetime = self._histogram(
+            "l1_chunk_lifetime", "s", "From a chunk's store to its eviction", _AGES, fixed=_L1
+        )
+        self.l1_chunk_idle_before_evict = self._histogram(
+            "l1_chunk_idle_before_evict",
+            "s",
+            "From a chunk's last use to its eviction",
+            _AGES,
+            fixed=_L1,
+        )
+        self.l1_chunk_reuse_gap = self._histogram(
+            "l1_chunk_reuse_gap", "s", "Between two uses of a chunk", _AGES, fixed=_L1
+        )
+        self._gauge("l1_memory_usage_bytes", "Bytes of L1 in use", _L1_MEMORY)
+        self._gauge("l1_memory_populated_bytes", "Bytes of L1 that hold pages", _L1_MEMORY)
+        self._gauge("l1_usage_ratio", "Share of L1 in use", _L1_MEMORY)
+        self._gauge("live_leases", "Objects that somebody may be reading or writing")
+
+    def _declare_transfers(self) -> None:
+        self.num_submitted_stores = self._counter(
+            "num_submitted_stores", "", "Stores begun", ("device",)
+        )
+        self.num_finished_stores = self._counter(
+            "num_finished_stores", "", "Stores ended", ("device",)
+        )
+        self.num_submitted_retrieves = self._counter(
+            "num_submitted_retrieves", "", "Retrieves begun", ("device",)
+        )
+        self.num_finished_retrieves = self._counter(
+            "num_finished_retrieves", "", "Retrieves ended", ("device",)
+        )
+        self.num_chunks_loaded = self._counter(
+            "num_chunks_loaded", "", "Chunks loaded into a worker", ("worker_id", *_LOOKUP)
+        )
+        self.transfer_bytes = self._counter(
+            "transfer", "By", "Bytes copied for workers", ("direction", "device")
+        )
+        self.l0_l1_store_throughput = self._histogram(
+            "l0_l1_store_throughput", "GB/s", "Speed of stores", _RATES, _TRANSFER
+        )
+        self.l0_l1_load_throughput = self._histogram(
+            "l0_l1_load_throughput", "GB/s", "Speed of retrieves", _RATES, _TRANSFER
+        )
+
+    def _declare_workers(self) -> None:
+        self.request_latency = self._histogram(
+            "request_latency",
+            "s",
+            "From a request's arrival to its reply",
+            _LATENCIES,
+            ("operation",),
+        )
+        self.refusals = self._counter(
+            "refusals", "", "Requests answered with a negative", ("operation", "reason")
+        )
+        self.timeouts = self._counter("timeouts", "", "Timeouts", ("exception_type",))
+        self.registrations = self._counter("registrations", "", "Workers registered", ("kind",))
+        self.re_registrations = self._counter(
+            "re_registrations", "", "Registrations that replaced one", ("kind",)
+        )
+        self.reaped_workers = self._counter(
+            "reaped_workers", "", "Workers forgotten by the server", ("reason",)
+        )
+        self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
+        self._gauge("registered_workers", "Workers registered now")
+        self._gauge("queue_depth", "Transfers waiting for a copy thread")

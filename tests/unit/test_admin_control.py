@@ -1,0 +1,108 @@
+"""Clearing and checksums over HTTP: what is done, and what is refused how."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.admin_site import Site
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def site(running: Site) -> Iterator[Site]:
+    yield running
+    running.reset()
+
+
+@pytest.mark.parametrize("path", ["/cache/clear", "/clear-cache", "/api/clear-cache"])
+def test_clear(site: Site, path: str) -> None:
+    done = {"status": "ok", "cleared": {"tier": "l1"}}
+    for body in (None, {}, {"tier": "l1"}, {"tier": "l1", "force": True}):
+        reply = site.http.post(path, json=body) if body is not None else site.http.post(path)
+        assert (reply.status_code, reply.json()) == (200, done)
+    assert site.service.cleared == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ('{"tier": "l2"}', "tier 'l2' cannot be cleared: the only tier is 'l1'"),
+        ('{"force": "yes"}', "body.force: Input should be a valid boolean"),
+        ('{"frce": true}', "body.frce: Extra inputs are not permitted"),
+        ("[", "body.1: JSON decode error"),
+    ],
+)
+def test_clear_with_a_wrong_body_clears_nothing(site: Site, body: str, detail: str) -> None:
+    reply = site.http.post(
+        "/cache/clear", content=body, headers={"content-type": "application/json"}
+    )
+    assert (reply.status_code, reply.json()) == (400, {"detail": detail})
+    assert site.service.cleared == []
+
+
+def test_clear_needs_a_post(site: Site) -> None:
+    assert site.http.get("/cache/clear").status_code == 405
+    assert site.service.cleared == []
+
+
+def test_clear_while_the_loop_hangs(site: Site) -> None:
+    site.loop.hung = True
+    reply = site.http.post("/cache/clear", json={"tier": "l1"})
+    assert reply.status_code == 503
+    assert reply.json()["error"] == "the wire loop has not answered for 5 s"
+
+
+def test_checksums_of_chunks_and_of_layers(site: Site) -> None:
+    body = {"block_ids": [1, 2, 3, 9, 8], "chunk_size": 4, "instance_id": 7, "layerwise": False}
+    assert site.http.post("/cache/checksums", json=body).json() == {
+        "status": "success",
+        "chunk_size": 4,
+        "num_chunks": 2,
+        "chunk_checksums": ["d0", "d1"],
+        "layerwise": False,
+        "block_id_ranges": [[1, 3], 9, 8],
+    }
+    reply = site.http.post("/cache/checksums", json={**body, "layerwise": True}).json()
+    assert reply["layerwise"] is True
+    assert reply["chunk_checksums"] == {"layer_0": ["d0", "d1"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "detail"),
+    [
+        ({"instance_id": 8}, 404, "instance_id 8 is not registered"),
+        ({"block_ids": [100]}, 400, "block id 100 is not below 100"),
+        ({"block_ids": []}, 400, "body.block_ids: List should have at least 1 item"),
+        ({"block_ids": ["1"]}, 400, "body.block_ids.0: Input should be a valid integer"),
+        ({"block_ids": [True]}, 400, "body.block_ids.0: Input should be a valid integer"),
+        ({"chunk_size": 0}, 400, "body.chunk_size: Input should be greater than or equal to 1"),
+        ({"layer": 1}, 400, "body.layer: Extra inputs are not permitted"),
+    ],
+)
+def test_checksums_of_wrong_input(
+    site: Site, change: dict[str, Any], status: int, detail: str
+) -> None:
+    body = {"block_ids": [1], "chunk_size": 1, "instance_id": 7} | change
+    reply = site.http.post("/cache/checksums", json=body)
+    assert reply.status_code == status
+    assert reply.json()["detail"].startswith(detail)
+
+
+def test_a_huge_body_is_refused(site: Site) -> None:
+    headers = {"content-type": "application/json"}
+    whole = site.http.post("/cache/clear", content=b" " * 2_000_000, headers=headers)
+    chunked = site.http.post(
+        "/cache/clear", content=(b" " * 100_000 for _ in range(20)), headers=headers
+    )
+    for reply in (whole, chunked):
+        assert (reply.status_code, reply.json()) == (
+            413,
+            {"detail": "the body has more than 1048576 bytes"},
+        )

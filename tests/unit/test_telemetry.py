@@ -1,0 +1,190 @@
+"""What a scraper sees: the names of LMCache 0.5.6, zeros before first use, bounded labels."""
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.telemetry import Telemetry
+
+LOOKUP = {"model_name", "cache_salt"}
+TRANSFER = {"device", "engine_id", "model_name"}
+L1 = {"l1_tag"}
+# Prometheus name without lmcache_mp_: kind and labels.
+EXPECTED: dict[str, tuple[str, set[str]]] = {
+    "lookups_requests": ("counter", LOOKUP),
+    "lookup_requested_tokens": ("counter", LOOKUP),
+    "lookup_hit_tokens": ("counter", LOOKUP),
+    "lookup_hit_l1_tokens": ("counter", LOOKUP),
+    "lookup_hit_l1_keys": ("counter", LOOKUP),
+    "lookup_hit_l2_tokens": ("counter", LOOKUP),
+    "lookup_hit_l2_keys": ("counter", LOOKUP),
+    "lookup_early_exit_requests": ("counter", LOOKUP | {"reason"}),
+    "l1_read_chunks": ("counter", L1),
+    "l1_write_chunks": ("counter", L1),
+    "l1_evicted_chunks": ("counter", L1),
+    "l1_eviction_loop_ticks": ("counter", L1),
+    "l1_eviction_loop_triggered": ("counter", L1),
+    "l1_allocation_failure_chunks": ("counter", L1 | {"during", "model_name"}),
+    "l1_read_failure_chunks": ("counter", L1 | {"during", "reason", "model_name"}),
+    "num_submitted_stores": ("counter", {"device"}),
+    "num_finished_stores": ("counter", {"device"}),
+    "num_submitted_retrieves": ("counter", {"device"}),
+    "num_finished_retrieves": ("counter", {"device"}),
+    "num_chunks_loaded": ("counter", LOOKUP | {"worker_id"}),
+    "timeouts": ("counter", {"exception_type"}),
+    "refusals": ("counter", {"operation", "reason"}),
+    "registrations": ("counter", {"kind"}),
+    "re_registrations": ("counter", {"kind"}),
+    "reaped_workers": ("counter", {"reason"}),
+    "transfer_bytes": ("counter", {"direction", "device"}),
+    "leases_expired": ("counter", set()),
+    "l1_chunk_lifetime_seconds": ("histogram", L1),
+    "l1_chunk_idle_before_evict_seconds": ("histogram", L1),
+    "l1_chunk_reuse_gap_seconds": ("histogram", L1),
+    "l0_l1_store_throughput_GB_per_second": ("histogram", TRANSFER),
+    "l0_l1_load_throughput_GB_per_second": ("histogram", TRANSFER),
+    "request_latency_seconds": ("histogram", {"operation"}),
+    "l1_memory_usage_bytes": ("gauge", L1 | {"backend"}),
+    "l1_memory_populated_bytes": ("gauge", L1 | {"backend"}),
+    "l1_usage_ratio": ("gauge", L1 | {"backend"}),
+    "active_prefetch_jobs": ("gauge", set()),
+    "registered_workers": ("gauge", set()),
+    "live_leases": ("gauge", set()),
+    "queue_depth": ("gauge", set()),
+}
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Telemetry]:
+    made = Telemetry(instance_id="test")
+    yield made
+    made.close()
+
+
+def scraped(telemetry: Telemetry) -> dict[str, Metric]:
+    families = text_string_to_metric_families(telemetry.render().decode())
+    return {family.name.removeprefix("lmcache_mp_"): family for family in families}
+
+
+def values(telemetry: Telemetry, family: str, sample: str = "") -> dict[tuple[str, ...], float]:
+    """Label values, sorted by label name and without those of OpenTelemetry, to the value."""
+    metric = scraped(telemetry)[family]
+    return {
+        tuple(
+            value for label, value in sorted(s.labels.items()) if not label.startswith("otel_")
+        ): s.value
+        for s in metric.samples
+        if s.name.endswith(sample)
+    }
+
+
+def test_every_metric_is_there_at_zero_before_first_use(telemetry: Telemetry) -> None:
+    families = scraped(telemetry)
+    assert set(families) == {*EXPECTED, "target_info"}
+    for name, (kind, labels) in EXPECTED.items():
+        family = families[name]
+        assert family.type == kind, name
+        assert family.documentation
+        for sample in family.samples:
+            assert sample.value == 0, name
+            ours = {label for label in sample.labels if not label.startswith("otel_")}
+            assert ours - {"le"} == labels, name
+            if kind == "counter":
+                assert sample.name == f"lmcache_mp_{name}_total"
+
+
+def test_fixed_labels_and_the_name_of_the_server(telemetry: Telemetry) -> None:
+    page = telemetry.render().decode()
+    assert 'service_name="kv-sidecar"' in page
+    assert 'service_instance_id="test"' in page
+    assert values(telemetry, "l1_usage_ratio") == {("shm", "default"): 0}
+    assert values(telemetry, "l1_read_chunks") == {("default",): 0}
+
+
+def test_counters_add_up_for_each_set_of_labels(telemetry: Telemetry) -> None:
+    telemetry.lookup_hit_tokens.add(256, "llama", "tenant")
+    telemetry.lookup_hit_tokens.add(512, "llama", "tenant")
+    telemetry.lookup_hit_tokens.add(1, "qwen", "")
+    telemetry.l1_write_chunks.add(3)
+    assert values(telemetry, "lookup_hit_tokens") == {("tenant", "llama"): 768, ("", "qwen"): 1}
+    assert values(telemetry, "l1_write_chunks") == {("default",): 3}
+
+
+def test_histograms_have_cumulative_buckets_from_50_us_to_30_s(telemetry: Telemetry) -> None:
+    for seconds in (0.00005, 0.0003, 29, 31):
+        telemetry.request_latency.record(seconds, "lookup")
+    buckets = values(telemetry, "request_latency_seconds", "_bucket")
+    assert buckets["5e-05", "lookup"] == 1
+    assert buckets["0.0001", "lookup"] == 1
+    assert buckets["0.0005", "lookup"] == 2
+    assert buckets["30.0", "lookup"] == 3
+    assert buckets["+Inf", "lookup"] == 4
+    assert values(telemetry, "request_latency_seconds", "_count") == {("lookup",): 4}
+    total = values(telemetry, "request_latency_seconds", "_sum")
+    assert total == {("lookup",): pytest.approx(60.00035)}
+
+
+def test_gauges_are_read_when_scraped(telemetry: Telemetry) -> None:
+    depth = [5]
+    telemetry.gauge_source("queue_depth", lambda: depth[0])
+    assert values(telemetry, "queue_depth") == {(): 5}
+    depth[0] = 7
+    assert values(telemetry, "queue_depth") == {(): 7}
+
+
+def test_a_gauge_without_a_name_here_is_an_error(telemetry: Telemetry) -> None:
+    with pytest.raises(KeyError):
+        telemetry.gauge_source("nonsense", lambda: 0)
+
+
+def test_a_gauge_that_fails_leaves_the_rest_of_the_page(telemetry: Telemetry) -> None:
+    def broken() -> float:
+        raise RuntimeError
+
+    telemetry.gauge_source("queue_depth", broken)
+    telemetry.gauge_source("live_leases", lambda: 2)
+    assert values(telemetry, "live_leases") == {(): 2}
+
+
+def test_label_values_of_clients_are_bounded(telemetry: Telemetry) -> None:
+    for number in range(1000):
+        telemetry.lookups_requests.add(1, f"model-{number}", "")
+        telemetry.request_latency.record(0.001, f"operation-{number}")
+    counted = values(telemetry, "lookups_requests")
+    assert len(counted) == 201
+    assert counted["other", "other"] == 800
+    assert sum(counted.values()) == 1000
+    assert values(telemetry, "request_latency_seconds", "_count")[("other",)] == 800
+
+
+def test_hostile_label_values_do_not_break_the_page(telemetry: Telemetry) -> None:
+    telemetry.lookups_requests.add(1, "x" * 100_000, "\ud800")
+    telemetry.lookups_requests.add(1, 'a"b\n{}', "")
+    telemetry.num_chunks_loaded.add(4, 2**62, "m", "")
+    assert values(telemetry, "lookups_requests") == {("?", "x" * 128): 1, ("", 'a"b\n{}'): 1}
+    assert values(telemetry, "num_chunks_loaded") == {("", "m", str(2**62)): 4}
+
+
+def test_wrong_number_of_labels_is_an_error(telemetry: Telemetry) -> None:
+    with pytest.raises(TypeError, match=r"lmcache_mp\.timeouts has the labels"):
+        telemetry.timeouts.add(1)
+
+
+def test_two_servers_in_one_process_do_not_share_metrics(telemetry: Telemetry) -> None:
+    other = Telemetry()
+    other.l1_read_chunks.add(9)
+    assert values(telemetry, "l1_read_chunks") == {("default",): 0}
+    assert values(other, "l1_read_chunks") == {("default",): 9}
+    other.close()
+
+
+def test_disabled_metrics_can_be_recorded_and_export_nothing() -> None:
+    telemetry = Telemetry(enabled=False)
+    telemetry.l1_read_chunks.add(1)
+    telemetry.request_latency.record(1, "lookup")
+    telemetry.gauge_source("queue_depth", lambda: 1)
+    telemetry.start()
+    assert telemetry.render() == b""
+    telemetry.close()
