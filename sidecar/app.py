@@ -23,6 +23,7 @@ from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
 from sidecar.handlers.liveness import TICK_SECONDS
+from sidecar.handlers.refusals import Refusals
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 from sidecar.wire.endpoint import Endpoint
@@ -89,15 +90,11 @@ class App:
             copies=CopyPool(config.max_workers, self._loop.post),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens),
+            refusals=Refusals(self._telemetry),
         )
 
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry
-
-        def on_refused(operation: str, reason: str, detail: str) -> None:
-            core.refusals[reason] += 1
-            telemetry.refusals.add(1, operation, reason)
-            log.info("%s refused (%s): %s", operation, reason, detail[:200])
 
         def on_answered(operation: str, seconds: float) -> None:
             telemetry.request_latency.record(seconds, operation)
@@ -116,7 +113,7 @@ class App:
             LMCACHE_0_5_5,
             self._service.handlers,
             self._config.max_message_mb << 20,
-            on_refused,
+            core.refusals.add,
             on_answered,
         )
 
@@ -127,7 +124,7 @@ class App:
 
     def _announce(self) -> None:
         config = self._config
-        log.warning(
+        log.info(
             "kv-sidecar ready: %s, http://%s:%d, L1 %.2f GiB in %s",
             wire_url(config),
             config.http_host,
@@ -145,7 +142,7 @@ class App:
 
     def _begin_stop(self) -> None:
         """Refuse what is new, give what is under way a moment, then cut it off."""
-        log.warning("kv-sidecar stops")
+        log.info("kv-sidecar stops")
         self._service.close()
         deadline = time.monotonic() + _DRAIN_SECONDS
 

@@ -1,7 +1,6 @@
 """What every handler works on, and the few steps that several of them share."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from sidecar.cache.leases import Leases, Scope
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.registry import Instance, Registry
+from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import BadPayload, CacheKey
@@ -30,8 +30,8 @@ class Core:
     copies: CopyPool
     telemetry: Telemetry
     tokens: TokenLists
+    refusals: Refusals
     sessions: dict[str, float] = field(default_factory=dict)
-    refusals: Counter[str] = field(default_factory=Counter)
     closing: bool = False
 
     def now(self) -> float:

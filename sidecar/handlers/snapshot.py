@@ -35,7 +35,7 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
         "live_leases": leases.live,
         "held_slots": slots.held(),
         "queue_depth": core.copies.depth,
-        "refusals": dict(core.refusals),
+        "refusals": dict(core.refusals.by_reason),
         "workers": [_worker(worker, now) for worker in core.registry.instances.values()],
         "reap": {
             "timeout": config.worker_reap_timeout_seconds,

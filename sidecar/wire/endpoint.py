@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -105,21 +104,27 @@ class Endpoint:
         self.socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
 
     def bind(self, url: str, ipc_mode: int) -> None:
-        """Listen on `url`. Raises zmq.ZMQError or OSError if that cannot be.
+        """Listen on `url`. Raises zmq.ZMQError or OSError if that cannot be; it is closed then.
 
         `ipc_mode` is the permission of a Unix socket; it is narrow from its first moment.
         """
-        if not url.startswith("ipc://"):
-            self.socket.bind(url)
-            return
+        try:
+            if url.startswith("ipc://"):
+                self._bind_unix(url, ipc_mode)
+            else:
+                self.socket.bind(url)
+        except (OSError, zmq.ZMQError):
+            self.close()
+            raise
+
+    def _bind_unix(self, url: str, mode: int) -> None:
         path = url.removeprefix("ipc://")
         _refuse_live_socket(path)
-        old_mask = os.umask(0o777 & ~ipc_mode)
+        old_mask = os.umask(0o777 & ~mode)
         try:
             self.socket.bind(url)
         finally:
             os.umask(old_mask)
-        os.chmod(path, stat.S_IMODE(ipc_mode))
 
     def on_readable(self) -> None:
         """Serve what has arrived, a bounded number of messages."""

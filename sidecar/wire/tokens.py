@@ -52,7 +52,7 @@ class TokenLists:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
         self._known: OrderedDict[str | bytes, _Known] = OrderedDict()
-        self._bytes = 0
+        self.remembered_bytes = 0
         self._decoder = msgspec.msgpack.Decoder(list[_Token])
 
     def decode(self, request_id: str, raw: msgspec.Raw) -> bytes:
@@ -94,10 +94,10 @@ class TokenLists:
         known = _Known(body, ends, tokens)
         for name in (request_id, body[:_HEAD_BYTES]):
             old = self._known.pop(name, None)
-            self._bytes += _cost(known) - (_cost(old) if old else 0)
+            self.remembered_bytes += _cost(known) - (_cost(old) if old else 0)
             self._known[name] = known
-        while self._bytes > self._max_bytes:
-            self._bytes -= _cost(self._known.popitem(last=False)[1])
+        while self.remembered_bytes > self._max_bytes:
+            self.remembered_bytes -= _cost(self._known.popitem(last=False)[1])
 
 
 def _array_header(encoded: bytes) -> tuple[int, int]:

@@ -1,0 +1,172 @@
+"""Every request gets exactly one answer of its type, whatever is wrong with it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from sidecar.loop import Loop
+from sidecar.wire.endpoint import DEFERRED, Endpoint, Refused, Request
+from sidecar.wire.operations import LMCACHE_0_5_5
+
+encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+
+class Server:
+    def __init__(self, url: str) -> None:
+        self.loop, self.refused, self.deferred = Loop(), [], []
+        handlers: dict[str, Callable[..., Any]] = {
+            "get_chunk_size": lambda request: 256,
+            "end_session": lambda request, request_id: None,
+            "ping": self._raise(RuntimeError("a bug")),
+            "query_prefetch_status": self._raise(Refused("because")),
+            "commit_retrieve": None,
+            "noop": self._defer,
+        }
+        self.endpoint = Endpoint(
+            LMCACHE_0_5_5,
+            {k: v for k, v in handlers.items() if v},
+            1 << 20,
+            lambda operation, reason, detail: self.refused.append((operation, reason)),
+            lambda operation, seconds: None,
+        )
+        self.endpoint.bind(url, 0o600)
+        self.loop.add_reader(self.endpoint.socket, self.endpoint.on_readable)
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+
+    def _defer(self, request: Request) -> Any:
+        self.deferred.append(request)
+        return DEFERRED
+
+    @staticmethod
+    def _raise(error: Exception) -> Callable[..., Any]:
+        def handler(*_: Any) -> None:
+            raise error
+
+        return handler
+
+    def close(self) -> None:
+        self.loop.post(self.loop.stop)
+        self.thread.join(10)
+        self.endpoint.close()
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Server]:
+    server = Server(f"ipc://{tmp_path}/mp")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ask(server: Server) -> Iterator[Callable[..., list[bytes]]]:
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.connect(server.endpoint.socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))
+    socket.setsockopt(zmq.RCVTIMEO, 10_000)
+
+    def ask(*frames: bytes) -> list[bytes]:
+        socket.send_multipart(frames)
+        return socket.recv_multipart()
+
+    ask.socket = socket  # type: ignore[attr-defined]
+    yield ask
+    socket.close(0)
+
+
+def test_uid_and_op_come_back_byte_for_byte(ask) -> None:
+    for uid in (b"\x00", b"\xcd\x01\x00", b"\xcf" + bytes(8)):
+        for op in (encode(21), encode("get_chunk_size")):
+            assert ask(uid, op) == [uid, op, encode(256)]
+
+
+def test_none_is_a_reply_without_a_value(ask) -> None:
+    assert ask(b"\x01", encode(13), encode("request")) == [b"\x01", encode(13)]
+
+
+def test_a_bug_a_refusal_and_a_bad_payload_answer_the_negative(ask, server: Server) -> None:
+    assert decode(ask(b"\x01", encode(22), encode(None))[2]) is False
+    assert decode(ask(b"\x01", encode(9), encode("r"))[2]) == 0
+    assert decode(ask(b"\x01", encode(9), encode(5))[2]) == 0
+    assert decode(ask(b"\x01", encode(9))[2]) == 0
+    assert server.refused == [
+        ("ping", "internal_error"),
+        ("query_prefetch_status", "because"),
+        ("query_prefetch_status", "bad_payload"),
+        ("query_prefetch_status", "bad_payload"),
+    ]
+
+
+def test_what_is_not_served_or_unknown_is_answered_too(ask, server: Server) -> None:
+    assert decode(ask(b"\x01", encode(27), *[b"\xc0"] * 5)[2]) == [b"", False]
+    assert ask(b"\x01", encode("subscribe_kv_events"), *[b"\xc0"] * 4) == [
+        b"\x01",
+        encode("subscribe_kv_events"),
+    ]
+    assert ask(b"\x01", encode(99)) == [b"\x01", encode(99)]
+    assert ask(b"\x01", b"\xff\xff") == [b"\x01", b"\xff\xff"]
+    assert [reason for _, reason in server.refused] == [
+        "not_served",
+        "not_served",
+        "unknown_operation",
+        "unknown_operation",
+    ]
+
+
+def test_malformed_messages_cost_nobody_else_anything(ask, server: Server) -> None:
+    for frames in ([b""], [b"x"], [b"\x01", b"", b"ack"], [b"\x01", b"", b"cancel"]):
+        ask.socket.send_multipart(frames)
+    assert decode(ask(b"\x02", encode(21))[2]) == 256
+
+
+def test_a_deferred_request_is_answered_once(ask, server: Server) -> None:
+    ask.socket.send_multipart([b"\x07", encode(24)])
+    assert decode(ask(b"\x08", encode(21))[2]) == 256  # others do not wait for it
+
+    def finish() -> None:
+        server.deferred[0].reply("OK")
+        server.deferred[0].refuse("too late")
+
+    server.loop.call(finish, 5)
+    assert ask.socket.recv_multipart() == [b"\x07", encode(24), encode("OK")]
+    assert decode(ask(b"\x09", encode(21))[2]) == 256
+
+
+def test_a_peer_that_left_is_noticed(server: Server) -> None:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, b"me")
+    socket.connect(server.endpoint.socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))
+    socket.send_multipart([b"\x01", encode(21)])
+    socket.recv_multipart()
+    assert server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5)
+    socket.close(0)
+    context.term()
+    gone = threading.Event()
+    for _ in range(1000):
+        if not server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5):
+            break
+        gone.wait(0.01)
+    assert not server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5)
+    assert not server.loop.call(lambda: server.endpoint.is_connected(b"never seen"), 5)
+
+
+def test_a_unix_socket_is_private_and_not_stolen(server: Server, tmp_path) -> None:
+    path = tmp_path / "mp"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(OSError, match="in use"):
+        Server(f"ipc://{path}")
+
+
+def test_every_operation_has_both_spellings_and_an_encodable_negative() -> None:
+    names = set(LMCACHE_0_5_5.names())
+    assert {"store", "retrieve", "lookup", "ping", "subscribe_kv_events"} <= names
+    assert LMCACHE_0_5_5.find(encode(6)) is LMCACHE_0_5_5.find(encode("store"))
+    for name in names:
+        operation = LMCACHE_0_5_5.find(encode(name))
+        assert operation is not None
+        if operation.negative is not None:
+            decode(operation.negative)

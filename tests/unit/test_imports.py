@@ -1,0 +1,57 @@
+"""Data flows one way; the folders say which, and this holds them to it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What each part of `sidecar` may import of the others (besides itself).
+ALLOWED = {
+    "cache": set(),
+    "wire": set(),
+    "loop": set(),
+    "config": set(),
+    "telemetry": set(),
+    "engines": {"cache"},
+    "handlers": {"cache", "engines", "wire", "telemetry", "config"},
+    "admin": {"config", "telemetry"},
+    "app": {"admin", "cache", "config", "engines", "handlers", "loop", "telemetry", "wire"},
+    "cli": {"app", "config"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+FILES = sorted((ROOT / "sidecar").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of `sidecar` that a file imports, wherever in it the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {f"{node.module}.{a.name}" for a in node.names}
+    return {n.split(".")[1] for n in names if n.startswith("sidecar.")} - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    part = path.relative_to(ROOT / "sidecar").parts[0].removesuffix(".py")
+    assert imported(path) - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "connectors").rglob("*.py")), ids=str)
+def test_connectors_do_not_need_the_server(path: Path) -> None:
+    assert not imported(path)
+
+
+def test_a_cpu_host_needs_neither_torch_nor_cuda() -> None:
+    code = "import sys, sidecar.app, sidecar.admin.web; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "sidecar.app" in modules
+    assert not {"torch", "cuda", "cupy", "lmcache", "vllm", "nixl"} & set(modules)

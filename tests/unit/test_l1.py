@@ -1,0 +1,199 @@
+"""The invariants of the index: publish last, no reuse under a reader or writer."""
+
+from itertools import pairwise
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.cache.arena import ALIGNMENT
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.policy import LRU, NoEviction
+
+KEY = SpaceKey("m", 1, 0, "", b"layout")
+OTHER = KEY._replace(fingerprint=b"another")
+
+
+def make(slots: int, policy: type = LRU) -> L1:
+    l1 = L1(slots * ALIGNMENT, policy())
+    l1.grow(0, slots * ALIGNMENT)
+    return l1
+
+
+def store(l1: L1, name: bytes, key: SpaceKey = KEY) -> Entry:
+    entry = l1.reserve(key, name, ALIGNMENT)
+    assert entry is not None
+    l1.commit(entry)
+    return entry
+
+
+def visible(l1: L1, name: bytes, key: SpaceKey = KEY) -> bool:
+    space = l1.space(key)
+    return space is not None and name in space.ready
+
+
+def test_only_commit_makes_a_key_visible() -> None:
+    l1 = make(4)
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None and not visible(l1, b"a") and l1.knows(KEY, b"a")
+    l1.commit(entry)
+    assert visible(l1, b"a")
+
+
+def test_abort_leaves_nothing() -> None:
+    l1 = make(1)
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None
+    l1.abort(entry)
+    assert (l1.used_bytes, l1.objects, l1.writing) == (0, 0, 0)
+    assert not l1.knows(KEY, b"a") and l1.space(KEY) is None
+
+
+def test_layouts_do_not_see_each_other() -> None:
+    l1 = make(4)
+    store(l1, b"a")
+    assert not visible(l1, b"a", OTHER)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    l1 = make(2)
+    first = store(l1, b"1")
+    store(l1, b"2")
+    l1.pin(first)
+    l1.unpin(first)
+    store(l1, b"3")
+    assert visible(l1, b"1") and not visible(l1, b"2") and visible(l1, b"3")
+
+
+def test_leased_and_pinned_objects_are_not_evicted() -> None:
+    l1 = make(2)
+    l1.lease(store(l1, b"leased"))
+    l1.pin(store(l1, b"pinned"))
+    assert l1.reserve(KEY, b"new", ALIGNMENT) is None
+    assert visible(l1, b"leased") and visible(l1, b"pinned")
+
+
+def test_without_eviction_a_full_cache_refuses() -> None:
+    l1 = make(1, NoEviction)
+    store(l1, b"1")
+    assert l1.reserve(KEY, b"2", ALIGNMENT) is None and visible(l1, b"1")
+
+
+def test_a_withdrawn_slot_is_not_reused_until_released() -> None:
+    l1 = make(1)
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None
+    l1.withdraw(entry)
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is None
+    l1.release_withdrawn(entry)
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is not None
+
+
+def test_a_forced_clear_frees_pinned_bytes_only_after_the_copy() -> None:
+    l1 = make(1)
+    entry = store(l1, b"a")
+    l1.lease(entry)
+    l1.pin(entry)
+    assert l1.clear(force=False) == 0 and visible(l1, b"a")
+    assert l1.clear(force=True) == 1 and not visible(l1, b"a")
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is None
+    l1.unpin(entry)
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is not None
+    l1.unlease(entry)
+    assert l1.held == 0
+
+
+def test_an_object_larger_than_the_cache_evicts_nothing() -> None:
+    l1 = make(2)
+    store(l1, b"a")
+    assert l1.reserve(KEY, b"huge", 3 * ALIGNMENT) is None and visible(l1, b"a")
+
+
+class L1Machine(RuleBasedStateMachine):
+    """Random stores, copies and clears over a cache of eight slots and three sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1 = make(8)
+        self.writing: list[Entry] = []
+        self.withdrawn: list[Entry] = []
+        self.leased: list[Entry] = []
+        self.pinned: list[Entry] = []
+
+    @rule(name=st.integers(0, 12), slots=st.integers(1, 3), key=st.sampled_from([KEY, OTHER]))
+    def reserve(self, name: int, slots: int, key: SpaceKey) -> None:
+        if not self.l1.knows(key, bytes([name])):
+            entry = self.l1.reserve(key, bytes([name]), slots * ALIGNMENT - 1)
+            if entry is not None:
+                self.writing.append(entry)
+
+    @precondition(lambda self: self.writing)
+    @rule(data=st.data(), end=st.sampled_from(["commit", "abort", "withdraw"]))
+    def end_write(self, data: st.DataObject, end: str) -> None:
+        entry = self.writing.pop(data.draw(st.integers(0, len(self.writing) - 1)))
+        getattr(self.l1, end)(entry)
+        if end == "withdraw":
+            self.withdrawn.append(entry)
+
+    @precondition(lambda self: self.withdrawn)
+    @rule()
+    def release_withdrawn(self) -> None:
+        self.l1.release_withdrawn(self.withdrawn.pop())
+
+    @rule(name=st.integers(0, 12), how=st.sampled_from(["lease", "pin"]))
+    def hold(self, name: int, how: str) -> None:
+        space = self.l1.space(KEY)
+        entry = space.ready.get(bytes([name])) if space else None
+        if entry is not None:
+            getattr(self.l1, how)(entry)
+            (self.leased if how == "lease" else self.pinned).append(entry)
+
+    @precondition(lambda self: self.leased)
+    @rule()
+    def unlease(self) -> None:
+        self.l1.unlease(self.leased.pop(0))
+
+    @precondition(lambda self: self.pinned)
+    @rule()
+    def unpin(self) -> None:
+        self.l1.unpin(self.pinned.pop(0))
+
+    @rule(force=st.booleans())
+    def clear(self, force: bool) -> None:
+        self.l1.clear(force)
+
+    @invariant()
+    def no_byte_belongs_to_two(self) -> None:
+        spaces = [s for s in (self.l1.space(KEY), self.l1.space(OTHER)) if s]
+        alive = {e for s in spaces for e in s.ready.values()}
+        alive |= set(self.writing) | set(self.withdrawn) | set(self.pinned)
+        ranges = sorted((e.offset, e.offset + e.size) for e in alive)
+        assert all(a[1] <= b[0] for a, b in pairwise(ranges))
+
+    @invariant()
+    def what_is_leased_stays_unless_forced(self) -> None:
+        for entry in [*self.leased, *self.pinned]:
+            assert entry.state in (State.READY, State.GONE)
+            if entry.state is State.READY:
+                assert entry.space.ready[entry.hash] is entry
+
+    @invariant()
+    def counters_tell_the_truth(self) -> None:
+        assert self.l1.writing == len(self.writing)
+        assert self.l1.held == len({*self.leased, *self.pinned})
+        assert 0 <= self.l1.used_bytes <= self.l1.capacity
+
+    def teardown(self) -> None:
+        for end in (self.unlease, self.unpin, self.release_withdrawn):
+            while {"unlease": self.leased, "unpin": self.pinned}.get(end.__name__, self.withdrawn):
+                end()
+        while self.writing:
+            self.l1.abort(self.writing.pop())
+        self.l1.clear(force=False)
+        assert (self.l1.used_bytes, self.l1.objects, self.l1.held) == (0, 0, 0)
+
+
+L1Machine.TestCase.settings = settings(max_examples=80, deadline=None)
+TestL1 = L1Machine.TestCase

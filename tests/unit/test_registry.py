@@ -1,0 +1,63 @@
+"""Workers are known by instance id; the forgotten are made to register again."""
+
+from sidecar.engines.registry import Instance, Registry
+
+
+def instance(number: int = 1, fingerprint: bytes = b"f", model: str = "m") -> Instance:
+    return Instance(number, model, 1, fingerprint, 4096, b"client", 0.0)
+
+
+def test_a_known_worker_is_healthy_whoever_carries_its_message() -> None:
+    registry = Registry()
+    registry.add(instance())
+    heard = registry.hear(1, b"another connection", 5.0)
+    assert heard is not None and heard.client == b"another connection" and heard.last_seen == 5.0
+    assert registry.ping_answer(1) is True
+
+
+def test_a_forgotten_worker_sees_unhealthy_then_healthy_until_it_registers() -> None:
+    registry = Registry()
+    assert [registry.ping_answer(1) for _ in range(4)] == [False, True, False, True]
+    registry.add(instance())
+    assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
+    registry.remove(1)
+    assert [registry.ping_answer(1) for _ in range(2)] == [False, True]
+
+
+def test_a_refused_worker_is_left_in_peace() -> None:
+    registry = Registry()
+    registry.add(instance())
+    assert registry.refuse(1, "unknown layout") is not None
+    assert registry.hear(1, b"c", 1.0) is None
+    assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
+
+
+def test_a_repeated_registration_replaces() -> None:
+    registry = Registry()
+    first, second = instance(), instance()
+    assert registry.add(first) is None
+    assert registry.add(second) is first
+    assert registry.instances == {1: second}
+
+
+def test_layouts_of_a_model_are_those_of_its_live_workers() -> None:
+    registry = Registry()
+    for number, fingerprint, model in (
+        (1, b"f", "m"),
+        (2, b"f", "m"),
+        (3, b"g", "m"),
+        (4, b"h", "n"),
+    ):
+        registry.add(instance(number, fingerprint, model))
+    assert [i.fingerprint for i in registry.layouts("m", 1)] == [b"f", b"g"]
+    assert registry.layouts("m", 2) == []
+    registry.remove(3)
+    assert [i.fingerprint for i in registry.layouts("m", 1)] == [b"f"]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    registry = Registry()
+    for number in range(5000):
+        registry.ping_answer(number)
+        registry.refuse(number + 10_000, "no")
+    assert len(registry._forgotten) <= 1024 and len(registry._refused) <= 1024

@@ -1,0 +1,112 @@
+"""Shared memory is owned by lock: taken once, removed by the next start, never somebody else's."""
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from sidecar.cache.arena import Arena
+from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
+from sidecar.engines.host import SegmentRefused, map_segment
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield name
+    for path in SHM_DIR.glob(f"*{name}"):
+        path.unlink()
+
+
+def test_a_name_is_taken_once_and_free_again(name: str) -> None:
+    segment = Segment(name, MIB)
+    path = SHM_DIR / segment.name
+    assert path.stat().st_size == MIB and path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(SegmentError, match="another kv-sidecar"):
+        Segment(name, MIB)
+    segment.remove()
+    assert not list(SHM_DIR.glob(f"*{name}"))
+    Segment(name, MIB).remove()
+
+
+def test_somebody_elses_segment_is_left_alone(name: str) -> None:
+    path = SHM_DIR / f"lmcache_l1_pool_{name}"
+    path.write_bytes(b"theirs")
+    with pytest.raises(SegmentError, match="another program"):
+        Segment(name, MIB)
+    remove_orphans()
+    assert path.read_bytes() == b"theirs"
+
+
+def test_what_a_killed_owner_left_is_removed(name: str) -> None:
+    code = (
+        "import os, signal; from sidecar.cache.segment import Segment;"
+        f"Segment({name!r}, 1 << 20); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code])
+    alive = Segment(name + "-alive", MIB)
+    assert f"lmcache_l1_pool_{name}" in remove_orphans()
+    assert not (SHM_DIR / f"lmcache_l1_pool_{name}").exists()
+    assert (SHM_DIR / alive.name).exists()
+    alive.remove()
+
+
+def test_too_little_shared_memory_says_how_much_there_is(name: str) -> None:
+    with pytest.raises(SegmentError, match=r"/dev/shm has [\d.]+ GiB free.*mount"):
+        Segment(name, 1 << 50)
+    assert not list(SHM_DIR.glob(f"*{name}"))
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "..//x", "x" * 65, "a b"])
+def test_a_name_cannot_leave_its_folder(bad: str) -> None:
+    with pytest.raises(SegmentError, match="bad shared-memory name"):
+        Segment(bad, MIB)
+
+
+def test_the_whole_arena_becomes_usable(name: str) -> None:
+    segment = Segment(name, 130 * MIB)
+    arena, pieces, done = Arena(segment), [], threading.Event()
+
+    def on_piece(offset: int, size: int) -> None:
+        pieces.append((offset, size))
+        if offset + size == arena.size:
+            done.set()
+
+    arena.start_populating(on_piece)
+    assert done.wait(60)
+    arena.stop_populating()
+    assert pieces == [(0, 64 * MIB), (64 * MIB, 64 * MIB), (128 * MIB, 2 * MIB)]
+    assert os.stat(SHM_DIR / segment.name).st_blocks * 512 == arena.size
+    segment.remove()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["/etc/passwd", "/../etc/passwd", "/lmcache_kv_../x", "lmcache_kv_1", "/lmcache_kv_",
+     "/other_1", "/lmcache_l1_pool_x", "/lmcache_kv_1\0", "", "/"],
+)  # fmt: skip
+def test_only_a_clients_segments_are_opened(bad: str) -> None:
+    with pytest.raises(SegmentRefused, match="segment name"):
+        map_segment(bad, 1)
+
+
+def test_a_clients_segment_is_mapped_and_checked(name: str) -> None:
+    path = SHM_DIR / f"lmcache_kv_{name}"
+    path.write_bytes(b"0123456789")
+    shm_name = f"/lmcache_kv_{name}"
+    assert bytes(map_segment(shm_name, 10).bytes) == b"0123456789"
+    for nbytes in (0, 11, 1 << 40):
+        with pytest.raises(SegmentRefused, match="bytes"):
+            map_segment(shm_name, nbytes)
+    path.unlink()
+    with pytest.raises(SegmentRefused, match="No such file"):
+        map_segment(shm_name, 10)
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(SegmentRefused):
+        map_segment(shm_name, 10)

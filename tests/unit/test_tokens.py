@@ -1,0 +1,80 @@
+"""Remembered token lists never change what a list decodes to."""
+
+import struct
+
+import msgspec
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.cache.keys import ROOT, chunk_hashes
+from sidecar.wire.messages import BadPayload
+from sidecar.wire.tokens import TokenLists
+
+encode = msgspec.msgpack.encode
+token = st.one_of(
+    st.integers(0, 200),
+    st.integers(120, 300),
+    st.integers(65_000, 66_000),
+    st.integers(0, 2**32 - 1),
+)
+
+
+def big_endian(tokens: list[int]) -> bytes:
+    return struct.pack(f">{len(tokens)}I", *tokens)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(token, max_size=60),
+    st.lists(st.tuples(st.integers(0, 60), st.lists(token, max_size=20)), max_size=6),
+)
+def test_lists_that_share_prefixes_decode_right(first: list[int], tails: list[tuple]) -> None:
+    lists = TokenLists(max_tokens=1000)
+    for number, (cut, tail) in enumerate([(0, first), *tails]):
+        tokens = first[:cut] + tail
+        for request in (f"r{number}", "same", f"r{number}"):
+            assert lists.decode(request, msgspec.Raw(encode(tokens))) == big_endian(tokens)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 65_535, 65_536, 100_000])
+def test_every_array_header(count: int) -> None:
+    tokens = [i * 7 for i in range(count)]
+    lists = TokenLists(max_tokens=200_000)
+    assert lists.decode("r", msgspec.Raw(encode(tokens))) == big_endian(tokens)
+    longer = [*tokens, 5]
+    assert lists.decode("r", msgspec.Raw(encode(longer))) == big_endian(longer)
+
+
+def test_a_longer_encoding_of_the_same_numbers_is_not_confused() -> None:
+    lists = TokenLists(max_tokens=10)
+    plain = msgspec.Raw(b"\x92\x01\x02")
+    padded = msgspec.Raw(b"\x92\xcd\x00\x01\xcd\x00\x02")
+    for _ in range(2):
+        assert lists.decode("r", plain) == lists.decode("r", padded) == big_endian([1, 2])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [encode([1] * 11), encode([-1]), encode([2**32]), encode(["a"]), encode([1.5]), encode([[1]]),
+     encode({}), encode("tokens"), encode(None), b"\x93\x01"],
+)  # fmt: skip
+def test_what_is_no_list_of_tokens_is_refused(raw: bytes) -> None:
+    with pytest.raises(BadPayload):
+        TokenLists(max_tokens=10).decode("r", msgspec.Raw(raw))
+
+
+def test_memory_is_bounded() -> None:
+    lists = TokenLists(max_tokens=10_000, max_bytes=100_000)
+    for i in range(100):
+        lists.decode(f"r{i}", msgspec.Raw(encode([i, *range(1000)])))
+    assert 0 < lists.remembered_bytes <= 100_000
+
+
+def test_chunk_hashes_are_the_chain_that_clients_know() -> None:
+    assert ROOT.hex() == "7e3eff9ef7613a50340eb12677ee03b83ac759fcba9bb32705f07248d56d473b"
+    tokens = big_endian(list(range(10)))
+    first = blake3(ROOT + tokens[:16]).digest()
+    second = blake3(first + tokens[16:32]).digest()
+    assert chunk_hashes(tokens, 4, 2) == [first, second]
