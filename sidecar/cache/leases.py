@@ -68,13 +68,18 @@ class Lookup:
 
 
 class Leases:
-    """The lookups of all requests. `live` counts leases, `pending` what nobody asked for yet."""
+    """The lookups of all requests.
+
+    `live` counts leases, `open` the lookups that are not over, `pending` those of them whose
+    result nobody has asked for yet.
+    """
 
     def __init__(self, l1: L1) -> None:
         self._l1 = l1
         self._lookups: dict[str, dict[bytes, Lookup]] = {}
         self.live = 0
         self.pending = 0
+        self.open = 0
 
     def add(self, lookup: Lookup) -> None:
         """Take the leases of `lookup`; it replaces an earlier one of the same request."""
@@ -86,6 +91,7 @@ class Leases:
         self._lookups.setdefault(lookup.request_id, {})[lookup.client] = lookup
         self.live += lookup.live
         self.pending += 1
+        self.open += 1
 
     def report(self, request_id: str, client: bytes) -> int:
         """The hit count of a lookup that has not been reported yet, in chunks; else 0.
@@ -183,6 +189,7 @@ class Leases:
         by_client = self._lookups.get(lookup.request_id, {})
         if by_client.get(lookup.client) is lookup:
             del by_client[lookup.client]
+            self.open -= 1
             if not by_client:
                 del self._lookups[lookup.request_id]
 

@@ -38,6 +38,8 @@ class Liveness:
         self._slots = slots
         self._registrations = registrations
         self._is_connected = is_connected
+        grace = core.config.worker_registration_grace_seconds
+        self._gone_seconds = min(_GONE_SECONDS, grace)
         self._unreachable: dict[bytes, float] = {}
 
     def tick(self) -> None:
@@ -61,8 +63,8 @@ class Liveness:
         if not self._is_connected(instance.client):
             if instance.unreachable_since is None:
                 instance.unreachable_since = now
-            allowed = min(_GONE_SECONDS, self._core.config.worker_registration_grace_seconds)
-            return "disconnected" if now - instance.unreachable_since >= allowed else None
+            away = now - instance.unreachable_since
+            return "disconnected" if away >= self._gone_seconds else None
         instance.unreachable_since = None
         return "silent" if timeout and instance.proven and silence > timeout else None
 
@@ -80,7 +82,7 @@ class Liveness:
         for client in holders:
             if self._is_connected(client):
                 self._unreachable.pop(client, None)
-            elif now - self._unreachable.setdefault(client, now) >= _GONE_SECONDS:
+            elif now - self._unreachable.setdefault(client, now) >= self._gone_seconds:
                 del self._unreachable[client]
                 self._core.leases.drop_client(client)
                 self._slots.release_client(client)

@@ -11,6 +11,7 @@ from sidecar.wire.messages import CacheKey
 
 # After its session has ended a request's last retrieves may still be on their way.
 _END_SESSION_GRACE_SECONDS = 10.0
+_MAX_SESSIONS = 100_000  # of which is told how many there are, nothing else
 
 
 class Lookups:
@@ -23,7 +24,7 @@ class Lookups:
         """Find the longest cached prefix and lease it; `query` tells its length later."""
         core = self._core
         core.refuse_when_closing()
-        if core.leases.pending >= core.config.max_pending_lookups:
+        if core.leases.open >= core.config.max_pending_lookups:
             raise Refused("too_many_lookups")
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)
@@ -43,7 +44,8 @@ class Lookups:
                 deadline,
             )
         )
-        core.sessions[key.request_id] = core.now()
+        if len(core.sessions) < _MAX_SESSIONS:
+            core.sessions[key.request_id] = core.now()
         self._count(key, chunks, hits, why)
 
     def query(self, request: Request, request_id: str) -> int:

@@ -32,6 +32,8 @@ from sidecar.wire.messages import (
     LayoutHints,
 )
 
+_MAX_WORKERS = 4096
+
 
 @dataclass(slots=True)
 class _Mapping:
@@ -62,7 +64,7 @@ class Registrations:
     ) -> Any:
         """Map a worker's tensors; answered when they are usable. A repeat replaces."""
         core = self._core
-        core.refuse_when_closing()
+        self._admit(instance_id)
         try:
             self._check_mode("lmcache_driven")
             tensors = [decode_tensor(handle) for handle in handles]
@@ -82,7 +84,7 @@ class Registrations:
     ) -> ArenaAddress:
         """Tell a worker where the arena is and remember how it views objects. A repeat replaces."""
         core, r = self._core, registration
-        core.refuse_when_closing()
+        self._admit(r.instance_id)
         try:
             self._check_mode("engine_driven")
             view, object_bytes = _slot_shape(r, core.config.chunk_size)
@@ -102,7 +104,8 @@ class Registrations:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""
         instance = self._core.registry.remove(instance_id)
         if instance is not None:
-            self.release(instance, gone=True)
+            # Somebody else's word is not enough to reuse slots that it may be writing to.
+            self.release(instance, gone=request.client == instance.client)
 
     def release(self, instance: Instance, gone: bool) -> None:
         """Let go of all that a removed worker had; of the slots only if it is `gone`."""
@@ -159,6 +162,12 @@ class Registrations:
         if instance.host is not None:
             mappings = [instance.host]
             self._core.copies.submit([mappings.clear], lambda ok: None)
+
+    def _admit(self, instance_id: int) -> None:
+        self._core.refuse_when_closing()
+        instances = self._core.registry.instances
+        if len(instances) >= _MAX_WORKERS and instance_id not in instances:
+            raise Refused("too_many_workers", f"{len(instances)} are registered")
 
     def _check_mode(self, mode: str) -> None:
         supported = self._core.config.supported_transfer_mode

@@ -33,6 +33,18 @@ class ChunkCopy:
     wanted: list[Blocks | None]
 
 
+@dataclass(eq=False, slots=True)
+class _Store:
+    """A store under way: its own copy and the copies of others are what it `waits_for`."""
+
+    request: Request
+    instance: Instance
+    answer: tuple[bytes, bool]
+    copies: list[ChunkCopy]
+    began: float
+    waits_for: int
+
+
 class Transfers:
     """store and retrieve of workers whose memory the server has mapped."""
 
@@ -59,16 +71,16 @@ class Transfers:
         core.admit(instance)
         core.telemetry.num_submitted_stores.add(1, HostWorker.device)
         copies, others = self._reserve(instance, key, hashes, tables)
-        pending = _Pending(1 + len(others), partial(self._stored, request, instance, event))
+        store = _Store(request, instance, (event, True), copies, core.now(), 1 + len(others))
         for entry in others:
-            _when_settled(entry, pending.one_done)
+            _when_settled(entry, partial(self._one_done, store))
         if not copies:
-            pending.one_done()
+            self._one_done(store)
             return DEFERRED
         copy_in = partial(_gather, core.arena.bytes, instance.mapped)
         core.copies.submit(
             [partial(copy_in, piece) for piece in _pieces(copies)],
-            partial(self._end_store, pending, instance, copies, core.now()),
+            partial(self._end_store, store),
         )
         return DEFERRED
 
@@ -155,34 +167,37 @@ class Transfers:
         null = self._core.config.null_block_id
         return all((ids == null).all() for ids in blocks)
 
-    def _end_store(
-        self,
-        pending: "_Pending",
-        instance: Instance,
-        copies: list[ChunkCopy],
-        began: float,
-        ok: bool,
-    ) -> None:
+    def _end_store(self, store: "_Store", ok: bool) -> None:
+        """The copy has ended: answer and publish, or neither, in one turn of the loop."""
         core = self._core
+        if not ok:
+            store.request.refuse("copy_failed")
+        elif store.waits_for == 1:
+            # Nothing of a worker that died meanwhile is published.
+            ok = self._answer(store)
         # The last chunk first: it is the least recently used then, and the one to lose.
-        for copy in reversed(copies):
+        for copy in reversed(store.copies):
             if ok:
                 core.l1.commit(copy.entry)
             else:
                 core.l1.abort(copy.entry)
         if ok:
-            core.telemetry.l1_write_chunks.add(len(copies))
-            self._count_bytes("store", instance, copies, began)
-        pending.one_done(ok)
+            core.telemetry.l1_write_chunks.add(len(store.copies))
+            self._count_bytes("store", store.instance, store.copies, store.began)
+            self._eviction.check()
+        self._one_done(store)
 
-    def _stored(self, request: Request, instance: Instance, event: bytes, ok: bool) -> None:
-        instance.transfers -= 1
-        if not ok:
-            request.refuse("copy_failed")
-            return
+    def _one_done(self, store: "_Store") -> None:
+        store.waits_for -= 1
+        if not store.waits_for:
+            self._answer(store)
+            store.instance.transfers -= 1
+
+    def _answer(self, store: "_Store") -> bool:
+        if store.request.answered:
+            return False
         self._core.telemetry.num_finished_stores.add(1, HostWorker.device)
-        request.reply((event, True))
-        self._eviction.check()
+        return store.request.reply(store.answer)
 
     def _find(
         self,
@@ -283,21 +298,6 @@ class Transfers:
         throughput.record(
             moved / seconds / 1e9, HostWorker.device, str(instance.id), instance.model_name
         )
-
-
-class _Pending:
-    """Calls `on_done(ok)` once `count` things are done; one failure makes all of it fail."""
-
-    def __init__(self, count: int, on_done: Callable[[bool], None]) -> None:
-        self._count = count
-        self._ok = True
-        self._on_done = on_done
-
-    def one_done(self, ok: bool = True) -> None:
-        self._count -= 1
-        self._ok &= ok
-        if not self._count:
-            self._on_done(self._ok)
 
 
 def _when_settled(entry: Entry, callback: Callable[[], None]) -> None:

@@ -53,22 +53,26 @@ class Request:
         self.received = time.monotonic()
         self.answered = False
 
-    def reply(self, value: Any) -> None:
-        """Answer with `value`; None means a reply without a value frame."""
-        self._send(None if value is None else msgspec.msgpack.encode(value))
+    def reply(self, value: Any) -> bool:
+        """Answer with `value`; None means a reply without a value frame.
+
+        False if the client is gone, or has been answered before.
+        """
+        return self._send(None if value is None else msgspec.msgpack.encode(value))
 
     def refuse(self, reason: str, detail: str = "") -> None:
         """Answer with the negative and count it."""
         self._endpoint.on_refused(self.operation.name, reason, detail)
         self._send(self.operation.negative)
 
-    def _send(self, value: bytes | None) -> None:
+    def _send(self, value: bytes | None) -> bool:
         if self.answered:
-            return
+            return False
         self.answered = True
         frames = [self.client, self._uid, self._op_frame]
-        self._endpoint.send(frames if value is None else [*frames, value])
+        sent = self._endpoint.send(frames if value is None else [*frames, value])
         self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
+        return sent
 
 
 class Endpoint:

@@ -165,5 +165,5 @@ def test_whatever_happens_the_books_balance(steps: list[tuple]) -> None:
         assert leases.live >= 0 and leases.pending >= 0
         assert (leases.live == 0) == (l1.held == 0)
     leases.expire(1e9)
-    assert (leases.live, leases.pending, l1.held) == (0, 0, 0)
+    assert (leases.live, leases.pending, leases.open, l1.held) == (0, 0, 0, 0)
     assert all(e.leases == 0 for of_rank in objects for (e,) in of_rank)
