@@ -84,6 +84,7 @@ _FUSED = {_HND: Format(12, "NL_X_NB_NH_BS_CS", 0, 2),
           _NHD: Format(13, "NL_X_NB_BS_NH_CS", 0, 1)}  # fmt: skip
 _MLA = Format(3, "NL_X_NB_BS_HS", 0, 1)
 _INDEXER = Format(14, "NL_X_NB_BSV_BSS", 0, 1)
+_INDEXER_HND = Format(14, "NL_X_NB_BSV_BSS", 0, 2)
 
 
 def detect_format(spec: TensorSpec, hint: str | None) -> Format:
@@ -95,7 +96,8 @@ def detect_format(spec: TensorSpec, hint: str | None) -> Format:
         raise UnknownLayout(f"unknown kv_layout {hint!r}")
     shape, rank = spec.shape, len(spec.shape)
     if spec.dtype == "uint8" and shape[-1] == _DSA_INDEXER_BYTES and rank in (3, 4):
-        return _INDEXER
+        unit_head_first = rank == 4 and shape[1] == 1
+        return _INDEXER_HND if unit_head_first else _INDEXER
     if rank == 3:
         return _MLA
     if rank == 4:

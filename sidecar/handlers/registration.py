@@ -1,5 +1,6 @@
 """Workers come and go: registration of both kinds, unregistration, what is kept of them."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from sidecar.wire.messages import (
     EngineGroupInfo,
     LayoutHints,
 )
+
+log = logging.getLogger(__name__)
 
 _MAX_WORKERS = 4096
 
@@ -88,17 +91,18 @@ class Registrations:
         try:
             self._check_mode("engine_driven")
             view, object_bytes = _slot_shape(r, core.config.chunk_size)
-            self._check_size(object_bytes)
         except UnknownLayout as error:
             self._refuse(r.instance_id, str(error))
-            raise Refused("bad_registration", str(error)) from None
+            core.refusals.add(request.operation.name, "bad_registration", str(error))
+            # A worker without an address would send its chunks as pickles, in vain.
+            return self._address()
         identity = fingerprint(["engine-driven", core.config.chunk_size, view.shape, view.dtype])
         instance = Instance(
             r.instance_id, r.model_name, r.world_size, identity, object_bytes,
             request.client, core.now(), slot_shape=view,
         )  # fmt: skip
         self._add(instance)
-        return ArenaAddress("/" + core.arena.segment.name, core.arena.size)
+        return self._address()
 
     def unregister(self, request: Request, instance_id: int) -> None:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""
@@ -132,17 +136,17 @@ class Registrations:
             instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
             request.client, core.now(), layout=layout, host=mapping.host,
         )  # fmt: skip
-        try:
-            self._check_size(layout.object_bytes)
-        except UnknownLayout as error:
-            self._refuse(instance_id, str(error))
-            request.refuse("bad_registration", str(error))
-            return
         self._add(instance)
         request.reply(None)
 
     def _add(self, instance: Instance) -> None:
         telemetry = self._core.telemetry
+        if instance.object_bytes > self._core.arena.size:
+            log.warning(
+                "a chunk of worker %d takes %d bytes, more than the L1: nothing of it is kept",
+                instance.id,
+                instance.object_bytes,
+            )
         old = self._core.registry.add(instance)
         telemetry.registrations.add(1, instance.kind)
         if old is not None:
@@ -174,9 +178,8 @@ class Registrations:
         if supported not in ("auto", mode):
             raise UnknownLayout(f"--supported-transfer-mode is {supported}")
 
-    def _check_size(self, object_bytes: int) -> None:
-        if object_bytes > self._core.arena.size:
-            raise UnknownLayout(f"one chunk takes {object_bytes} bytes, more than the L1")
+    def _address(self) -> ArenaAddress:
+        return ArenaAddress("/" + self._core.arena.segment.name, self._core.arena.size)
 
 
 def _group_spec(info: EngineGroupInfo) -> GroupSpec:

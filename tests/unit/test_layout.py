@@ -151,6 +151,9 @@ def test_how_many_blocks_and_where_they_lie_is_no_identity() -> None:
 def test_the_indexer_plane_is_told_by_its_width() -> None:
     assert detect_format(spec((NB, BS, 132), dtype="uint8"), None).id == 14
     assert detect_format(spec((NB, BS, 132), dtype="float16"), None).id == 3
+    for shape in ((NB, BS, 132), (NB, BS, 1, 132), (NB, 1, BS, 132)):
+        layer = layer_layout(0, spec(shape, dtype="uint8"), None, 1 << 20)
+        assert (layer.format_id, layer.slots) == (14, BS)
 
 
 @pytest.mark.parametrize(
