@@ -32,14 +32,15 @@ class _Known:
 
     def shared_with(self, body: bytes) -> int:
         """How many leading tokens `body` encodes exactly as this list does."""
-        if body == self.body:
-            return len(self.ends)
         n = min(len(body), len(self.body))
         ours, theirs = np.frombuffer(self.body, np.uint8, n), np.frombuffer(body, np.uint8, n)
         differs = ours != theirs
         at = int(differs.argmax()) if n else 0
         same_bytes = at if n and differs[at] else n
         return int(self.ends.searchsorted(same_bytes, side="right"))
+
+
+_NOTHING = _Known(b"", np.empty(0, np.int32), b"")
 
 
 class TokenLists:
@@ -65,14 +66,16 @@ class TokenLists:
         if count > self._max_tokens:
             raise BadPayload(f"{count} tokens, the limit is {self._max_tokens}")
         body = encoded[header:]
-        known = self._resembling(request_id, body)
-        shared = min(known.shared_with(body), count) if known else 0
-        if known and shared == count == len(known.ends) and len(body) == len(known.body):
+        known = self._resembling(request_id, body) or _NOTHING
+        if known.body == body:
             return known.tokens
-        skip = int(known.ends[shared - 1]) if known and shared else 0
+        shared = min(known.shared_with(body), count)
+        skip = int(known.ends[shared - 1]) if shared else 0
         tail = self._decode_tail(count - shared, body[skip:])
-        tokens = known.tokens[: 4 * shared] + tail if known and shared else tail
-        self._remember(request_id, body, tokens)
+        ends = np.concatenate([known.ends[:shared], skip + _element_ends(tail)])
+        tokens = known.tokens[: 4 * shared] + tail
+        if count and ends[-1] == len(body):  # else not the shortest encoding: it ends elsewhere
+            self._remember(request_id, _Known(body, ends, tokens))
         return tokens
 
     def _resembling(self, request_id: str, body: bytes) -> _Known | None:
@@ -87,12 +90,8 @@ class TokenLists:
             values.byteswap()
         return values.tobytes()
 
-    def _remember(self, request_id: str, body: bytes, tokens: bytes) -> None:
-        ends = _element_ends(tokens)
-        if not len(ends) or ends[-1] != len(body):
-            return  # not the shortest encoding: its elements end elsewhere
-        known = _Known(body, ends, tokens)
-        for name in (request_id, body[:_HEAD_BYTES]):
+    def _remember(self, request_id: str, known: _Known) -> None:
+        for name in (request_id, known.body[:_HEAD_BYTES]):
             old = self._known.pop(name, None)
             self.remembered_bytes += _cost(known) - (_cost(old) if old else 0)
             self._known[name] = known
