@@ -34,6 +34,7 @@ log = logging.getLogger("sidecar")
 
 _DRAIN_SECONDS = 5.0
 _DRAIN_POLL_SECONDS = 0.02
+_LAST_REQUESTS_SECONDS = 0.1
 _SWITCH_INTERVAL_SECONDS = 0.0005
 
 
@@ -144,17 +145,19 @@ class App:
         """Refuse what is new, give what is under way a moment, then cut it off."""
         log.info("kv-sidecar stops")
         self._service.close()
-        deadline = time.monotonic() + _DRAIN_SECONDS
+        began = time.monotonic()
 
         def drain() -> None:
-            if self._core.copies.depth and time.monotonic() > deadline:
-                self._core.copies.cancel_all()
-            if not self._core.copies.depth or time.monotonic() > deadline + _DRAIN_SECONDS:
+            copies, elapsed = self._core.copies, time.monotonic() - began
+            if elapsed > _DRAIN_SECONDS:
+                copies.cancel_all()
+            if not copies.depth or elapsed > 2 * _DRAIN_SECONDS:
                 self._loop.stop()
                 return
             self._loop.call_later(_DRAIN_POLL_SECONDS, drain)
 
-        drain()
+        # Requests that are on their way meanwhile still get their "no".
+        self._loop.call_later(_LAST_REQUESTS_SECONDS, drain)
 
     def _close(self) -> None:
         self._endpoint.close()
