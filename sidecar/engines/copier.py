@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class CopyPool:
                     log.exception("a copy failed")
                     job.failed = True
             if job.piece_ended():
-                self._post(lambda job=job: self._end(job))  # type: ignore[misc]
+                self._post(partial(self._end, job))
+            # A piece holds a worker's memory: not while this thread waits for the next one.
+            del item, job, piece
 
     def _end(self, job: Job) -> None:
         self._jobs.discard(job)

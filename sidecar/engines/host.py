@@ -1,124 +1,101 @@
-"""Workers whose KV tensors lie in POSIX shared memory: map, gather, scatter.
+"""Workers whose KV tensors lie in POSIX shared memory: gather and scatter.
 
-numpy moves whole blocks: `take` gathers the blocks of a plane into a slot, an indexed
-assignment scatters them back. Both copy block by block at memcpy speed and release the GIL.
+numpy moves whole blocks: `take` gathers rows into a slot, an indexed assignment scatters them
+back. Both copy row by row at memcpy speed and release the GIL.
 """
 
 import math
 import mmap
-import os
-import re
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sidecar.cache.arena import fill_page_tables
-from sidecar.engines.groups import WorkerLayout
+from sidecar.engines.groups import KVGroup, WorkerLayout
 from sidecar.engines.layout import LayerLayout, Plane
+from sidecar.engines.mapping import MappedSegments
 
-SHM_DIR = "/dev/shm"
-# What the stock client calls its segments; nothing else of /dev/shm is ever opened for it.
-_CLIENT_SEGMENT = re.compile(r"/(lmcache_kv_[A-Za-z0-9._-]{1,200})")
 Blocks = npt.NDArray[np.int64]
+_MAX_ALIGNMENT = 64 << 20
 
 
-class SegmentRefused(ValueError):
-    """A worker named a segment that we may not or cannot map."""
+class _Rows:
+    """The planes of a group that have equal runs: one array in memory, one part of a slot.
 
-
-@dataclass(frozen=True, slots=True)
-class MappedSegment:
-    """A worker's segment, mapped for as long as somebody refers to it."""
-
-    bytes: npt.NDArray[np.uint8]
-
-
-def map_segment(name: str, nbytes: int) -> MappedSegment:
-    """Map a worker's segment of at least `nbytes` bytes. May take a while: not for the loop.
-
-    Raises SegmentRefused, also where /dev/shm cannot hold all of it: a page that does not
-    exist yet and cannot be had is a SIGBUS for whoever touches it first.
+    A row is the largest unit of which runs, strides and starts are all multiples: a whole
+    block where the engine packs them, a piece of one where it pads.
     """
-    match = _CLIENT_SEGMENT.fullmatch(name)
-    if match is None:
-        raise SegmentRefused(f"segment name {name[:64]!r}")
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        fd = os.open(os.path.join(SHM_DIR, match[1]), flags)
-    except OSError as error:
-        raise SegmentRefused(f"segment {name}: {error.strerror}") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not 0 < nbytes <= status.st_size:
-            raise SegmentRefused(f"segment {name} has {status.st_size} of {nbytes} bytes")
-        os.posix_fallocate(fd, 0, nbytes)
-        segment = MappedSegment(np.frombuffer(mmap.mmap(fd, nbytes), np.uint8))
-    except OSError as error:
-        raise SegmentRefused(f"segment {name}: {error.strerror}") from None
-    finally:
-        os.close(fd)
-    fill_page_tables(segment.bytes)
-    return segment
 
+    def __init__(self, memory: npt.NDArray[np.uint8], planes: list[Plane], run: int) -> None:
+        """`planes` have absolute starts in `memory`; each is `run` bytes a block."""
+        row = math.gcd(run, *(n for plane in planes for n in (plane.base, plane.stride)))
+        self.dtype = np.dtype((np.void, row))
+        self.block_bytes = run * len(planes)
+        self._memory: npt.NDArray[np.void] = np.ndarray((len(memory) // row,), self.dtype, memory)
+        self._starts = np.array([plane.base // row for plane in planes])[:, None, None]
+        self._strides = np.array([plane.stride // row for plane in planes])[:, None, None]
+        self._within = np.arange(run // row)
 
-class _PlaneView:
-    """One plane as numpy sees it, for gathering and for scattering."""
+    def gather(self, blocks: Blocks, slot: npt.NDArray[np.uint8], share: slice) -> None:
+        rows = self._index(blocks).ravel()[share]
+        self._memory.take(rows, out=slot.view(self.dtype)[share], mode="clip")
 
-    def __init__(self, plane: Plane, segment: MappedSegment, blocks: int) -> None:
-        self.block = np.dtype((np.void, plane.run))
-        self._rows: npt.NDArray[np.void] = np.ndarray(
-            (blocks,), self.block, segment.bytes, plane.base, (plane.stride,)
-        )
-        # `take` copies a source that has gaps before it starts, so a padded plane is gathered
-        # in grains: the largest unit of which both a block and the padding are multiples.
-        grain = math.gcd(plane.run, plane.stride)
-        self._grains_a_block, self._stride = plane.run // grain, plane.stride // grain
-        count = (blocks - 1) * self._stride + self._grains_a_block
-        self._grains: npt.NDArray[np.void] = np.ndarray(
-            (count,), np.dtype((np.void, grain)), segment.bytes, plane.base
-        )
+    def scatter(self, slot: npt.NDArray[np.uint8], blocks: Blocks, share: slice) -> None:
+        rows = self._index(blocks).ravel()[share]
+        self._memory[rows] = slot.view(self.dtype)[share]
 
-    def gather(self, blocks: Blocks, slot: npt.NDArray[np.void]) -> None:
-        if self._grains_a_block == self._stride == 1:
-            self._rows.take(blocks, out=slot, mode="clip")
-            return
-        grains = blocks[:, None] * self._stride + np.arange(self._grains_a_block)
-        self._grains.take(grains.ravel(), out=slot.view(self._grains.dtype), mode="clip")
+    def scatter_some(self, slot: npt.NDArray[np.uint8], blocks: Blocks, wanted: Blocks) -> None:
+        rows = self._index(blocks)
+        source = slot.view(self.dtype).reshape(rows.shape)
+        self._memory[rows[:, wanted].ravel()] = source[:, wanted].ravel()
 
-    def scatter(self, slot: npt.NDArray[np.void], blocks: Blocks) -> None:
-        self._rows[blocks] = slot
+    def share(self, part: int, parts: int, blocks: int) -> slice:
+        """Which rows are part `part` of `parts` when `blocks` blocks are moved."""
+        count = len(self._starts) * blocks * len(self._within)
+        return slice(count * part // parts, count * (part + 1) // parts)
+
+    def _index(self, blocks: Blocks) -> Blocks:
+        """Rows by plane, block and position in the block: the order of a slot."""
+        rows: Blocks = self._starts + self._strides * blocks[:, None] + self._within
+        return rows
 
 
 class HostWorker:
     """Reads and writes the blocks of one worker. Methods run on copy threads.
 
-    Block ids must have been checked against the layout before: 0 <= id < blocks.
+    In a slot, each group's planes of equal run are together, plane after plane, blocks in
+    order; that order follows from the layout's identity alone. Block ids must have been
+    checked against the layout before: 0 <= id < blocks.
     """
 
     device = "cpu"
 
-    def __init__(self, layout: WorkerLayout, segments: Sequence[MappedSegment]) -> None:
-        """`segments[i]` holds the tensor whose index in the registration is i."""
+    def __init__(
+        self, layout: WorkerLayout, segment_of: Sequence[str], sizes: dict[str, int]
+    ) -> None:
+        """Map the segments (`sizes` in bytes); `segment_of[i]` is where tensor i lies.
+
+        Raises SegmentRefused.
+        """
         self._layout = layout
-        self._views = [
-            [self._layer_views(layer, segments[layer.tensor]) for layer in group.layers]
-            for group in layout.groups
-        ]
+        self._mapped = MappedSegments(sizes, _alignment(layout))
+        self._starts = [self._mapped.offsets[name] for name in segment_of]
+        self._groups = [self._rows(group) for group in layout.groups]
 
-    @staticmethod
-    def _layer_views(layer: LayerLayout, segment: MappedSegment) -> list[_PlaneView]:
-        return [_PlaneView(plane, segment, layer.blocks) for plane in layer.planes]
-
-    def gather(self, blocks_by_group: Sequence[Blocks], slot: npt.NDArray[np.uint8]) -> None:
-        """Copy one chunk's blocks into `slot` (uint8, `object_bytes` long)."""
+    def gather(
+        self,
+        blocks_by_group: Sequence[Blocks],
+        slot: npt.NDArray[np.uint8],
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        """Copy part `part` of `parts` of one chunk into `slot` (uint8, `object_bytes` long)."""
         offset = 0
-        for blocks, layers in zip(blocks_by_group, self._views, strict=True):
-            for plane in (plane for layer in layers for plane in layer):
-                size = len(blocks) * plane.block.itemsize
-                plane.gather(blocks, slot[offset : offset + size].view(plane.block))
+        for blocks, groups in zip(blocks_by_group, self._groups, strict=True):
+            for rows in groups:
+                size = rows.block_bytes * len(blocks)
+                target = slot[offset : offset + size]
+                rows.gather(blocks, target, rows.share(part, parts, len(blocks)))
                 offset += size
 
     def scatter(
@@ -126,35 +103,55 @@ class HostWorker:
         slot: npt.NDArray[np.uint8],
         blocks_by_group: Sequence[Blocks],
         wanted_by_group: Sequence[Blocks | None],
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
-        """Copy `slot` back into a chunk's blocks.
+        """Copy part `part` of `parts` of `slot` back into a chunk's blocks.
 
         `wanted_by_group` holds the positions in the chunk that are written, None for all.
         """
         offset = 0
-        for blocks, wanted, layers in zip(
-            blocks_by_group, wanted_by_group, self._views, strict=True
+        for blocks, wanted, groups in zip(
+            blocks_by_group, wanted_by_group, self._groups, strict=True
         ):
-            for plane in (plane for layer in layers for plane in layer):
-                size = len(blocks) * plane.block.itemsize
-                source = slot[offset : offset + size].view(plane.block)
+            for rows in groups:
+                size = rows.block_bytes * len(blocks)
+                source = slot[offset : offset + size]
                 offset += size
                 if wanted is None:
-                    plane.scatter(source, blocks)
-                elif len(wanted):
-                    plane.scatter(source[wanted], blocks[wanted])
+                    rows.scatter(source, blocks, rows.share(part, parts, len(blocks)))
+                elif len(wanted) and part == 0:  # rare: the edge of a prefix or window
+                    rows.scatter_some(source, blocks, wanted)
 
     def read_layers(self, blocks: Blocks) -> list[tuple[LayerLayout, list[npt.NDArray[np.uint8]]]]:
-        """The bytes of these blocks in every layer, in tensor order, a plane an array."""
-        layers = [
-            (layer, [self._read(plane, blocks) for plane in views])
-            for group, group_views in zip(self._layout.groups, self._views, strict=True)
-            for layer, views in zip(group.layers, group_views, strict=True)
+        """The bytes of these blocks in every layer, in tensor order: [blocks, run] a plane."""
+        layers = sorted(
+            (layer for group in self._layout.groups for layer in group.layers),
+            key=lambda layer: layer.tensor,
+        )
+        return [
+            (layer, [self._read(plane, blocks) for plane in self._absolute(layer)])
+            for layer in layers
         ]
-        return sorted(layers, key=lambda pair: pair[0].tensor)
 
-    @staticmethod
-    def _read(plane: _PlaneView, blocks: Blocks) -> npt.NDArray[np.uint8]:
-        out = np.empty(len(blocks) * plane.block.itemsize, np.uint8)
-        plane.gather(blocks, out.view(plane.block))
-        return out.reshape(len(blocks), -1)
+    def _rows(self, group: KVGroup) -> list[_Rows]:
+        by_run: dict[int, list[Plane]] = {}
+        for layer in group.layers:
+            for plane in self._absolute(layer):
+                by_run.setdefault(plane.run, []).append(plane)
+        return [_Rows(self._mapped.bytes, planes, run) for run, planes in by_run.items()]
+
+    def _absolute(self, layer: LayerLayout) -> list[Plane]:
+        start = self._starts[layer.tensor]
+        return [Plane(start + p.base, p.stride, p.run) for p in layer.planes]
+
+    def _read(self, plane: Plane, blocks: Blocks) -> npt.NDArray[np.uint8]:
+        starts = (plane.base + blocks * plane.stride).tolist()
+        return np.stack([self._mapped.bytes[at : at + plane.run] for at in starts])
+
+
+def _alignment(layout: WorkerLayout) -> int:
+    """Where segments begin, so that blocks of all of them can be rows of one array."""
+    runs = {p.run for g in layout.groups for layer in g.layers for p in layer.planes}
+    alignment = math.lcm(mmap.PAGESIZE, *runs)
+    return alignment if alignment <= _MAX_ALIGNMENT else mmap.PAGESIZE

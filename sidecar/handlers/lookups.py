@@ -68,6 +68,7 @@ class Lookups:
         deadline = self._core.now() + _END_SESSION_GRACE_SECONDS
         self._core.leases.end_session(request_id, deadline)
         self._core.sessions.pop(request_id, None)
+        self._core.tokens.forget(request_id)
 
     def _prefix(
         self, key: CacheKey, hashes: Sequence[bytes]

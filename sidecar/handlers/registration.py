@@ -11,7 +11,7 @@ import msgspec
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.engines.groups import GroupSpec, WorkerLayout, worker_layout
-from sidecar.engines.host import HostWorker, MappedSegment, SegmentRefused, map_segment
+from sidecar.engines.host import HostWorker
 from sidecar.engines.layout import (
     ITEM_BYTES,
     LayerLayout,
@@ -20,6 +20,7 @@ from sidecar.engines.layout import (
     fingerprint,
     layer_layout,
 )
+from sidecar.engines.mapping import SegmentRefused
 from sidecar.engines.registry import Instance, SlotShape
 from sidecar.handlers.core import Core
 from sidecar.handlers.slots import Slots
@@ -200,7 +201,8 @@ def _map_worker(
     try:
         layers = [_layer(i, tensor, hints) for i, tensor in enumerate(tensors)]
         mapping.layout = worker_layout(layers, specs, chunk_size)
-        mapping.host = HostWorker(mapping.layout, _map_segments(tensors))
+        names = [tensor.shm_name for tensor in tensors]
+        mapping.host = HostWorker(mapping.layout, names, _segment_sizes(tensors))
     except (UnknownLayout, SegmentRefused) as error:
         mapping.layout, mapping.refusal = None, str(error)
 
@@ -211,13 +213,12 @@ def _layer(index: int, tensor: CpuShmTensor, hints: LayoutHints) -> LayerLayout:
     return layer_layout(index, spec, hints.kv_layout, tensor.nbytes)
 
 
-def _map_segments(tensors: list[CpuShmTensor]) -> list[MappedSegment]:
+def _segment_sizes(tensors: list[CpuShmTensor]) -> dict[str, int]:
     """Each segment once, however many tensors lie in it (fused pools)."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.shm_name] = max(tensor.nbytes, sizes.get(tensor.shm_name, 0))
-    mapped = {name: map_segment(name, nbytes) for name, nbytes in sizes.items()}
-    return [mapped[tensor.shm_name] for tensor in tensors]
+    return sizes
 
 
 def _slot_shape(r: EngineDrivenRegistration, chunk_size: int) -> tuple[SlotShape, int]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
+from sidecar.engines.copier import Piece
 from sidecar.engines.host import Blocks, HostWorker
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core, check_blocks, scope_of, space_of
@@ -18,7 +19,7 @@ from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey, blocks_by_group
 
 # A piece is what one thread copies before another job may have its turn.
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,7 @@ class Transfers:
             self._one_done(store)
             return DEFERRED
         copy_in = partial(_gather, core.arena.bytes, instance.mapped)
-        core.copies.submit(
-            [partial(copy_in, piece) for piece in _pieces(copies)],
-            partial(self._end_store, store),
-        )
+        core.copies.submit(_pieces(copy_in, copies), partial(self._end_store, store))
         return DEFERRED
 
     def retrieve(
@@ -116,7 +114,7 @@ class Transfers:
             end(True)
             return DEFERRED
         copy_out = partial(_scatter, core.arena.bytes, instance.mapped)
-        core.copies.submit([partial(copy_out, piece) for piece in _pieces(copies)], end)
+        core.copies.submit(_pieces(copy_out, copies), end)
         return DEFERRED
 
     def _tables(
@@ -312,20 +310,30 @@ def _when_settled(entry: Entry, callback: Callable[[], None]) -> None:
         entry.on_settled.append(callback)
 
 
-def _pieces(copies: list[ChunkCopy]) -> list[list[ChunkCopy]]:
-    """Split a transfer into pieces of about `_PIECE_BYTES`, a chunk at least."""
-    a_piece = max(1, _PIECE_BYTES // copies[0].entry.size)
-    return [copies[i : i + a_piece] for i in range(0, len(copies), a_piece)]
+def _pieces(move: Callable[..., None], copies: list[ChunkCopy]) -> list[Piece]:
+    """Cut a transfer into pieces of about `_PIECE_BYTES`: some chunks, or a part of one."""
+    size = copies[0].entry.size
+    parts = -(-size // _PIECE_BYTES)
+    together = max(1, _PIECE_BYTES // size)
+    return [
+        partial(move, copies[i : i + together], part, parts)
+        for i in range(0, len(copies), together)
+        for part in range(parts)
+    ]
 
 
-def _gather(arena: npt.NDArray[np.uint8], host: HostWorker, copies: list[ChunkCopy]) -> None:
+def _gather(
+    arena: npt.NDArray[np.uint8], host: HostWorker, copies: list[ChunkCopy], part: int, parts: int
+) -> None:
     for copy in copies:
-        host.gather(copy.blocks, _slot(arena, copy.entry))
+        host.gather(copy.blocks, _slot(arena, copy.entry), part, parts)
 
 
-def _scatter(arena: npt.NDArray[np.uint8], host: HostWorker, copies: list[ChunkCopy]) -> None:
+def _scatter(
+    arena: npt.NDArray[np.uint8], host: HostWorker, copies: list[ChunkCopy], part: int, parts: int
+) -> None:
     for copy in copies:
-        host.scatter(_slot(arena, copy.entry), copy.blocks, copy.wanted)
+        host.scatter(_slot(arena, copy.entry), copy.blocks, copy.wanted, part, parts)
 
 
 def _slot(arena: npt.NDArray[np.uint8], entry: Entry) -> npt.NDArray[np.uint8]:

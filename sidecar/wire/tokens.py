@@ -49,7 +49,7 @@ class TokenLists:
     `max_tokens` bounds one list; `max_bytes` bounds what is remembered.
     """
 
-    def __init__(self, max_tokens: int, max_bytes: int = 32 << 20) -> None:
+    def __init__(self, max_tokens: int, max_bytes: int = 12 << 20) -> None:
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
         self._known: OrderedDict[str | bytes, _Known] = OrderedDict()
@@ -77,6 +77,12 @@ class TokenLists:
         if count and ends[-1] == len(body):  # else not the shortest encoding: it ends elsewhere
             self._remember(request_id, _Known(body, ends, tokens))
         return tokens
+
+    def forget(self, request_id: str) -> None:
+        """The request is over. What it shared with others is still known by its beginning."""
+        known = self._known.pop(request_id, None)
+        if known is not None:
+            self.remembered_bytes -= _cost(known)
 
     def _resembling(self, request_id: str, body: bytes) -> _Known | None:
         return self._known.get(request_id) or self._known.get(body[:_HEAD_BYTES])

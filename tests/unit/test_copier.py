@@ -2,6 +2,8 @@
 
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -55,3 +57,19 @@ def test_cancelled_jobs_end_as_failed_without_copying(harness: Harness) -> None:
     for _ in range(3):
         harness.posted.get(timeout=10)()
     assert ran == [] and ended == [False] and harness.pool.depth == 0
+
+
+def test_a_waiting_thread_holds_no_piece(harness: Harness) -> None:
+    class Memory:
+        def touch(self) -> None:
+            pass
+
+    memory = Memory()
+    gone = weakref.ref(memory)
+    assert harness.run([memory.touch, memory.touch])
+    del memory
+    for _ in range(1000):
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None

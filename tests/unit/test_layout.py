@@ -1,10 +1,16 @@
 """Shapes and hints -> bytes: for every format, what is gathered is what the block means."""
 
+import mmap
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sidecar.engines.groups import GroupSpec, worker_layout
-from sidecar.engines.host import HostWorker, MappedSegment
+from sidecar.engines.host import HostWorker
 from sidecar.engines.layout import TensorSpec, UnknownLayout, detect_format, layer_layout
 
 NB, BS, NH, HS = 6, 4, 2, 8
@@ -38,11 +44,31 @@ def worker(specs: list[TensorSpec], hint: str | None, memory: np.ndarray, **grou
     layers = [layer_layout(i, s, hint, memory.nbytes) for i, s in enumerate(specs)]
     groups = [GroupSpec(tuple(range(len(specs))), **group)] if group else []
     layout = worker_layout(layers, groups, chunk_size=2 * BS)
-    return layout, HostWorker(layout, [MappedSegment(memory)] * len(specs))
+    name = SEGMENTS[memory.ctypes.data]
+    return layout, HostWorker(layout, [name] * len(specs), {name: memory.nbytes})
+
+
+SEGMENTS: dict[int, str] = {}  # by the address of our own mapping
+
+
+@pytest.fixture(autouse=True)
+def no_segment_stays() -> Iterator[None]:
+    yield
+    for name in SEGMENTS.values():
+        Path("/dev/shm" + name).unlink()
+    SEGMENTS.clear()
 
 
 def random_memory(nbytes: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
+    """A client's segment, mapped here too, full of random bytes."""
+    name = f"/lmcache_kv_test_{uuid.uuid4().hex}"
+    fd = os.open("/dev/shm" + name, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, nbytes)
+    memory = np.frombuffer(mmap.mmap(fd, nbytes), np.uint8)
+    os.close(fd)
+    memory[:] = np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
+    SEGMENTS[memory.ctypes.data] = name
+    return memory
 
 
 @pytest.mark.parametrize(("format_id", "shape", "hint"), FORMATS)
@@ -112,6 +138,60 @@ def test_blocks_in_pieces_are_gathered_piece_by_piece() -> None:
     assert (as_array(memory, s)[[1, 2]] == old[3]).all()
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_make_up_the_whole(parts: int) -> None:
+    run = BS * HS
+    specs = [spec((NB, BS, HS), (run + 4, HS, 1), i * NB * (run + 4)) for i in range(3)]
+    memory = random_memory(3 * NB * (run + 4) * 2)
+    layout, host = worker(specs, None, memory)
+    slot, blocks = np.zeros(layout.object_bytes, np.uint8), [np.array([5, 0])]
+    for part in range(parts):
+        host.gather(blocks, slot, part, parts)
+    want = np.stack([as_array(memory, s)[[5, 0]] for s in specs])
+    assert (slot.view(np.uint16).reshape(want.shape) == want).all()
+    target = [np.array([1, 2])]
+    for part in range(parts):
+        host.scatter(slot, target, [None], part, parts)
+    assert all((as_array(memory, s)[[1, 2]] == w).all() for s, w in zip(specs, want, strict=True))
+
+
+def test_groups_and_segments_of_different_geometry() -> None:
+    one, two = random_memory(NB * BS * HS * 2), random_memory(2 * NB * 2 * BS * 3 * 2)
+    tensors = [
+        (spec((NB, BS, HS)), one),
+        (spec((NB, 2 * BS, 3)), two),
+        (spec((NB, 2 * BS, 3), offset=NB * 2 * BS * 3), two),
+    ]
+    layers = [layer_layout(i, s, None, m.nbytes) for i, (s, m) in enumerate(tensors)]
+    groups = [GroupSpec((1, 2)), GroupSpec((0,))]
+    layout = worker_layout(layers, groups, chunk_size=2 * BS)
+    names = [SEGMENTS[m.ctypes.data] for _, m in tensors]
+    sizes = {n: m.nbytes for n, (_, m) in zip(names, tensors, strict=True)}
+    host = HostWorker(layout, names, sizes)
+    slot = np.zeros(layout.object_bytes, np.uint8)
+    before = [as_array(m, s).copy() for s, m in tensors]
+    host.gather([np.array([3]), np.array([5, 1])], slot)
+    one[:], two[:] = 0, 0
+    host.scatter(slot, [np.array([0]), np.array([2, 4])], [None, None])
+    after = [as_array(m, s) for s, m in tensors]
+    assert (after[1][0] == before[1][3]).all() and (after[2][0] == before[2][3]).all()
+    assert (after[0][[2, 4]] == before[0][[5, 1]]).all()
+    assert sum(int((a != 0).any(axis=(1, 2)).sum()) for a in after) == 4
+
+
+def test_a_dropped_worker_is_unmapped() -> None:
+    memory = random_memory(NB * BS * HS * 2)
+    _, host = worker([spec((NB, BS, HS))], None, memory)
+    name = SEGMENTS[memory.ctypes.data]
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(name)
+
+    assert mappings() == 2
+    del host
+    assert mappings() == 1
+
+
 def test_only_wanted_blocks_are_written() -> None:
     memory = random_memory(NB * BS * HS * 2)
     layout, host = worker([spec((NB, BS, HS))], None, memory)
@@ -125,7 +205,7 @@ def test_only_wanted_blocks_are_written() -> None:
 
 
 def test_what_means_something_else_has_another_fingerprint() -> None:
-    memory = np.zeros(1 << 14, np.uint8)
+    memory = random_memory(1 << 14)
     variants = [
         ([spec((NB, NH, BS, 2 * HS))], "HND", {}),
         ([spec((NB, BS, NH, 2 * HS))], "NHD", {}),
@@ -142,7 +222,7 @@ def test_what_means_something_else_has_another_fingerprint() -> None:
 
 
 def test_how_many_blocks_and_where_they_lie_is_no_identity() -> None:
-    memory = np.zeros(1 << 14, np.uint8)
+    memory = random_memory(1 << 14)
     one, _ = worker([spec((NB, BS, HS))], None, memory)
     two, _ = worker([spec((NB + 3, BS, HS), (BS * HS + 8, HS, 1), 16)], None, memory)
     assert one.fingerprint == two.fingerprint

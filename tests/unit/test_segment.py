@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.cache.arena import Arena
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
-from sidecar.engines.host import SegmentRefused, map_segment
+from sidecar.engines.mapping import MappedSegments, SegmentRefused
 
 MIB = 1 << 20
 
@@ -93,20 +93,20 @@ def test_the_whole_arena_becomes_usable(name: str) -> None:
 )  # fmt: skip
 def test_only_a_clients_segments_are_opened(bad: str) -> None:
     with pytest.raises(SegmentRefused, match="segment name"):
-        map_segment(bad, 1)
+        MappedSegments({bad: 1}, 4096)
 
 
 def test_a_clients_segment_is_mapped_and_checked(name: str) -> None:
     path = SHM_DIR / f"lmcache_kv_{name}"
     path.write_bytes(b"0123456789")
     shm_name = f"/lmcache_kv_{name}"
-    assert bytes(map_segment(shm_name, 10).bytes) == b"0123456789"
+    assert bytes(MappedSegments({shm_name: 10}, 4096).bytes[:10]) == b"0123456789"
     for nbytes in (0, 11, 1 << 40):
         with pytest.raises(SegmentRefused, match="bytes"):
-            map_segment(shm_name, nbytes)
+            MappedSegments({shm_name: nbytes}, 4096)
     path.unlink()
     with pytest.raises(SegmentRefused, match="No such file"):
-        map_segment(shm_name, 10)
+        MappedSegments({shm_name: 10}, 4096)
     path.symlink_to("/etc/passwd")
     with pytest.raises(SegmentRefused):
-        map_segment(shm_name, 10)
+        MappedSegments({shm_name: 10}, 4096)

@@ -78,3 +78,14 @@ def test_chunk_hashes_are_the_chain_that_clients_know() -> None:
     first = blake3(ROOT + tokens[:16]).digest()
     second = blake3(first + tokens[16:32]).digest()
     assert chunk_hashes(tokens, 4, 2) == [first, second]
+
+
+def test_a_request_that_ended_is_forgotten_but_not_its_prefix() -> None:
+    lists = TokenLists(max_tokens=10_000)
+    tokens = list(range(1000))
+    lists.decode("r", msgspec.Raw(encode(tokens)))
+    both = lists.remembered_bytes
+    lists.forget("r")
+    lists.forget("unknown")
+    assert 0 < lists.remembered_bytes < both
+    assert lists.decode("s", msgspec.Raw(encode([*tokens, 7]))) == big_endian([*tokens, 7])
