@@ -112,7 +112,7 @@ class App:
             telemetry.gauge_source(name, source)
         return Endpoint(
             LMCACHE_0_5_5,
-            self._service.handlers,
+            self._service.handlers(),
             self._config.max_message_mb << 20,
             core.refusals.add,
             on_answered,

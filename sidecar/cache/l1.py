@@ -133,6 +133,13 @@ class L1:
             evicted += 1
         return evicted
 
+    def discard(self, entry: Entry) -> bool:
+        """Drop a ready object that something better will replace; not if it is held."""
+        if entry.leases or entry.pins:
+            return False
+        self._drop(entry)
+        return True
+
     def clear(self, force: bool) -> int:
         """Drop every object that nobody holds; with `force`, leased ones too. How many went.
 

@@ -1,7 +1,6 @@
 """What every handler works on, and the few steps that several of them share."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import Arena
@@ -85,16 +84,3 @@ def scope_of(key: CacheKey) -> Scope:
 
 def space_of(key: CacheKey, rank: int, fingerprint: bytes) -> SpaceKey:
     return SpaceKey(key.model_name, key.world_size, rank, key.cache_salt, fingerprint)
-
-
-def check_blocks(instance: Instance, blocks_by_group: Sequence[Sequence[int]], chunks: int) -> None:
-    """Raises Refused unless these are block ids of `instance` for `chunks` whole chunks."""
-    assert instance.layout is not None
-    groups = instance.layout.groups
-    if len(blocks_by_group) != len(groups):
-        raise Refused("bad_blocks", f"{len(blocks_by_group)} block lists, {len(groups)} groups")
-    for group, blocks in zip(groups, blocks_by_group, strict=True):
-        if len(blocks) != chunks * group.blocks_per_chunk:
-            raise Refused("bad_blocks", f"{len(blocks)} block ids for {chunks} chunks")
-        if blocks and max(blocks) >= group.blocks:
-            raise Refused("bad_blocks", f"block {max(blocks)} of {group.blocks}")

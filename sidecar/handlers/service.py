@@ -12,9 +12,10 @@ from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
 from sidecar.handlers.registration import Registrations
+from sidecar.handlers.retrieves import Retrieves
 from sidecar.handlers.slots import Slots
 from sidecar.handlers.snapshot import snapshot
-from sidecar.handlers.transfers import Transfers
+from sidecar.handlers.stores import Stores
 
 # A copy of a few GiB takes about a second; one that takes this long hangs.
 _STUCK_SECONDS = 30.0
@@ -28,7 +29,8 @@ class Service:
         eviction = Eviction(core, post)
         self._slots = Slots(core, eviction)
         self._registrations = Registrations(core, self._slots)
-        self.handlers = self._handlers(Transfers(core, eviction), Lookups(core), Control(core))
+        self._stores, self._retrieves = Stores(core, eviction), Retrieves(core)
+        self._lookups, self._control = Lookups(core), Control(core)
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
@@ -76,17 +78,17 @@ class Service:
         oldest = copies.oldest_seconds()
         return f"a copy hangs for {oldest:.0f} s" if oldest > _STUCK_SECONDS else None
 
-    def _handlers(
-        self, transfers: Transfers, lookups: Lookups, control: Control
-    ) -> dict[str, Callable[..., Any]]:
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """What is served on the wire, by operation name."""
         registrations, slots = self._registrations, self._slots
+        lookups, control = self._lookups, self._control
         return {
             "register_kv_cache": registrations.register_handles,
             "unregister_kv_cache": registrations.unregister,
             "register_kv_cache_engine_driven_context": registrations.register_engine_driven,
             "unregister_kv_cache_engine_driven_context": registrations.unregister,
-            "store": transfers.store,
-            "retrieve": transfers.retrieve,
+            "store": self._stores.store,
+            "retrieve": self._retrieves.retrieve,
             "lookup": lookups.lookup,
             "query_prefetch_status": lookups.query,
             "wait_prefetch_status": lookups.wait,

@@ -1,0 +1,146 @@
+"""Handle mode, retrieve: from the arena into a worker's blocks."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sidecar.engines.host import Blocks, HostWorker
+from sidecar.engines.registry import Instance
+from sidecar.handlers.chunk_copies import (
+    ChunkCopy,
+    all_null,
+    block_tables,
+    count_bytes,
+    pieces,
+    scatter,
+)
+from sidecar.handlers.core import Core, scope_of, space_of
+from sidecar.wire.endpoint import DEFERRED, Refused, Request
+from sidecar.wire.messages import CacheKey
+
+
+class Retrieves:
+    """retrieve, for workers whose memory the server has mapped."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def retrieve(
+        self,
+        request: Request,
+        key: CacheKey,
+        instance_id: int,
+        block_ids: list[list[int] | int],
+        event: bytes,
+        skip_first_n_tokens: int,
+    ) -> Any:
+        """Copy `[start, end)` from the arena into the worker's blocks, all of it or nothing.
+
+        Whatever happens, the share of this worker in the lookup's leases ends.
+        """
+        core = self._core
+        core.telemetry.num_submitted_retrieves.add(1, HostWorker.device)
+        hashes: list[bytes] = []
+        try:
+            hashes = core.hashes(key, key.end - key.end % core.config.chunk_size)
+            instance = core.instance(request, instance_id, key, "handle")
+            tables = block_tables(core, instance, key, block_ids)
+            copies = self._find(instance, key, hashes, tables, skip_first_n_tokens)
+            core.admit(instance)
+        except Exception:
+            self._release(key, hashes)
+            raise
+        for copy in copies:
+            core.l1.pin(copy.entry)
+        end = partial(self._end_retrieve, request, instance, key, hashes, copies, event, core.now())
+        if not copies:
+            end(True)
+            return DEFERRED
+        copy_out = partial(scatter, core.arena.bytes, instance.mapped)
+        core.copies.submit(pieces(copy_out, copies), end)
+        return DEFERRED
+
+    def _find(
+        self,
+        instance: Instance,
+        key: CacheKey,
+        hashes: list[bytes],
+        tables: list[Blocks],
+        skip_tokens: int,
+    ) -> list[ChunkCopy]:
+        """What to copy where. Raises Refused if anything of it is not there."""
+        space = self._core.l1.space(space_of(key, key.worker_id or 0, instance.fingerprint))
+        copies = []
+        for row, chunk in enumerate(self._core.aligned_range(key)):
+            entry = space.ready.get(hashes[chunk]) if space is not None else None
+            blocks = [table[row] for table in tables]
+            if entry is None:
+                self._count_miss(instance)
+                raise Refused("not_cached", f"chunk {chunk} of {key.request_id}")
+            wanted = self._wanted(instance, blocks, row, skip_tokens)
+            if any(wanted[g] is None or len(wanted[g]) for g in entry.missing):  # type: ignore[arg-type]
+                self._count_miss(instance)
+                raise Refused("partly_cached", f"chunk {chunk} lacks blocks of a windowed group")
+            copies.append(ChunkCopy(entry, blocks, wanted))
+        return copies
+
+    def _wanted(
+        self, instance: Instance, blocks: list[Blocks], row: int, skip_tokens: int
+    ) -> list[Blocks | None]:
+        """Which positions of a chunk are written: not the skipped, not the null block."""
+        assert instance.layout is not None
+        windowed = {group for group, _ in instance.windows}
+        nothing = all_null(self._core, blocks)
+        wanted: list[Blocks | None] = []
+        for g, (group, ids) in enumerate(zip(instance.layout.groups, blocks, strict=True)):
+            skipped = skip_tokens // group.tokens_per_block - row * group.blocks_per_chunk
+            write = np.arange(len(ids)) >= skipped
+            if nothing or g in windowed:
+                write &= ids != self._core.config.null_block_id
+            wanted.append(None if write.all() else np.flatnonzero(write))
+        return wanted
+
+    def _end_retrieve(
+        self,
+        request: Request,
+        instance: Instance,
+        key: CacheKey,
+        hashes: list[bytes],
+        copies: list[ChunkCopy],
+        event: bytes,
+        began: float,
+        ok: bool,
+    ) -> None:
+        core = self._core
+        instance.transfers -= 1
+        self._count_reuse(copies)
+        for copy in reversed(copies):
+            core.l1.unpin(copy.entry)
+        self._release(key, hashes)
+        if not ok:
+            request.refuse("copy_failed")
+            return
+        core.telemetry.l1_read_chunks.add(len(copies))
+        core.telemetry.num_chunks_loaded.add(
+            len(copies), str(instance.id), key.model_name, key.cache_salt
+        )
+        core.telemetry.num_finished_retrieves.add(1, HostWorker.device)
+        count_bytes(core, "load", instance, copies, began)
+        request.reply((event, True))
+
+    def _release(self, key: CacheKey, hashes: list[bytes]) -> None:
+        start = key.start // self._core.config.chunk_size
+        self._core.leases.release(
+            key.request_id, scope_of(key), hashes, start, readers=1, rank=key.worker_id
+        )
+
+    def _count_miss(self, instance: Instance) -> None:
+        self._core.telemetry.l1_read_failure_chunks.add(
+            1, "l1_retrieve", "not_found", instance.model_name
+        )
+
+    def _count_reuse(self, copies: list[ChunkCopy]) -> None:
+        if copies:  # one chunk stands for the request: they are all used together
+            gap = self._core.now() - copies[0].entry.used_at
+            self._core.telemetry.l1_chunk_reuse_gap.record(gap)

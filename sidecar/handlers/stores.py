@@ -1,0 +1,152 @@
+"""Handle mode, store: from a worker's blocks into the arena."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sidecar.cache.entry import Entry
+from sidecar.cache.keys import SpaceKey
+from sidecar.engines.host import Blocks, HostWorker
+from sidecar.engines.registry import Instance
+from sidecar.handlers.chunk_copies import (
+    ChunkCopy,
+    all_null,
+    block_tables,
+    count_bytes,
+    gather,
+    pieces,
+)
+from sidecar.handlers.core import Core, space_of
+from sidecar.handlers.eviction import Eviction
+from sidecar.wire.endpoint import DEFERRED, Request
+from sidecar.wire.messages import CacheKey
+
+
+@dataclass(eq=False, slots=True)
+class _Store:
+    """A store under way: its own copy and the copies of others are what it `waits_for`."""
+
+    request: Request
+    instance: Instance
+    answer: tuple[bytes, bool]
+    copies: list[ChunkCopy]
+    began: float
+    waits_for: int
+
+
+class Stores:
+    """store, for workers whose memory the server has mapped."""
+
+    def __init__(self, core: Core, eviction: Eviction) -> None:
+        self._core = core
+        self._eviction = eviction
+
+    def store(
+        self,
+        request: Request,
+        key: CacheKey,
+        instance_id: int,
+        block_ids: list[list[int] | int],
+        event: bytes,
+    ) -> Any:
+        """Copy `[start, end)` into the arena and publish it, then answer.
+
+        Chunks that are there already, or for which there is no room, are skipped.
+        """
+        core = self._core
+        instance = core.instance(request, instance_id, key, "handle")
+        tables = block_tables(core, instance, key, block_ids)
+        hashes = core.hashes(key, key.end)
+        core.admit(instance)
+        core.telemetry.num_submitted_stores.add(1, HostWorker.device)
+        copies, others = self._reserve(instance, key, hashes, tables)
+        store = _Store(request, instance, (event, True), copies, core.now(), 1 + len(others))
+        for entry in others:
+            _when_settled(entry, partial(self._one_done, store))
+        if not copies:
+            self._one_done(store)
+            return DEFERRED
+        copy_in = partial(gather, core.arena.bytes, instance.mapped)
+        core.copies.submit(pieces(copy_in, copies), partial(self._end_store, store))
+        return DEFERRED
+
+    def _reserve(
+        self, instance: Instance, key: CacheKey, hashes: list[bytes], tables: list[Blocks]
+    ) -> tuple[list[ChunkCopy], list[Entry]]:
+        """Slots for the chunks that are to be written, and the entries others are writing."""
+        core, copies, others = self._core, [], []
+        space_key = space_of(key, key.worker_id or 0, instance.fingerprint)
+        for row, chunk in enumerate(core.aligned_range(key)):
+            blocks = [table[row] for table in tables]
+            if all_null(self._core, blocks):
+                continue
+            entry, is_new = self._claim(instance, space_key, hashes[chunk], blocks)
+            if is_new and entry is not None:
+                entry.on_settled = []
+                copies.append(ChunkCopy(entry, blocks, [None] * len(blocks)))
+            elif entry is not None:
+                others.append(entry)
+        return copies, others
+
+    def _claim(
+        self, instance: Instance, space_key: SpaceKey, chunk_hash: bytes, blocks: list[Blocks]
+    ) -> tuple[Entry | None, bool]:
+        """A slot to write, (entry, True); or who writes it already; or (None, False)."""
+        core, null = self._core, self._core.config.null_block_id
+        missing = frozenset(g for g, _ in instance.windows if (blocks[g] == null).any())
+        space = core.l1.space(space_key)
+        if space is not None and chunk_hash in space.writing:
+            return space.writing[chunk_hash], False
+        ready = space.ready.get(chunk_hash) if space is not None else None
+        # What lacks blocks of a windowed group is worth less than what we are offered now.
+        if ready is not None and not (missing < ready.missing and core.l1.discard(ready)):
+            return None, False
+        entry = core.l1.reserve(space_key, chunk_hash, instance.object_bytes, missing)
+        if entry is None:
+            core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", instance.model_name)
+        return entry, entry is not None
+
+    def _end_store(self, store: "_Store", ok: bool) -> None:
+        """The copy has ended: answer and publish, or neither, in one turn of the loop."""
+        core = self._core
+        if not ok:
+            store.request.refuse("copy_failed")
+        elif store.waits_for == 1:
+            # Nothing of a worker that died meanwhile is published.
+            ok = self._answer(store)
+        # The last chunk first: it is the least recently used then, and the one to lose.
+        for copy in reversed(store.copies):
+            if ok:
+                core.l1.commit(copy.entry)
+            else:
+                core.l1.abort(copy.entry)
+        if ok:
+            core.telemetry.l1_write_chunks.add(len(store.copies))
+            count_bytes(core, "store", store.instance, store.copies, store.began)
+            self._eviction.check()
+        self._one_done(store)
+
+    def _one_done(self, store: "_Store") -> None:
+        store.waits_for -= 1
+        if not store.waits_for:
+            self._answer(store)
+            store.instance.transfers -= 1
+
+    def _answer(self, store: "_Store") -> bool:
+        if store.request.answered:
+            return False
+        self._core.telemetry.num_finished_stores.add(1, HostWorker.device)
+        return store.request.reply(store.answer)
+
+
+def _when_settled(entry: Entry, callback: Callable[[], None]) -> None:
+    """Run `callback` when a copy that another store has begun has ended.
+
+    Whoever is told "stored" must find it. A slot that a worker fills itself is not waited
+    for: how long that takes is the worker's business.
+    """
+    if entry.on_settled is None:
+        callback()
+    else:
+        entry.on_settled.append(callback)
