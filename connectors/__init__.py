@@ -1,0 +1,1 @@
+"""Configuration that makes an engine's workers use the sidecar; needs nothing but Python."""

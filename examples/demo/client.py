@@ -1,0 +1,72 @@
+"""What a client of vLLM and a scraper see: streamed completions, and counters."""
+
+import json
+import time
+import urllib.request
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from .engine import MODEL_NAME
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One greedy completion; seconds count from the moment the request was sent."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    first_token_seconds: float
+
+
+def request_body(prompt: str, max_tokens: int, *, stream: bool) -> bytes:
+    return json.dumps(
+        {
+            "model": MODEL_NAME,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": stream,
+            "return_token_ids": True,
+        }
+    ).encode()
+
+
+def complete(url: str, prompt: str, max_tokens: int, timeout: float = 300) -> Completion:
+    """Send `prompt` to the vLLM at `url` and read the stream to its end."""
+    request = urllib.request.Request(
+        f"{url}/v1/completions",
+        request_body(prompt, max_tokens, stream=True),
+        {"Content-Type": "application/json"},
+    )
+    started = time.monotonic()
+    first_token_seconds = None
+    text = ""
+    token_ids: list[int] = []
+    with urllib.request.urlopen(request, timeout=timeout) as stream:
+        for line in stream:
+            if not line.startswith(b"data: {"):
+                continue
+            choice = json.loads(line.removeprefix(b"data: "))["choices"][0]
+            if first_token_seconds is None and choice["token_ids"]:
+                first_token_seconds = time.monotonic() - started
+            text += choice["text"]
+            token_ids += choice["token_ids"] or []
+    if first_token_seconds is None:
+        raise RuntimeError(f"{url} ended the stream without a token")
+    return Completion(text, tuple(token_ids), first_token_seconds)
+
+
+def counter(url: str, name: str, **labels: str) -> int:
+    """The sum of a counter's series with these labels at `url`/metrics; 0 where there is none."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+        return int(
+            sum(
+                sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == name and labels.items() <= sample.labels.items()
+            )
+        )

@@ -1,0 +1,99 @@
+"""A model made on the spot: a Llama with random weights and one token per byte of text."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+HEAD_SIZE = 64
+VOCABULARY = 320
+MAX_TOKENS = 4096
+SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
+)
+
+
+def make_model(directory: Path, *, hidden: int, layers: int) -> Path:
+    """Write a servable model into `directory`; the same arguments give the same weights.
+
+    256 x 4 is 6 MB, 512 x 8 is 50 MB.
+    """
+    directory.mkdir(parents=True)
+    write_tokenizer(directory)
+    config = llama_config(hidden, layers)
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(weights(config), directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def llama_config(hidden: int, layers: int) -> dict[str, object]:
+    heads = hidden // HEAD_SIZE
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": HEAD_SIZE,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": MAX_TOKENS,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+
+
+def weights(config: dict[str, object]) -> dict[str, np.ndarray]:
+    hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
+    for layer in range(int(str(config["num_hidden_layers"]))):
+        prefix = f"model.layers.{layer}"
+        for name in "qkvo":
+            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        shapes[f"{prefix}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{prefix}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    shapes["lm_head.weight"] = (VOCABULARY, hidden)
+    random = np.random.default_rng(seed=0)
+    # Wide enough that the greedy output depends on the context, narrow enough not to saturate.
+    deviation = 0.08 * math.sqrt(256 / hidden)
+    return {name: tensor(random, shape, deviation) for name, shape in shapes.items()}
+
+
+def tensor(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> np.ndarray:
+    if len(shape) == 1:
+        return np.ones(shape, np.float16)
+    return (random.standard_normal(shape, np.float32) * deviation).astype(np.float16)
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Byte-level BPE without merges: the prompt's length in bytes is its length in tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
+    # Every id that the model can choose must have a text.
+    spare = VOCABULARY - len(alphabet) - len(SPECIAL)
+    tokenizer.add_tokens([f"<{i}>" for i in range(spare)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": MAX_TOKENS,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
