@@ -1,0 +1,154 @@
+"""`python -m bench`: both servers in turn, round by round, then one table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import cases, crowd, idle, plot, report, servers
+from bench.cases import Pools
+from bench.client import unlink_segments
+from bench.figures import Samples, rows
+from bench.servers import Server
+
+CASES = ("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle")
+SETTLE = 3.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured; the same for both servers."""
+
+    servers: tuple[str, ...]
+    cases: tuple[str, ...]
+    rounds: int
+    repeats: int
+    small_repeats: int
+    idle_seconds: float
+    l1_gb: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    settings = _settings(options)
+    # Set, not inherited: a shell's background job starts with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    about = {"machine": report.machine(), "settings": asdict(settings)}
+    if idle.machine_load() > 0.1:
+        print("warning: other processes are busy, the figures will be noisy", file=sys.stderr)
+    rounds: dict[str, list[Samples]] = {name: [] for name in settings.servers}
+    try:
+        _measure(settings, rounds)
+    except KeyboardInterrupt:
+        print("interrupted, servers stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"bench failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        unlink_segments(os.getpid())
+    results = rows(report.merged(rounds.get("peer", [])), report.merged(rounds.get("ours", [])))
+    print(report.markdown_table(results) if options.markdown else report.text_table(results))
+    target = Path(options.output) / f"{date}.json"
+    report.write_json(target, date, about, rounds)
+    print(f"\nwritten: {target}", file=sys.stderr)
+    if plot.write(target.with_suffix(".png"), results):
+        print(f"written: {target.with_suffix('.png')}", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measures `lmcache server` (peer) and `kv-sidecar serve` (ours) in turn.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round, noisier figures")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=CASES,
+        metavar="CASE",
+        default=None,
+        help=f"only this case (repeat for more): {', '.join(CASES)}",
+    )
+    parser.add_argument("--rounds", type=int, help="how often each server is started (3)")
+    parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--output", default="bench-results", help="folder for JSON and plot")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    quick = options.quick
+    return Settings(
+        servers=("peer", "ours") if options.server == "both" else (options.server,),
+        cases=tuple(case for case in CASES if options.only is None or case in options.only),
+        rounds=options.rounds or (1 if quick else 3),
+        repeats=4 if quick else 8,
+        small_repeats=20 if quick else 50,
+        idle_seconds=5 if quick else 20,
+        l1_gb=6,
+    )
+
+
+def _measure(settings: Settings, rounds: dict[str, list[Samples]]) -> None:
+    """Fills `rounds`; each round starts both servers anew, in alternating order."""
+    with tempfile.TemporaryDirectory(prefix="kv-bench-") as logs, closing(Pools()) as pools:
+        for number in range(settings.rounds):
+            order = settings.servers if number % 2 == 0 else settings.servers[::-1]
+            for name in order:
+                started = time.monotonic()
+                last = number == settings.rounds - 1
+                rounds[name].append(_one_server(name, settings, pools, Path(logs), last))
+                took = time.monotonic() - started
+                print(
+                    f"round {number + 1}/{settings.rounds}: {name} done in {took:.0f} s",
+                    file=sys.stderr,
+                )
+
+
+def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: bool) -> Samples:
+    samples: Samples = {}
+    with servers.running(name, settings.l1_gb, logs) as server:
+        if "ready" in settings.cases:
+            ready = server.ready
+            samples |= {
+                "ready": [max(ready.rpc, ready.http)],
+                "ready_rpc": [ready.rpc],
+                "ready_http": [ready.http],
+            }
+        server.wait_populated()
+        for case in settings.cases:
+            samples |= _one_case(case, server, settings, pools)
+        if last and "idle" in settings.cases:
+            if "handle" not in settings.cases:
+                cases.handle(server.url, pools, repeats=1)
+            time.sleep(SETTLE)
+            samples |= idle.measure(server.process.pid, settings.idle_seconds)
+    return samples
+
+
+def _one_case(case: str, server: Server, settings: Settings, pools: Pools) -> Samples:
+    url = server.url
+    if case == "handle":
+        return cases.handle(url, pools, settings.repeats)
+    if case == "engine":
+        return cases.engine(url, pools, settings.repeats)
+    if case == "lookup":
+        return cases.lookup(url, pools, settings.repeats)
+    if case == "lookup4":
+        return crowd.lookups(url, 4, settings.repeats)
+    if case in ("small", "small4"):
+        return crowd.small(url, 4 if case == "small4" else 1, settings.small_repeats)
+    return {}

@@ -1,0 +1,60 @@
+"""What a server costs while nobody asks it anything, read from /proc."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bench.figures import Samples
+
+
+def measure(root: int, seconds: float) -> Samples:
+    """Memory beside the L1 (MB) and CPU (percent of a core) of `root` and its children.
+
+    Memory is RssAnon + RssFile: the resident pages less RssShmem, which holds the L1
+    arena and the workers' KV blocks. CPU is the run time of all threads (schedstat).
+    """
+    pids = _tree(root)
+    before, start = _run_seconds(pids), time.monotonic()
+    time.sleep(seconds)
+    used = _run_seconds(pids) - before
+    percent = 100 * used / (time.monotonic() - start)
+    memory = sum(_resident_beside_shm(pid) for pid in pids) / 1e6
+    return {"idle_mb": [memory], "idle_cpu": [percent]}
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for pid in found:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found.extend(int(child) for child in children.read_text().split())
+    return found
+
+
+def _run_seconds(pids: list[int]) -> float:
+    nanoseconds = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            nanoseconds += int(task.read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def _resident_beside_shm(pid: int) -> int:
+    total = 0
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(("RssAnon:", "RssFile:")):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def machine_load(seconds: float = 1.0) -> float:
+    """The share of all cores' time that something else uses right now, 0 to 1."""
+    busy, total = _machine_ticks()
+    time.sleep(seconds)
+    later_busy, later_total = _machine_ticks()
+    return (later_busy - busy) / (later_total - total)
+
+
+def _machine_ticks() -> tuple[int, int]:
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)

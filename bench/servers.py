@@ -1,0 +1,197 @@
+"""Starts and stops the two servers, each in its own process group, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
+
+START_LIMIT = 120.0
+ANSWER_LIMIT = 5.0
+STOP_LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Seconds from the spawn to the first answer on either port."""
+
+    rpc: float
+    http: float
+
+
+@dataclass
+class Server:
+    """A running server; `name` is "peer" or "ours"."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    http_port: int
+    shm_name: str
+    ready: Ready
+
+    @property
+    def url(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self._http(path), timeout=5) as reply:
+            return json.load(reply)
+
+    def _http(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.http_port}{path}"
+
+    def wait_populated(self, limit: float = 60.0) -> None:
+        """Waits for the arena's pages; a server that reports none has nothing to wait for."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            populated = _find(self.get("/status"), "populated_bytes")
+            total = _find(self.get("/status"), "memory_total_bytes")
+            if populated is None or total is None or populated >= total:
+                return
+            time.sleep(0.2)
+
+
+def _find(document: Any, suffix: str) -> int | None:
+    """The first number anywhere in a JSON document whose key ends with `suffix`."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(document, dict):
+        items = list(document.items())
+    elif isinstance(document, list):
+        items = [("", value) for value in document]
+    for key, value in items:
+        if isinstance(value, int) and key.endswith(suffix):
+            return value
+        if (found := _find(value, suffix)) is not None:
+            return found
+    return None
+
+
+def command(name: str) -> list[str]:
+    """The server's command as installed beside this interpreter."""
+    scripts = Path(sys.executable).parent
+    if name == "peer":
+        return [str(scripts / "lmcache"), "server"]
+    script = scripts / "kv-sidecar"
+    return [str(script), "serve"] if script.exists() else [sys.executable, "-m", "sidecar", "serve"]
+
+
+@contextlib.contextmanager
+def running(name: str, l1_gb: int, log_dir: Path) -> Iterator[Server]:
+    """A server that is up; stopped, and its shared memory removed, on every way out."""
+    port, http_port = _free_ports(2)
+    shm_name = f"bench-{os.getpid()}-{secrets.token_hex(3)}"
+    arguments = [
+        *("--host", "127.0.0.1", "--port", str(port), "--http-port", str(http_port)),
+        *("--l1-size-gb", str(l1_gb), "--supported-transfer-mode", "auto"),
+        *("--shm-name", shm_name, "--max-workers", "2", "--eviction-policy", "LRU"),
+    ]
+    log_path = log_dir / f"{name}.log"
+    with log_path.open("ab") as log:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [*command(name), *arguments], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        ready = _wait_ready(process, port, http_port, start, log_path)
+        yield Server(name, process, port, http_port, shm_name, ready)
+    finally:
+        _stop(process)
+        for segment in Path("/dev/shm").glob(f"*{shm_name}*"):
+            segment.unlink(missing_ok=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+def _wait_ready(
+    process: subprocess.Popen[bytes], port: int, http_port: int, start: float, log: Path
+) -> Ready:
+    """Asks on both ports side by side, so that neither answer is noticed late."""
+    with ThreadPoolExecutor(2) as threads:
+        stop = threading.Event()
+        asked = [
+            threads.submit(_first_answer, check, number, start, stop)
+            for check, number in ((_answers, port), (_healthy, http_port))
+        ]
+        try:
+            while not all(future.done() for future in asked):
+                if process.poll() is not None:
+                    code = process.returncode
+                    raise RuntimeError(f"the server exited with {code}: {_tail(log)}")
+                if time.monotonic() - start > START_LIMIT:
+                    raise RuntimeError(f"not ready in {START_LIMIT:.0f} s: {_tail(log)}")
+                time.sleep(0.02)
+        finally:
+            stop.set()
+        return Ready(rpc=asked[0].result(), http=asked[1].result())
+
+
+def _first_answer(
+    check: Callable[[int], bool], port: int, start: float, stop: threading.Event
+) -> float:
+    while not stop.wait(0.01):
+        if check(port):
+            return time.monotonic() - start
+    return float("nan")
+
+
+def _tail(log: Path) -> str:
+    return " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
+
+
+def _answers(port: int) -> bool:
+    """Whether get_chunk_size is answered; connects only to a port that listens already."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)):
+            return False
+    context = zmq.Context()
+    context.setsockopt(zmq.LINGER, 0)
+    client = RequestClientFactory.create(f"tcp://127.0.0.1:{port}", context=context)
+    try:
+        return bool(client.get_chunk_size().result(ANSWER_LIMIT))
+    except TimeoutError:
+        return False
+    finally:
+        client.close()
+        context.term()
+
+
+def _healthy(http_port: int) -> bool:
+    try:
+        url = f"http://127.0.0.1:{http_port}/healthcheck"
+        with urllib.request.urlopen(url, timeout=1) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_LIMIT)
+            break
