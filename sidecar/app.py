@@ -90,7 +90,7 @@ class App:
             registry=Registry(),
             copies=CopyPool(config.max_workers, self._loop.post),
             telemetry=self._telemetry,
-            tokens=TokenLists(config.max_tokens),
+            tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
         )
 

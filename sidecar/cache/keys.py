@@ -10,18 +10,18 @@ BYTES_PER_TOKEN = 4
 ROOT = blake3(bytes(8) + bytes(4)).digest()
 
 
-def chunk_hashes(tokens: bytes, chunk_size: int, chunks: int) -> list[bytes]:
+def chunk_hashes(chain: list[bytes], tokens: bytes, chunk_size: int, chunks: int) -> list[bytes]:
     """The 32-byte hashes of the first `chunks` whole chunks of `tokens`.
 
     `tokens` holds big-endian u32 a token, `chunk_size` tokens a chunk; each hash covers all
-    tokens before it as well.
+    tokens before it as well. `chain` holds those already known and is extended.
     """
     width = chunk_size * BYTES_PER_TOKEN
-    parent, hashes = ROOT, []
-    for at in range(0, chunks * width, width):
+    parent = chain[-1] if chain else ROOT
+    for at in range(len(chain) * width, chunks * width, width):
         parent = blake3(parent + tokens[at : at + width]).digest()
-        hashes.append(parent)
-    return hashes
+        chain.append(parent)
+    return chain[:chunks]
 
 
 class SpaceKey(NamedTuple):

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import Arena
-from sidecar.cache.keys import SpaceKey, chunk_hashes
+from sidecar.cache.keys import BYTES_PER_TOKEN, SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Scope
 from sidecar.config import Config
@@ -43,9 +43,11 @@ class Core:
         Raises BadPayload if the sequence is shorter.
         """
         tokens = self.tokens.decode(key.request_id, key.token_ids)
-        if end * 4 > len(tokens):
-            raise BadPayload(f"end {end} is behind the {len(tokens) // 4} tokens")
-        return chunk_hashes(tokens, self.config.chunk_size, end // self.config.chunk_size)
+        if end * BYTES_PER_TOKEN > len(tokens.data):
+            count = len(tokens.data) // BYTES_PER_TOKEN
+            raise BadPayload(f"end {end} is behind the {count} tokens")
+        size = self.config.chunk_size
+        return chunk_hashes(tokens.chain, tokens.data, size, end // size)
 
     def aligned_range(self, key: CacheKey) -> range:
         """The chunks that `key` means. Raises BadPayload if it does not mean whole ones."""

@@ -23,12 +23,24 @@ _HEAD_BYTES = 64
 
 
 @dataclass(slots=True)
+class Tokens:
+    """A decoded list: big-endian u32 a token, the form that chunk hashes are made of.
+
+    `chain` holds what has been derived of its leading whole chunks, one item a chunk, as far
+    as anybody has. Lists that share chunks share what was derived of them.
+    """
+
+    data: bytes
+    chain: list[bytes]
+
+
+@dataclass(slots=True)
 class _Known:
     """One list: its encoded elements, where each element ends in them, and the decoding."""
 
     body: bytes
     ends: npt.NDArray[np.int32]
-    tokens: bytes
+    tokens: Tokens
 
     def shared_with(self, body: bytes) -> int:
         """How many leading tokens `body` encodes exactly as this list does."""
@@ -40,7 +52,7 @@ class _Known:
         return int(self.ends.searchsorted(same_bytes, side="right"))
 
 
-_NOTHING = _Known(b"", np.empty(0, np.int32), b"")
+_NOTHING = _Known(b"", np.empty(0, np.int32), Tokens(b"", []))
 
 
 class TokenLists:
@@ -49,15 +61,16 @@ class TokenLists:
     `max_tokens` bounds one list; `max_bytes` bounds what is remembered.
     """
 
-    def __init__(self, max_tokens: int, max_bytes: int = 12 << 20) -> None:
+    def __init__(self, max_tokens: int, chunk_size: int, max_bytes: int = 12 << 20) -> None:
         self._max_tokens = max_tokens
+        self._chunk_size = chunk_size
         self._max_bytes = max_bytes
         self._known: OrderedDict[str | bytes, _Known] = OrderedDict()
         self.remembered_bytes = 0
         self._decoder = msgspec.msgpack.Decoder(list[_Token])
 
-    def decode(self, request_id: str, raw: msgspec.Raw) -> bytes:
-        """The list as big-endian u32 a token, the form that chunk hashes are made of.
+    def decode(self, request_id: str, raw: msgspec.Raw) -> Tokens:
+        """The tokens of an encoded list.
 
         Raises BadPayload for a list that is too long or not made of 32-bit tokens.
         """
@@ -71,10 +84,13 @@ class TokenLists:
             return known.tokens
         shared = min(known.shared_with(body), count)
         skip = int(known.ends[shared - 1]) if shared else 0
+        chain = known.tokens.chain[: shared // self._chunk_size]
+        if shared == count:  # the beginning of what is known: not worth remembering
+            return Tokens(known.tokens.data[: 4 * shared], chain)
         tail = self._decode_tail(count - shared, body[skip:])
         ends = np.concatenate([known.ends[:shared], skip + _element_ends(tail)])
-        tokens = known.tokens[: 4 * shared] + tail
-        if count and ends[-1] == len(body):  # else not the shortest encoding: it ends elsewhere
+        tokens = Tokens(known.tokens.data[: 4 * shared] + tail, chain)
+        if ends[-1] == len(body):  # else not the shortest encoding: it ends elsewhere
             self._remember(request_id, _Known(body, ends, tokens))
         return tokens
 
@@ -132,4 +148,4 @@ def _element_ends(tokens: bytes) -> npt.NDArray[np.int32]:
 
 
 def _cost(known: _Known) -> int:
-    return len(known.body) + len(known.tokens) + known.ends.nbytes
+    return len(known.body) + len(known.tokens.data) + known.ends.nbytes
