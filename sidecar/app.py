@@ -33,6 +33,9 @@ from sidecar.wire.tokens import TokenLists
 log = logging.getLogger("sidecar")
 
 _DRAIN_SECONDS = 5.0
+# Half of the clients' default heartbeat. A worker whose ping is not answered in time gives up
+# what it has in flight and uses its blocks for something else, while we still copy them.
+_STALL_SECONDS = 5.0
 _DRAIN_POLL_SECONDS = 0.02
 _LAST_REQUESTS_SECONDS = 0.1
 _SWITCH_INTERVAL_SECONDS = 0.0005
@@ -75,6 +78,7 @@ class App:
         )
         self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
+        self._loop.watch_for_stalls(_STALL_SECONDS, self._service.on_stall)
         self._announce()
         self._loop.run()
         self._close()

@@ -33,6 +33,8 @@ class Loop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake, zmq.POLLIN)
         self._running = True
+        self._stall_seconds = float("inf")
+        self._on_stall: Callable[[], None] = lambda: None
 
     def add_reader(self, socket: "zmq.Socket[bytes]", callback: Callable[[], None]) -> None:
         self._poller.register(socket, zmq.POLLIN)
@@ -84,10 +86,23 @@ class Loop:
 
         self.call_later(interval, tick)
 
+    def watch_for_stalls(self, seconds: float, on_stall: Callable[[], None]) -> None:
+        """Call `on_stall` when the process has not run for `seconds`, before anything else.
+
+        To be told in time there must be a timer that is due more often.
+        """
+        self._stall_seconds, self._on_stall = seconds, on_stall
+
     def run(self) -> None:
         """Serve until `stop`. A callback that raises is logged and costs nobody else."""
+        turn = time.monotonic()
         while self._running:
-            for socket, _ in self._poller.poll(self._poll_timeout_ms()):
+            ready = self._poller.poll(self._poll_timeout_ms())
+            last, turn = turn, time.monotonic()
+            if turn - last > self._stall_seconds:
+                log.error("the server did not run for %.1f s", turn - last)
+                self._guard(self._on_stall)
+            for socket, _ in ready:
                 if socket == self._wake:
                     os.eventfd_read(self._wake)
                 else:

@@ -28,12 +28,14 @@ class Space:
 class Entry:
     """One object: its place in the arena (`offset`, `size` in bytes) and who holds it.
 
+    `end` is where the slot ends, `size` bytes and the padding behind them.
     `leases` count promises to readers that are still to come; `pins` count copies under way.
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
     `missing` names the KV groups whose blocks were null when it was stored.
     """
 
     __slots__ = (
+        "end",
         "hash",
         "leases",
         "missing",
@@ -47,13 +49,19 @@ class Entry:
         "used_at",
     )
 
+    @property
+    def evictable(self) -> bool:
+        """Complete, and in nobody's hands."""
+        return self.state is State.READY and not (self.leases or self.pins)
+
     def __init__(
-        self, space: Space, hash: bytes, offset: int, size: int, missing: frozenset[int]
+        self, space: Space, hash: bytes, offset: int, size: int, end: int, missing: frozenset[int]
     ) -> None:
         self.space = space
         self.hash = hash
         self.offset = offset
         self.size = size
+        self.end = end
         self.missing = missing
         self.state = State.WRITING
         self.leases = 0

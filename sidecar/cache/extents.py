@@ -23,7 +23,7 @@ class Extents:
         if at == len(self._sizes):
             return None
         extent = self._sizes[at]
-        start = next(iter(self._starts_of_size[extent]))
+        start = next(reversed(self._starts_of_size[extent]))  # the front fills with holes
         self._remove(start, extent)
         if extent > size:
             self._add(start + size, extent - size)
@@ -40,6 +40,14 @@ class Extents:
             self._remove(start + size, after)
             size += after
         self._add(start, size)
+
+    def free_from(self, start: int) -> int:
+        """How many bytes are free from `start` on; 0 if no free extent begins there."""
+        return self._size_at.get(start, 0)
+
+    def free_before(self, end: int) -> int:
+        """How many bytes are free right before `end`."""
+        return end - self._start_ending_at.get(end, end)
 
     def ranges(self) -> list[tuple[int, int]]:
         """The free extents as (start, size), in address order."""

@@ -7,12 +7,15 @@ one thread.
 
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, Space, State
 from sidecar.cache.extents import Extents
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
+
+_VICTIMS_TRIED = 16
 
 
 class L1:
@@ -35,6 +38,8 @@ class L1:
         self.writing = 0
         self.held = 0
         self._extents = Extents()
+        self._at: dict[int, Entry] = {}  # whatever occupies bytes, by where it begins
+        self._ending_at: dict[int, Entry] = {}
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
         self._on_evicted = on_evicted
@@ -67,10 +72,11 @@ class L1:
         space = self._spaces.get(key)
         if space is None:
             space = self._spaces[key] = Space(key)
-        entry = Entry(space, hash, offset, size, missing)
+        entry = Entry(space, hash, offset, size, offset + aligned(size), missing)
         space.writing[hash] = entry
+        self._at[offset] = self._ending_at[entry.end] = entry
         self.writing += 1
-        self.used_bytes += aligned(size)
+        self.used_bytes += entry.end - offset
         return entry
 
     def commit(self, entry: Entry) -> None:
@@ -129,7 +135,11 @@ class L1:
     def evict(self, limit: int, down_to_bytes: int) -> int:
         """Evict at most `limit` objects until `down_to_bytes` are used; how many went."""
         evicted = 0
-        while evicted < limit and self.used_bytes > down_to_bytes and self._evict_one():
+        while evicted < limit and self.used_bytes > down_to_bytes:
+            victim = next(iter(self._policy.candidates()), None)
+            if victim is None:
+                break
+            self._evict(victim)
             evicted += 1
         return evicted
 
@@ -154,18 +164,46 @@ class L1:
     def _allocate(self, size: int) -> int | None:
         if size > self.usable_bytes:
             return None
-        while (offset := self._extents.take(size)) is None:
-            if not self._evict_one():
-                return None
+        offset = self._extents.take(size)
+        if offset is None and self._make_room(size):
+            offset = self._extents.take(size)
         return offset
 
-    def _evict_one(self) -> bool:
-        victim = self._policy.victim()
-        if victim is None:
-            return False
-        self._on_evicted(victim, self._clock())
-        self._drop(victim)
-        return True
+    def _make_room(self, size: int) -> bool:
+        """Evict what lies together in `size` bytes, around one of the oldest objects.
+
+        Where all objects have one size that is the oldest alone. Where sizes are mixed, going
+        by age only would empty half the cache before two neighbours happen to be free.
+        """
+        for victim in islice(self._policy.candidates(), _VICTIMS_TRIED):
+            neighbours = self._evictable_around(victim, size)
+            if neighbours:
+                for entry in neighbours:
+                    self._evict(entry)
+                return True
+        return False
+
+    def _evictable_around(self, victim: Entry, size: int) -> list[Entry]:
+        """Objects that give `size` bytes in a row with `victim` and what is free; or none."""
+        start, end, found = victim.offset, victim.end, [victim]
+        start -= self._extents.free_before(start)
+        end += self._extents.free_from(end)
+        while end - start < size:
+            after = self._at.get(end)
+            before = self._ending_at.get(start)
+            if after is not None and after.evictable:
+                found.append(after)
+                end = after.end + self._extents.free_from(after.end)
+            elif before is not None and before.evictable:
+                found.append(before)
+                start = before.offset - self._extents.free_before(before.offset)
+            else:
+                return []
+        return found
+
+    def _evict(self, entry: Entry) -> None:
+        self._on_evicted(entry, self._clock())
+        self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
         del entry.space.ready[entry.hash]
@@ -189,8 +227,10 @@ class L1:
                 self._policy.add(entry)
 
     def _free(self, entry: Entry) -> None:
-        self._extents.give(entry.offset, aligned(entry.size))
-        self.used_bytes -= aligned(entry.size)
+        del self._at[entry.offset]
+        del self._ending_at[entry.end]
+        self._extents.give(entry.offset, entry.end - entry.offset)
+        self.used_bytes -= entry.end - entry.offset
 
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):

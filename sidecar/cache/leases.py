@@ -94,12 +94,8 @@ class Leases:
         self.open += 1
 
     def report(self, request_id: str, client: bytes) -> int:
-        """The hit count of a lookup that has not been reported yet, in chunks; else 0.
-
-        A client that reconnected has another name: the request's other lookups count too.
-        """
-        by_client = self._lookups.get(request_id, {})
-        lookup = by_client.get(client) or next(iter(by_client.values()), None)
+        """The hit count of a lookup that has not been reported yet, in chunks; else 0."""
+        lookup = self._lookups.get(request_id, {}).get(client)
         if lookup is None or lookup.reported:
             return 0
         lookup.reported = True
@@ -120,7 +116,7 @@ class Leases:
 
         Of one rank, or of all (None); only of what a lookup of this very sequence leased.
         """
-        lookup = self._holding(request_id, scope, hashes, start)
+        lookup = self._holding(request_id, scope, hashes, start, rank or 0)
         if lookup is None:
             return
         for r in range(len(lookup.objects)) if rank is None else (rank,):
@@ -143,16 +139,17 @@ class Leases:
         """The clients that hold leases."""
         return {client for by_client in self._lookups.values() for client in by_client}
 
-    def drop_client(self, client: bytes) -> None:
-        """A client is gone for good: end its lookups."""
-        self._end_where(lambda lookup: lookup.client == client)
+    def drop_clients(self, clients: set[bytes]) -> None:
+        """These clients are gone for good: end their lookups."""
+        self._end_where(lambda lookup: lookup.client in clients)
 
     def _holding(
-        self, request_id: str, scope: Scope, hashes: Sequence[bytes], start: int
+        self, request_id: str, scope: Scope, hashes: Sequence[bytes], start: int, rank: int
     ) -> Lookup | None:
+        """The request's lookup that still has a share of chunk `start` for this rank."""
         for lookup in self._lookups.get(request_id, {}).values():
             known = lookup.scope == scope and start < min(lookup.hits, len(hashes))
-            if known and lookup.hashes[start] == hashes[start]:
+            if known and lookup.hashes[start] == hashes[start] and lookup.readers[rank][start]:
                 return lookup
         return None
 

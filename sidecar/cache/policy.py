@@ -4,6 +4,7 @@ A policy sees only evictable objects: complete, and neither leased nor pinned.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Protocol
 
 from sidecar.cache.entry import Entry
@@ -18,8 +19,8 @@ class EvictionPolicy(Protocol):
     def remove(self, entry: Entry) -> None:
         """`entry` is gone or no longer evictable."""
 
-    def victim(self) -> Entry | None:
-        """The object to evict next, None if none may go."""
+    def candidates(self) -> Iterable[Entry]:
+        """What may be evicted, the least valuable first."""
 
 
 class LRU:
@@ -34,8 +35,8 @@ class LRU:
     def remove(self, entry: Entry) -> None:
         del self._entries[entry]
 
-    def victim(self) -> Entry | None:
-        return next(iter(self._entries), None)
+    def candidates(self) -> Iterable[Entry]:
+        return self._entries
 
 
 class NoEviction:
@@ -47,8 +48,8 @@ class NoEviction:
     def remove(self, entry: Entry) -> None:
         pass
 
-    def victim(self) -> Entry | None:
-        return None
+    def candidates(self) -> Iterable[Entry]:
+        return ()
 
 
 POLICIES: dict[str, type[LRU] | type[NoEviction]] = {"LRU": LRU, "noop": NoEviction}

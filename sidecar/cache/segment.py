@@ -33,6 +33,7 @@ class Segment:
         self.name = SEGMENT_PREFIX + name
         self.size = size
         self._path = SHM_DIR / self.name
+        self._removed = False
         self._lock_path = SHM_DIR / (_LOCK_PREFIX + name)
         self._lock_fd = self._own(name)
         try:
@@ -43,9 +44,11 @@ class Segment:
         self.map = mmap.mmap(self.fd, size)
 
     def remove(self) -> None:
-        """Take the segment's name away; the memory goes when its last mapping does."""
-        self._path.unlink(missing_ok=True)
-        self._disown()
+        """Take the segment's name away; the memory goes when its last mapping does. Once."""
+        if not self._removed:
+            self._removed = True
+            self._path.unlink(missing_ok=True)
+            self._disown()
 
     def _own(self, name: str) -> int:
         fd = _lock(self._lock_path)

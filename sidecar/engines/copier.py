@@ -19,13 +19,12 @@ Piece = Callable[[], None]
 class Job:
     """One transfer: its pieces, and `on_done(ok)` to be run on the loop thread at the end."""
 
-    __slots__ = ("_left", "_lock", "cancelled", "failed", "on_done", "started")
+    __slots__ = ("_left", "_lock", "cancelled", "failed", "on_done")
 
     def __init__(self, pieces: int, on_done: Callable[[bool], None]) -> None:
         self.on_done = on_done
         self.cancelled = False
         self.failed = False
-        self.started = time.monotonic()
         self._left = pieces
         self._lock = threading.Lock()
 
@@ -43,6 +42,7 @@ class CopyPool:
         self._post = post
         self._queue: queue.SimpleQueue[tuple[Job, Piece] | None] = queue.SimpleQueue()
         self._jobs: set[Job] = set()
+        self._progress = 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"copy-{i}", daemon=True)
             for i in range(threads)
@@ -60,15 +60,17 @@ class CopyPool:
 
         `ok` is False if a piece raised or the job was cancelled; every job ends. Loop thread.
         """
+        if not self._jobs:
+            self._progress = time.monotonic()
         job = Job(len(pieces), on_done)
         self._jobs.add(job)
         for piece in pieces:
             self._queue.put((job, piece))
         return job
 
-    def oldest_seconds(self) -> float:
-        """How long the oldest unfinished transfer has been under way; 0 when idle."""
-        return max((time.monotonic() - job.started for job in list(self._jobs)), default=0.0)
+    def stuck_seconds(self) -> float:
+        """For how long there has been work and no piece of it has ended; 0 when idle."""
+        return time.monotonic() - self._progress if self._jobs else 0.0
 
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
@@ -95,6 +97,7 @@ class CopyPool:
                 except Exception:
                     log.exception("a copy failed")
                     job.failed = True
+            self._progress = time.monotonic()
             if job.piece_ended():
                 self._post(partial(self._end, job))
             # A piece holds a worker's memory: not while this thread waits for the next one.

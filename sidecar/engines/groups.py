@@ -79,7 +79,13 @@ def _group(layers: Sequence[LayerLayout], spec: GroupSpec, chunk_size: int) -> K
 
 def _identity(group: KVGroup) -> list[object]:
     runs = [
-        (layer.format_id, layer.dtype, layer.shape, tuple(plane.run for plane in layer.planes))
+        (
+            layer.tensor,
+            layer.format_id,
+            layer.dtype,
+            layer.shape,
+            tuple(plane.run for plane in layer.planes),
+        )
         for layer in group.layers
     ]
     return [group.tokens_per_block, group.window_chunks, runs]

@@ -19,7 +19,7 @@ ITEM_BYTES = {
     "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
 }  # fmt: skip
-_MAX_PLANES = 4096
+_MAX_PLANES = 1024
 _DSA_INDEXER_BYTES = 132
 
 

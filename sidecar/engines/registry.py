@@ -5,7 +5,6 @@ instance id; the client (connection) that it last spoke over tells whether it is
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,6 +43,7 @@ class Instance:
     layout: WorkerLayout | None = None
     host: HostWorker | None = None
     slot_shape: SlotShape | None = None
+    rank: int | None = None
     proven: bool = False
     unreachable_since: float | None = None
     transfers: int = 0
@@ -86,7 +86,12 @@ class Registry:
         self.instances[instance.id] = instance
         return old
 
+    def holds(self, instance: Instance) -> bool:
+        """Whether this very registration is the one that counts."""
+        return self.instances.get(instance.id) is instance
+
     def remove(self, instance_id: int) -> Instance | None:
+        """Forget a worker. If it speaks again, it is made to register again."""
         return self.instances.pop(instance_id, None)
 
     def refuse(self, instance_id: int, why: str) -> Instance | None:
@@ -111,16 +116,20 @@ class Registry:
         _remember(self._forgotten, instance_id, answer)
         return answer
 
-    def layouts(self, model_name: str, world_size: int) -> list[Instance]:
-        """One worker for each layout in which the model is served now."""
-        found: dict[bytes, Instance] = {}
+    def layouts(self, model_name: str, world_size: int) -> list[list[Instance]]:
+        """By rank, one worker for each layout in which the rank is served now; [] if none is.
+
+        A worker tells its rank with its first transfer. Until then it may be any, and its
+        layout counts for all: pipeline stages may have different ones.
+        """
+        found: dict[int | None, dict[bytes, Instance]] = {}
         for instance in self.instances.values():
             if (instance.model_name, instance.world_size) == (model_name, world_size):
-                found.setdefault(instance.fingerprint, instance)
-        return list(found.values())
-
-    def clients(self) -> Iterable[bytes]:
-        return [instance.client for instance in self.instances.values()]
+                found.setdefault(instance.rank, {}).setdefault(instance.fingerprint, instance)
+        if not found:
+            return []
+        unknown = found.get(None, {})
+        return [list({**unknown, **found.get(rank, {})}.values()) for rank in range(world_size)]
 
 
 def _remember(memory: OrderedDict[int, T], instance_id: int, value: T) -> None:

@@ -66,6 +66,7 @@ class Core:
             raise BadPayload("worker_id is missing")
         if (instance.model_name, instance.world_size) != (key.model_name, key.world_size):
             raise Refused("wrong_model", f"instance {instance_id} serves {instance.model_name}")
+        instance.rank = key.worker_id
         return instance
 
     def refuse_when_closing(self) -> None:

@@ -70,8 +70,7 @@ class Liveness:
 
     def _reap(self, instance: Instance, reason: str) -> None:
         log.warning("worker %d is %s: its registration is dropped", instance.id, reason)
-        self._core.registry.remove(instance.id)
-        self._registrations.release(instance, gone=reason == "disconnected")
+        self._registrations.forget(instance, gone=reason == "disconnected")
         self._core.telemetry.reaped_workers.add(1, reason)
 
     def _drop_lost_clients(self, now: float) -> None:
@@ -79,13 +78,16 @@ class Liveness:
         holders = self._core.leases.clients() | self._slots.orphaned_clients()
         for client in self._unreachable.keys() - holders:
             del self._unreachable[client]
+        gone = set()
         for client in holders:
             if self._is_connected(client):
                 self._unreachable.pop(client, None)
             elif now - self._unreachable.setdefault(client, now) >= self._gone_seconds:
                 del self._unreachable[client]
-                self._core.leases.drop_client(client)
-                self._slots.release_client(client)
+                gone.add(client)
+        if gone:
+            self._core.leases.drop_clients(gone)
+            self._slots.release_clients(gone)
 
     def _forget_sessions(self, now: float) -> None:
         sessions = self._core.sessions

@@ -83,22 +83,22 @@ class Lookups:
         if spaces is None:
             return [[] for _ in range(key.world_size)], None
         objects = _common_prefix(spaces, hashes)
-        for worker in workers:
-            for group, window in worker.windows:
-                _shorten_to_window(objects, group, window)
+        windows = {window for of_rank in workers for w in of_rank for window in w.windows}
+        for group, window in windows:
+            _shorten_to_window(objects, group, window)
         return objects, None
 
-    def _spaces(self, key: CacheKey, workers: list[Instance]) -> list[list[Space]] | None:
+    def _spaces(self, key: CacheKey, workers: list[list[Instance]]) -> list[list[Space]] | None:
         """Where each rank's objects are, one space a layout; None if a space is empty.
 
         The lookup does not say which worker will read. A prefix counts only as far as every
         layout in which the model is served has it, so whoever comes finds it.
         """
         spaces = []
-        for rank in range(key.world_size):
-            found = [self._core.l1.space(space_of(key, rank, w.fingerprint)) for w in workers]
+        for rank, of_rank in enumerate(workers):
+            found = [self._core.l1.space(space_of(key, rank, w.fingerprint)) for w in of_rank]
             present = [space for space in found if space is not None]
-            if len(present) < len(workers):
+            if not present or len(present) < len(of_rank):
                 return None
             spaces.append(present)
         return spaces

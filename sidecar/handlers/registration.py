@@ -37,15 +37,21 @@ from sidecar.wire.messages import (
 log = logging.getLogger(__name__)
 
 _MAX_WORKERS = 4096
+_MAX_MAPPING = 64
+_MAX_PLANES = 16_384  # of one worker, over all tensors
 
 
 @dataclass(slots=True)
 class _Mapping:
     """What a copy thread makes of a registration: a mapped worker, or why there is none."""
 
+    instance_id: int
+    model_name: str
+    world_size: int
     layout: WorkerLayout | None = None
     host: HostWorker | None = None
-    refusal: str = ""
+    refusal: str = "mapping failed"
+    is_final: bool = False  # no repetition would help: the layout itself is the reason
 
 
 class Registrations:
@@ -54,6 +60,7 @@ class Registrations:
     def __init__(self, core: Core, slots: Slots) -> None:
         self._core = core
         self._slots = slots
+        self._mapping: dict[int, _Mapping] = {}  # the latest of each worker that is under way
 
     def register_handles(
         self,
@@ -76,10 +83,11 @@ class Registrations:
         except (BadPayload, UnknownLayout) as error:
             self._refuse(instance_id, str(error))
             raise Refused("bad_registration", str(error)) from None
-        mapping = _Mapping()
+        mapping = _Mapping(instance_id, model_name, world_size)
+        self._mapping[instance_id] = mapping
         core.copies.submit(
             [partial(_map_worker, mapping, tensors, hints, specs, core.config.chunk_size)],
-            partial(self._mapped, request, instance_id, model_name, world_size, mapping),
+            partial(self._mapped, request, mapping),
         )
         return DEFERRED
 
@@ -107,38 +115,55 @@ class Registrations:
 
     def unregister(self, request: Request, instance_id: int) -> None:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""
+        self._mapping.pop(instance_id, None)
         instance = self._core.registry.remove(instance_id)
         if instance is not None:
             # Somebody else's word is not enough to reuse slots that it may be writing to.
-            self.release(instance, gone=request.client == instance.client)
+            self._release(instance, gone=request.client == instance.client)
 
-    def release(self, instance: Instance, gone: bool) -> None:
-        """Let go of all that a removed worker had; of the slots only if it is `gone`."""
+    def forget(self, instance: Instance, gone: bool = False) -> None:
+        """Drop a worker that must register again. Its slots stay taken unless it is `gone`.
+
+        What it has in flight is neither published nor reported as done.
+        """
+        if self._core.registry.holds(instance):
+            self._core.registry.remove(instance.id)
+            self._release(instance, gone)
+
+    def forget_all(self) -> None:
+        """Treat every worker as after a restart; what is cached stays."""
+        self._mapping.clear()
+        for instance in list(self._core.registry.instances.values()):
+            self.forget(instance)
+        self._core.copies.cancel_all()
+
+    def _release(self, instance: Instance, gone: bool) -> None:
         self._slots.forget(instance, gone)
         self._retire(instance)
 
-    def _mapped(
-        self,
-        request: Request,
-        instance_id: int,
-        model_name: str,
-        world_size: int,
-        mapping: _Mapping,
-        ok: bool,
-    ) -> None:
-        core = self._core
-        if not ok or mapping.layout is None:
-            why = mapping.refusal or "mapping failed"
-            self._refuse(instance_id, why)
-            request.refuse("bad_registration", why)
+    def _mapped(self, request: Request, mapping: _Mapping, ok: bool) -> None:
+        if self._mapping.get(mapping.instance_id) is not mapping:
+            request.refuse("superseded", "a later registration, or its end, came first")
             return
+        del self._mapping[mapping.instance_id]
         layout = mapping.layout
+        if not ok or layout is None:
+            self._refuse_mapping(mapping)
+            request.refuse("bad_registration", mapping.refusal)
+            return
         instance = Instance(
-            instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
-            request.client, core.now(), layout=layout, host=mapping.host,
+            mapping.instance_id, mapping.model_name, mapping.world_size,
+            layout.fingerprint, layout.object_bytes,
+            request.client, self._core.now(), layout=layout, host=mapping.host,
         )  # fmt: skip
         self._add(instance)
         request.reply(None)
+
+    def _refuse_mapping(self, mapping: _Mapping) -> None:
+        if mapping.is_final:
+            self._refuse(mapping.instance_id, mapping.refusal)
+        elif (old := self._core.registry.remove(mapping.instance_id)) is not None:
+            self._release(old, gone=False)
 
     def _add(self, instance: Instance) -> None:
         telemetry = self._core.telemetry
@@ -148,6 +173,7 @@ class Registrations:
                 instance.id,
                 instance.object_bytes,
             )
+        self._mapping.pop(instance.id, None)
         old = self._core.registry.add(instance)
         telemetry.registrations.add(1, instance.kind)
         if old is not None:
@@ -155,9 +181,10 @@ class Registrations:
             self._retire(old)
 
     def _refuse(self, instance_id: int, why: str) -> None:
+        self._mapping.pop(instance_id, None)
         old = self._core.registry.refuse(instance_id, why)
         if old is not None:
-            self.release(old, gone=False)
+            self._release(old, gone=False)
 
     def _retire(self, instance: Instance) -> None:
         """Drop a worker's mapping on a copy thread, after the copies that use it.
@@ -173,6 +200,8 @@ class Registrations:
         instances = self._core.registry.instances
         if len(instances) >= _MAX_WORKERS and instance_id not in instances:
             raise Refused("too_many_workers", f"{len(instances)} are registered")
+        if len(self._mapping) >= _MAX_MAPPING:
+            raise Refused("too_many_registrations", f"{len(self._mapping)} are under way")
 
     def _check_mode(self, mode: str) -> None:
         supported = self._core.config.supported_transfer_mode
@@ -199,12 +228,19 @@ def _map_worker(
 ) -> None:
     """Fill `mapping`. Runs on a copy thread: segments may be large."""
     try:
-        layers = [_layer(i, tensor, hints) for i, tensor in enumerate(tensors)]
+        layers: list[LayerLayout] = []
+        planes = 0
+        for i, tensor in enumerate(tensors):
+            layers.append(_layer(i, tensor, hints))
+            planes += len(layers[-1].planes)
+            if planes > _MAX_PLANES:
+                raise UnknownLayout("the tensors lie in too many pieces")
         mapping.layout = worker_layout(layers, specs, chunk_size)
         names = [tensor.shm_name for tensor in tensors]
         mapping.host = HostWorker(mapping.layout, names, _segment_sizes(tensors))
     except (UnknownLayout, SegmentRefused) as error:
         mapping.layout, mapping.refusal = None, str(error)
+        mapping.is_final = isinstance(error, UnknownLayout)
 
 
 def _layer(index: int, tensor: CpuShmTensor, hints: LayoutHints) -> LayerLayout:

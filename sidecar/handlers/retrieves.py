@@ -1,5 +1,6 @@
 """Handle mode, retrieve: from the arena into a worker's blocks."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,10 @@ from sidecar.wire.messages import CacheKey
 class Retrieves:
     """retrieve, for workers whose memory the server has mapped."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, lost: Callable[[Instance], None]) -> None:
+        """`lost(instance)` is called when a worker could not be told the outcome."""
         self._core = core
+        self._lost = lost
 
     def retrieve(
         self,
@@ -118,8 +121,8 @@ class Retrieves:
         for copy in reversed(copies):
             core.l1.unpin(copy.entry)
         self._release(key, hashes)
-        if not ok:
-            request.refuse("copy_failed")
+        if not (ok and core.registry.holds(instance)):
+            request.refuse("forgotten" if ok else "copy_failed")
             return
         core.telemetry.l1_read_chunks.add(len(copies))
         core.telemetry.num_chunks_loaded.add(
@@ -127,7 +130,9 @@ class Retrieves:
         )
         core.telemetry.num_finished_retrieves.add(1, HostWorker.device)
         count_bytes(core, "load", instance, copies, began)
-        request.reply((event, True))
+        if not request.reply((event, True)):
+            # It waits for this answer for ever, unless it is made to give up and register again.
+            self._lost(instance)
 
     def _release(self, key: CacheKey, hashes: list[bytes]) -> None:
         start = key.start // self._core.config.chunk_size

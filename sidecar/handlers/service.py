@@ -17,8 +17,8 @@ from sidecar.handlers.slots import Slots
 from sidecar.handlers.snapshot import snapshot
 from sidecar.handlers.stores import Stores
 
-# A copy of a few GiB takes about a second; one that takes this long hangs.
-_STUCK_SECONDS = 30.0
+# A piece takes milliseconds, mapping a very large worker some seconds.
+_STUCK_SECONDS = 120.0
 
 
 class Service:
@@ -29,12 +29,17 @@ class Service:
         eviction = Eviction(core, post)
         self._slots = Slots(core, eviction)
         self._registrations = Registrations(core, self._slots)
-        self._stores, self._retrieves = Stores(core, eviction), Retrieves(core)
+        self._stores = Stores(core, eviction, self._registrations.forget)
+        self._retrieves = Retrieves(core, self._registrations.forget)
         self._lookups, self._control = Lookups(core), Control(core)
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
         return Liveness(self._core, self._slots, self._registrations, is_connected)
+
+    def on_stall(self) -> None:
+        """The server has not run for longer than its clients wait for a ping."""
+        self._registrations.forget_all()
 
     def close(self) -> None:
         """Begin nothing new from now on."""
@@ -75,8 +80,8 @@ class Service:
             return "shutting down"
         if not copies.alive():
             return "a copy thread has died"
-        oldest = copies.oldest_seconds()
-        return f"a copy hangs for {oldest:.0f} s" if oldest > _STUCK_SECONDS else None
+        stuck = copies.stuck_seconds()
+        return f"no copy has ended for {stuck:.0f} s" if stuck > _STUCK_SECONDS else None
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What is served on the wire, by operation name."""

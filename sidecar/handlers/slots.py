@@ -146,17 +146,20 @@ class Slots:
     def forget(self, instance: Instance, gone: bool) -> None:
         """A worker was unregistered or reaped: nothing it was storing becomes visible.
 
-        Its slots are free if it is `gone`; else they wait for `release_client`.
+        Its slots are free if it is `gone`; else they wait for `release_clients`.
         """
-        self._end(lambda p: p.instance.id == instance.id, instance.client, gone)
+        for prepared in self._all():
+            if prepared.instance.id == instance.id:
+                prepared.client = instance.client
+        self._end(lambda p: p.instance.id == instance.id, gone)
 
     def orphaned_clients(self) -> set[bytes]:
         """The connections of workers that are not registered, but may still touch slots."""
         return {p.client for p in self._all() if p.client}
 
-    def release_client(self, client: bytes) -> None:
-        """A connection is gone for good, and whoever was behind it touches no slot any more."""
-        self._end(lambda p: p.client == client, client, gone=True)
+    def release_clients(self, clients: set[bytes]) -> None:
+        """These connections are gone for good; who was behind them touches no slot any more."""
+        self._end(lambda p: p.client in clients, gone=True)
 
     def held(self) -> int:
         """Slots that workers write to or read from now."""
@@ -165,9 +168,7 @@ class Slots:
     def _all(self) -> list[Prepared]:
         return [*self._writes.values(), *(p for reads in self._reads.values() for p in reads)]
 
-    def _end(self, condition: Callable[[Prepared], bool], client: bytes, gone: bool) -> None:
-        for prepared in filter(condition, self._all()):
-            prepared.client = client
+    def _end(self, condition: Callable[[Prepared], bool], gone: bool) -> None:
         for name, prepared in list(self._writes.items()):
             if condition(prepared):
                 self._withdraw(prepared)

@@ -38,9 +38,11 @@ class _Store:
 class Stores:
     """store, for workers whose memory the server has mapped."""
 
-    def __init__(self, core: Core, eviction: Eviction) -> None:
+    def __init__(self, core: Core, eviction: Eviction, lost: Callable[[Instance], None]) -> None:
+        """`lost(instance)` is called when a worker could not be told the outcome."""
         self._core = core
         self._eviction = eviction
+        self._lost = lost
 
     def store(
         self,
@@ -112,6 +114,10 @@ class Stores:
         core = self._core
         if not ok:
             store.request.refuse("copy_failed")
+        elif not core.registry.holds(store.instance):
+            # A worker that was dropped may be using its blocks for something else by now.
+            ok = False
+            store.request.refuse("forgotten")
         elif store.waits_for == 1:
             # Nothing of a worker that died meanwhile is published.
             ok = self._answer(store)
@@ -137,7 +143,10 @@ class Stores:
         if store.request.answered:
             return False
         self._core.telemetry.num_finished_stores.add(1, HostWorker.device)
-        return store.request.reply(store.answer)
+        delivered = store.request.reply(store.answer)
+        if not delivered:
+            self._lost(store.instance)
+        return delivered
 
 
 def _when_settled(entry: Entry, callback: Callable[[], None]) -> None:

@@ -22,7 +22,8 @@ from sidecar.wire.operations import Operation, OperationTable
 log = logging.getLogger(__name__)
 
 DEFERRED: Final = object()
-_MESSAGES_A_TURN = 32
+_FRAMES_A_TURN = 256
+_MAX_FRAMES = 3 + 8 + 1  # identity, uid, op; payloads; one too many
 _SEND_QUEUE = 10_000
 # A uid that no client ever counts up to: its reply is ignored, but sending it tells whether
 # the peer is still connected.
@@ -95,6 +96,7 @@ class Endpoint:
         self._handlers = handlers
         self.on_refused = on_refused
         self.on_answered = on_answered
+        self._frames: list[bytes] = []  # of the message that is being received
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -131,13 +133,21 @@ class Endpoint:
             os.umask(old_mask)
 
     def on_readable(self) -> None:
-        """Serve what has arrived, a bounded number of messages."""
-        for _ in range(_MESSAGES_A_TURN):
+        """Serve what has arrived, a bounded number of frames.
+
+        A message may have millions of them: only as many are kept as an operation can have,
+        and one more to tell that there were too many.
+        """
+        for _ in range(_FRAMES_A_TURN):
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._serve(frames)
+            if len(self._frames) < _MAX_FRAMES:
+                self._frames.append(frame)
+            if not self.socket.getsockopt(zmq.RCVMORE):
+                frames, self._frames = self._frames, []
+                self._serve(frames)
 
     def send(self, frames: list[bytes]) -> bool:
         """Send to the peer named by the first frame; False if it is gone or does not read."""

@@ -19,9 +19,10 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 RequestId = Annotated[str, Meta(max_length=512)]
 EventHandle = Annotated[bytes, Meta(max_length=256)]
 TensorHandles = Annotated[list[msgspec.msgpack.Ext], Meta(max_length=4096)]
+_Blocks = Annotated[list[Count], Meta(max_length=2**20)]
 
 # One list a KV group; clients up to 0.4.6 send one flat list.
-BlockIds = Annotated[list[list[Count] | Count], Meta(max_length=2**20)]
+BlockIds = Annotated[list[_Blocks | Count], Meta(max_length=2**20)]
 
 
 class BadPayload(ValueError):
@@ -72,11 +73,14 @@ class EngineGroupInfo(msgspec.Struct):
     """
 
     engine_group_id: Count
-    layer_indices: list[Count]
+    layer_indices: Annotated[list[Count], Meta(max_length=4096)]
     tokens_per_block: Count = 0
     sw_size_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
     extra_object_group_tag: int = 0
     recurrent_state: bool = False
+
+
+EngineGroups = Annotated[list[EngineGroupInfo], Meta(max_length=64)]
 
 
 class EngineDrivenRegistration(msgspec.Struct):

@@ -65,7 +65,6 @@ def _op(name: str, *types: Any, no: Any = NO_VALUE, optional: int = 0) -> Operat
 
 _NO_TRANSFER = (b"", False)
 _REGISTER = (m.InstanceId, m.TensorHandles, m.ModelName, m.WorldSize, str, m.LayoutHints)
-_GROUPS = list[m.EngineGroupInfo]
 _BLOCKS = m.BlockIds
 _Any = msgspec.Raw
 
@@ -77,7 +76,7 @@ def _unserved(name: str, payloads: int, no: Any = NO_VALUE) -> Operation:
 
 LMCACHE_0_5_5: Final = OperationTable(
     [
-        (1, _op("register_kv_cache", *_REGISTER, _GROUPS, optional=1)),
+        (1, _op("register_kv_cache", *_REGISTER, m.EngineGroups, optional=1)),
         (2, _op("unregister_kv_cache", m.InstanceId)),
         (3, _unserved("register_q_cache", 7)),
         (4, _unserved("unregister_q_cache", 1)),

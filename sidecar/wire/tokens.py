@@ -20,6 +20,8 @@ from sidecar.wire.messages import BadPayload
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _HEAD_BYTES = 64
+_CHAIN_ITEM_BYTES = 80  # a hash, as a bytes object in a list
+_OVERHEAD_BYTES = 1024  # names and objects of one list
 
 
 @dataclass(slots=True)
@@ -98,7 +100,12 @@ class TokenLists:
         """The request is over. What it shared with others is still known by its beginning."""
         known = self._known.pop(request_id, None)
         if known is not None:
-            self.remembered_bytes -= _cost(known)
+            self.remembered_bytes -= self._cost(known)
+
+    def _cost(self, known: _Known) -> int:
+        chunks = len(known.ends) // self._chunk_size
+        arrays = len(known.body) + len(known.tokens.data) + known.ends.nbytes
+        return arrays + chunks * _CHAIN_ITEM_BYTES + _OVERHEAD_BYTES
 
     def _resembling(self, request_id: str, body: bytes) -> _Known | None:
         return self._known.get(request_id) or self._known.get(body[:_HEAD_BYTES])
@@ -115,10 +122,10 @@ class TokenLists:
     def _remember(self, request_id: str, known: _Known) -> None:
         for name in (request_id, known.body[:_HEAD_BYTES]):
             old = self._known.pop(name, None)
-            self.remembered_bytes += _cost(known) - (_cost(old) if old else 0)
+            self.remembered_bytes += self._cost(known) - (self._cost(old) if old else 0)
             self._known[name] = known
         while self.remembered_bytes > self._max_bytes:
-            self.remembered_bytes -= _cost(self._known.popitem(last=False)[1])
+            self.remembered_bytes -= self._cost(self._known.popitem(last=False)[1])
 
 
 def _array_header(encoded: bytes) -> tuple[int, int]:
@@ -145,7 +152,3 @@ def _element_ends(tokens: bytes) -> npt.NDArray[np.int32]:
     sizes += ids > 0xFF
     sizes += (ids > 0xFFFF).astype(np.int32) * 2
     return np.cumsum(sizes, dtype=np.int32)
-
-
-def _cost(known: _Known) -> int:
-    return len(known.body) + len(known.tokens.data) + known.ends.nbytes

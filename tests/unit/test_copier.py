@@ -51,7 +51,7 @@ def test_cancelled_jobs_end_as_failed_without_copying(harness: Harness) -> None:
     for _ in range(2):  # both threads are busy
         harness.pool.submit([lambda: release.wait(10) and None], lambda ok: None)
     harness.pool.submit([lambda: ran.append(1)], ended.append)
-    assert harness.pool.depth == 3 and harness.pool.oldest_seconds() > 0
+    assert harness.pool.depth == 3 and harness.pool.stuck_seconds() > 0
     harness.pool.cancel_all()
     release.set()
     for _ in range(3):

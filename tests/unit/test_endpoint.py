@@ -122,6 +122,13 @@ def test_malformed_messages_cost_nobody_else_anything(ask, server: Server) -> No
     assert decode(ask(b"\x02", encode(21))[2]) == 256
 
 
+def test_a_message_of_very_many_frames_is_answered_and_not_kept(ask, server: Server) -> None:
+    reply = ask(b"\x03", encode(9), *[b""] * 100_000)
+    assert reply == [b"\x03", encode(9), encode(0)]
+    assert server.refused == [("query_prefetch_status", "bad_payload")]
+    assert decode(ask(b"\x04", encode(21))[2]) == 256
+
+
 def test_a_deferred_request_is_answered_once(ask, server: Server) -> None:
     ask.socket.send_multipart([b"\x07", encode(24)])
     assert decode(ask(b"\x08", encode(21))[2]) == 256  # others do not wait for it

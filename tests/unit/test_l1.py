@@ -1,5 +1,6 @@
 """The invariants of the index: publish last, no reuse under a reader or writer."""
 
+import random
 from itertools import pairwise
 
 from hypothesis import settings
@@ -103,6 +104,31 @@ def test_a_forced_clear_frees_pinned_bytes_only_after_the_copy() -> None:
     assert l1.reserve(KEY, b"b", ALIGNMENT) is not None
     l1.unlease(entry)
     assert l1.held == 0
+
+
+def test_making_room_for_a_large_object_costs_about_its_size() -> None:
+    """Going by age alone would evict most of a cache of small objects."""
+    l1 = make(256)
+    entries = [store(l1, bytes([i])) for i in range(256)]
+    for entry in random.Random(1).sample(entries, 256):
+        l1.pin(entry)
+        l1.unpin(entry)
+    held = entries[::40]
+    for entry in held:
+        l1.lease(entry)
+    large = l1.reserve(KEY, b"large", 16 * ALIGNMENT)
+    assert large is not None
+    assert l1.objects == 256 - 16
+    assert all(visible(l1, entry.hash) for entry in held)
+
+
+def test_no_room_between_held_objects_evicts_nothing() -> None:
+    l1 = make(64)
+    entries = [store(l1, bytes([i])) for i in range(64)]
+    for entry in entries[::4]:
+        l1.lease(entry)
+    assert l1.reserve(KEY, b"large", 4 * ALIGNMENT) is None
+    assert l1.objects == 64
 
 
 def test_an_object_larger_than_the_cache_evicts_nothing() -> None:

@@ -221,6 +221,17 @@ def test_what_means_something_else_has_another_fingerprint() -> None:
     assert len(set(prints)) == len(variants)
 
 
+def test_which_layer_is_where_is_identity() -> None:
+    memory = random_memory(1 << 14)
+    layer = [layer_layout(i, spec((NB, BS, HS)), None, memory.nbytes) for i in range(2)]
+    orders = ([(0, 1)], [(1, 0)], [(0,), (1,)], [(1,), (0,)])
+    prints = {
+        worker_layout(layer, [GroupSpec(g) for g in groups], 2 * BS).fingerprint
+        for groups in orders
+    }
+    assert len(prints) == len(orders)
+
+
 def test_how_many_blocks_and_where_they_lie_is_no_identity() -> None:
     memory = random_memory(1 << 14)
     one, _ = worker([spec((NB, BS, HS))], None, memory)

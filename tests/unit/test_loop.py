@@ -1,6 +1,7 @@
 """The loop answers other threads, keeps its timers, and outlives what its callbacks raise."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,19 @@ def test_a_callback_that_raises_costs_nobody_else(loop: Loop) -> None:
     for _ in range(3):
         loop.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     assert loop.call(lambda: "alive", 5) == "alive"
+
+
+def test_a_process_that_did_not_run_is_told_before_it_serves(loop: Loop) -> None:
+    seen: list[str] = []
+
+    def sleep_once() -> None:
+        time.sleep(0.3)
+        loop.post(lambda: seen.append("served"))
+
+    loop.call(lambda: loop.watch_for_stalls(0.2, lambda: seen.append("stalled")), 5)
+    loop.call(sleep_once, 5)
+    loop.call(lambda: None, 5)
+    assert seen == ["stalled", "served"]
 
 
 def test_timers_run_in_order_and_repeat(loop: Loop) -> None:

@@ -49,10 +49,20 @@ def test_layouts_of_a_model_are_those_of_its_live_workers() -> None:
         (4, b"h", "n"),
     ):
         registry.add(instance(number, fingerprint, model))
-    assert [i.fingerprint for i in registry.layouts("m", 1)] == [b"f", b"g"]
+    assert [i.fingerprint for i in registry.layouts("m", 1)[0]] == [b"f", b"g"]
     assert registry.layouts("m", 2) == []
     registry.remove(3)
-    assert [i.fingerprint for i in registry.layouts("m", 1)] == [b"f"]
+    assert [i.fingerprint for i in registry.layouts("m", 1)[0]] == [b"f"]
+
+
+def test_a_rank_is_served_in_the_layouts_of_its_own_workers() -> None:
+    registry = Registry()
+    for number, fingerprint, rank in ((1, b"f", 0), (2, b"g", 1), (3, b"h", None)):
+        worker = instance(number, fingerprint)
+        worker.world_size, worker.rank = 2, rank
+        registry.add(worker)
+    by_rank = [{i.fingerprint for i in of_rank} for of_rank in registry.layouts("m", 2)]
+    assert by_rank == [{b"f", b"h"}, {b"g", b"h"}]
 
 
 def test_what_is_remembered_is_bounded() -> None:
