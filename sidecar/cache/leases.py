@@ -68,38 +68,50 @@ class Lookup:
 
 
 class Leases:
-    """The lookups of all requests.
-
-    `live` counts leases, `open` the lookups that are not over, `pending` those of them whose
-    result nobody has asked for yet.
-    """
+    """The lookups of all requests that hold something. `live` counts their leases."""
 
     def __init__(self, l1: L1) -> None:
         self._l1 = l1
         self._lookups: dict[str, dict[bytes, Lookup]] = {}
+        self._unreported: dict[Lookup, None] = {}  # the oldest first
         self.live = 0
-        self.pending = 0
         self.open = 0
 
+    @property
+    def pending(self) -> int:
+        """How many lookups nobody has asked for the result of yet."""
+        return len(self._unreported)
+
     def add(self, lookup: Lookup) -> None:
-        """Take the leases of `lookup`; it replaces an earlier one of the same request."""
+        """Take the leases of `lookup`; it replaces an earlier one of the same request.
+
+        A miss holds nothing and is not kept: an unknown request's result is a miss too.
+        """
         for entry in _entries(lookup):
             self._l1.lease(entry)
         old = self._lookups.get(lookup.request_id, {}).get(lookup.client)
         if old is not None:
             self._end(old)
+        if not lookup.live:
+            return
         self._lookups.setdefault(lookup.request_id, {})[lookup.client] = lookup
+        self._unreported[lookup] = None
         self.live += lookup.live
-        self.pending += 1
         self.open += 1
+
+    def end_oldest_unreported(self) -> bool:
+        """Make room: end the lookup that has waited longest to be asked for, if there is one."""
+        oldest = next(iter(self._unreported), None)
+        if oldest is not None:
+            self._end(oldest)
+        return oldest is not None
 
     def report(self, request_id: str, client: bytes) -> int:
         """The hit count of a lookup that has not been reported yet, in chunks; else 0."""
         lookup = self._lookups.get(request_id, {}).get(client)
         if lookup is None or lookup.reported:
             return 0
-        lookup.reported = True
-        self.pending -= 1
+        self._mark_reported(lookup)
         self._forget_if_over(lookup)
         return lookup.hits
 
@@ -164,9 +176,12 @@ class Leases:
     def _end(self, lookup: Lookup) -> None:
         for rank in range(len(lookup.objects)):
             self._release(lookup, rank, range(lookup.hits), readers=_ALL)
-        self.pending -= not lookup.reported
-        lookup.reported = True
+        self._mark_reported(lookup)
         self._forget_if_over(lookup)
+
+    def _mark_reported(self, lookup: Lookup) -> None:
+        lookup.reported = True
+        self._unreported.pop(lookup, None)
 
     def _release(self, lookup: Lookup, rank: int, chunks: range, readers: int) -> None:
         left, objects = lookup.readers[rank], lookup.objects[rank]

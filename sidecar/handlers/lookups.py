@@ -24,7 +24,8 @@ class Lookups:
         """Find the longest cached prefix and lease it; `query` tells its length later."""
         core = self._core
         core.refuse_when_closing()
-        if core.leases.open >= core.config.max_pending_lookups:
+        full = core.leases.open >= core.config.max_pending_lookups
+        if full and not core.leases.end_oldest_unreported():
             raise Refused("too_many_lookups")
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -96,6 +97,7 @@ class Endpoint:
         self._handlers = handlers
         self.on_refused = on_refused
         self.on_answered = on_answered
+        self._path: Path | None = None  # of the Unix socket, if it is one
         self._frames: list[bytes] = []  # of the message that is being received
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
@@ -124,8 +126,9 @@ class Endpoint:
             raise
 
     def _bind_unix(self, url: str, mode: int) -> None:
-        path = url.removeprefix("ipc://")
+        path = Path(url.removeprefix("ipc://"))
         _refuse_live_socket(path)
+        self._path = path
         old_mask = os.umask(0o777 & ~mode)
         try:
             self.socket.bind(url)
@@ -171,6 +174,8 @@ class Endpoint:
         """Stop listening; replies already queued get half a second to leave."""
         self.socket.close()
         self._context.term()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _serve(self, frames: list[bytes]) -> None:
         if len(frames) < 3:
@@ -205,11 +210,11 @@ class Endpoint:
                 request.reply(value)
 
 
-def _refuse_live_socket(path: str) -> None:
+def _refuse_live_socket(path: Path) -> None:
     """libzmq unlinks whatever is at `path`; somebody's live socket must not be lost so."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(path)
+            probe.connect(str(path))
         except OSError:
             return
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(path))

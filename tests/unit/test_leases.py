@@ -132,6 +132,25 @@ def test_what_a_dead_client_held_is_released() -> None:
     assert (leases.live, l1.held) == (0, 0)
 
 
+def test_a_miss_is_not_kept() -> None:
+    _, leases, objects = setup()
+    leases.add(lookup(objects))
+    leases.add(lookup([[], []], hashes=[]))
+    assert (leases.open, leases.live, leases.pending) == (0, 0, 0)
+    assert leases.report("r", b"c") == 0
+
+
+def test_room_is_made_by_who_has_waited_longest_to_be_asked() -> None:
+    _, leases, objects = setup(ranks=1)
+    for request in ("reported", "old", "new"):
+        leases.add(lookup(objects, request=request))
+    leases.report("reported", b"c")
+    assert leases.end_oldest_unreported()
+    assert (leases.report("old", b"c"), leases.report("new", b"c")) == (0, 4)
+    assert not leases.end_oldest_unreported()
+    assert leases.open == 2
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
