@@ -1,0 +1,212 @@
+"""The server's own ends and starts: signals, crashes, names and ports already taken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.victim import BLOCKS, pool, request_tokens
+from tests.support.raw import EVENT, NoReply, RawClient, RawWorker, make_key
+from tests.support.server import SHM, Server
+
+MakeServer = Callable[..., Server]
+
+
+@contextlib.contextmanager
+def load(server: Server) -> Iterator[threading.Event]:
+    """Stores and retrieves from a thread; the event is set once they are under way."""
+    stop, under_way = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with RawClient(server.url) as client:
+            worker = RawWorker(client, "load", 1, pool())
+            worker.register()
+            number = 0
+            while not stop.is_set():
+                tokens = request_tokens(number)
+                key = make_key(tokens, 0, len(tokens), model="load", request=f"r{number}")
+                client.send(client.frames("store", key, 1, [BLOCKS], EVENT))
+                client.send(client.frames("retrieve", key, 1, [BLOCKS], EVENT, 0))
+                number += 1
+                if number > 30:
+                    under_way.set()
+                    with contextlib.suppress(NoReply):
+                        client.receive(0.5)
+                        client.receive(0.5)
+            worker.pool.unlink()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield under_way
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load(own_server: Server, number: signal.Signals) -> None:
+    """Exit code 0, and nothing left in /dev/shm."""
+    with load(own_server) as under_way:
+        assert under_way.wait(60)
+        assert own_server.segments()
+        assert own_server.process is not None
+        own_server.process.send_signal(number)
+        assert own_server.wait() == 0
+    assert own_server.segments() == []
+    assert "Traceback" not in own_server.stderr()
+
+
+def test_a_second_signal_ends_it_at_once(own_server: Server) -> None:
+    with load(own_server) as under_way:
+        assert under_way.wait(60)
+        assert own_server.process is not None
+        for _ in range(2):
+            own_server.process.send_signal(signal.SIGTERM)
+        own_server.wait()
+    assert own_server.segments() == []
+
+
+def test_requests_in_flight_are_answered_before_the_end(own_server: Server) -> None:
+    """What was accepted before the signal gets its reply."""
+    with RawClient(own_server.url) as client:
+        worker = RawWorker(client, "pending", 1, pool())
+        worker.register()
+        requests = []
+        for number in range(20):
+            tokens = request_tokens(number)
+            key = make_key(tokens, 0, len(tokens), model="pending", request=f"r{number}")
+            requests.append(client.frames("store", key, 1, [BLOCKS], EVENT))
+        ping = client.frames("ping", None)
+        for frames in [*requests, ping]:
+            client.send(frames)
+        replies = []
+        while not replies or replies[-1][0] != ping[0]:
+            replies.append(client.receive())
+        assert own_server.process is not None
+        own_server.process.send_signal(signal.SIGTERM)
+        while len(replies) < len(requests) + 1:
+            replies.append(client.receive())
+        assert own_server.wait() == 0
+        worker.pool.unlink()
+
+
+def test_a_crash_and_a_new_start(new_server: MakeServer) -> None:
+    """The killed server's segment is found by its free lock and removed."""
+    server = new_server().start()
+    stale = server.segments()
+    assert stale
+    inode = stale[0].stat().st_ino
+    server.kill()
+    assert server.segments() == stale
+    server.start()
+    assert stale[0].stat().st_ino != inode
+    with RawClient(server.url) as client:
+        worker = RawWorker(client, "after", 1)
+        worker.register()
+        worker.prove(list(range(128)), server.chunk_size)
+        worker.close()
+    assert server.terminate() == 0
+    assert server.segments() == []
+
+
+def test_any_start_removes_the_stale_and_only_the_stale(new_server: MakeServer) -> None:
+    """A dead server's segment goes; a living one's stays, and so does a stranger's."""
+    dead, living, next_one = new_server().start(), new_server().start(), new_server()
+    stranger = SHM / f"lmcache_l1_pool_stranger_{os.getpid()}"
+    stranger.write_bytes(b"not ours")
+    try:
+        dead.kill()
+        next_one.start()
+        assert not any(path.name.startswith("lmcache_l1_pool") for path in dead.segments())
+        assert any(path.name.startswith("lmcache_l1_pool") for path in living.segments())
+        assert stranger.read_bytes() == b"not ours"
+    finally:
+        stranger.unlink()
+
+
+def failed_start(server: Server) -> str:
+    """The one line that a server which cannot start leaves on stderr; exit code 1."""
+    server.spawn()
+    assert server.wait() == 1, server.stderr()
+    lines = [line for line in server.stderr().splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_a_name_that_is_taken(own_server: Server, new_server: MakeServer) -> None:
+    second = new_server(shm_name=own_server.shm_name)
+    segments = own_server.segments()
+    assert own_server.shm_name in failed_start(second)
+    assert own_server.segments() == segments
+    assert own_server.healthy()
+
+
+def test_a_port_that_is_taken(own_server: Server, new_server: MakeServer) -> None:
+    second = new_server(port=own_server.port)
+    assert str(own_server.port) in failed_start(second)
+    assert second.segments() == []
+    assert own_server.healthy()
+
+
+def test_an_http_port_that_is_taken(own_server: Server, new_server: MakeServer) -> None:
+    second = new_server("--http-port", str(own_server.http_port))
+    assert str(own_server.http_port) in failed_start(second)
+    assert second.segments() == []
+    assert own_server.healthy()
+
+
+def test_shared_memory_too_small(new_server: MakeServer) -> None:
+    """The line says how much there is and where."""
+    room = os.statvfs(SHM)
+    free_gib = room.f_bavail * room.f_frsize / 2**30
+    server = new_server(l1_size_gb=round(free_gib) + 1000)
+    line = failed_start(server)
+    assert "/dev/shm" in line
+    amounts = [float(text) for text in re.findall(r"(\d+(?:\.\d+)?) GiB", line)]
+    assert any(abs(amount - free_gib) < 1 for amount in amounts), line
+    assert server.segments() == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--chunk-size", "0"),
+        ("--chunk-size", "many"),
+        ("--port", "70000"),
+        ("--l1-size-gb", "-1"),
+        ("--eviction-trigger-watermark", "1.5"),
+        ("--no-such-flag",),
+        ("--shm-name", "../evil"),
+        ("--config", "/no/such/file.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_bad_settings(new_server: MakeServer, flags: tuple[str, ...]) -> None:
+    """One line and exit code 2."""
+    server = new_server(*flags)
+    server.spawn()
+    assert server.wait() == 2, server.stderr()
+    lines = [line for line in server.stderr().splitlines() if line.strip()]
+    assert len(lines) == 1 and flags[0].lstrip("-") in lines[0], lines
+
+
+def test_a_unix_socket(new_server: MakeServer, tmp_path: Path) -> None:
+    """`ipc://` with the port appended, as the stock client does; for the owner only."""
+    server = new_server("--host", f"ipc://{tmp_path}/mp").start()
+    path = Path(f"{tmp_path}/mp:{server.port}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with RawClient(f"ipc://{path}") as client:
+        worker = RawWorker(client, "unix", 1)
+        worker.register()
+        worker.prove(list(range(128)), server.chunk_size)
+        worker.close()
+    assert server.terminate() == 0
+    assert not path.exists()
