@@ -61,7 +61,7 @@ class Retrieves:
             end(True)
             return DEFERRED
         copy_out = partial(scatter, core.arena.bytes, instance.mapped)
-        core.copies.submit(pieces(copy_out, copies), end)
+        core.copies.submit(pieces(copy_out, copies, core.config.max_workers), end)
         return DEFERRED
 
     def _find(

@@ -70,7 +70,8 @@ class Stores:
             self._one_done(store)
             return DEFERRED
         copy_in = partial(gather, core.arena.bytes, instance.mapped)
-        core.copies.submit(pieces(copy_in, copies), partial(self._end_store, store))
+        work = pieces(copy_in, copies, core.config.max_workers)
+        core.copies.submit(work, partial(self._end_store, store))
         return DEFERRED
 
     def _reserve(
