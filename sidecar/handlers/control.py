@@ -1,9 +1,13 @@
 """The small operations: handshake, heartbeat, clear, and what is only acknowledged."""
 
+from collections import OrderedDict
+
 import msgspec
 
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Request
+
+_CONNECTIONS_REMEMBERED = 10_000
 
 
 class Control:
@@ -11,8 +15,11 @@ class Control:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._greeted: OrderedDict[bytes, None] = OrderedDict()
 
     def get_chunk_size(self, request: Request) -> int:
+        """The first request of every adapter, so also its greeting."""
+        self._greet(request.client)
         return self._core.config.chunk_size
 
     def get_experimental(self, request: Request) -> list[str]:
@@ -20,13 +27,26 @@ class Control:
         return []
 
     def ping(self, request: Request, instance_id: int | None = None) -> bool:
-        """True = healthy. A worker that we have forgotten is made to register again."""
+        """True = healthy. Who lost its connection, or is forgotten, is told False once.
+
+        A scheduler's lookups that were under way when the connection broke get no answer any
+        more; seeing us unhealthy it gives them up at once instead of at its own timeout. A
+        worker that we have forgotten registers again when it sees us healthy after that.
+        """
         if instance_id is None:
-            return True
+            return self._greet(request.client)
         instance = self._core.registry.hear(instance_id, request.client, self._core.now())
         if instance is not None:
             instance.proven = True
         return self._core.registry.ping_answer(instance_id)
+
+    def _greet(self, client: bytes) -> bool:
+        """Remember a connection; whether it was known."""
+        known = client in self._greeted
+        self._greeted[client] = None
+        if len(self._greeted) > _CONNECTIONS_REMEMBERED:
+            self._greeted.popitem(last=False)
+        return known
 
     def noop(self, request: Request) -> str:
         return "OK"

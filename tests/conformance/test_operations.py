@@ -18,6 +18,7 @@ TOKENS = list(range(7, 7 + 128))
 @pytest.fixture
 def raw(server: Server) -> Iterator[RawClient]:
     with RawClient(server.url) as client:
+        client.greet()
         yield client
 
 

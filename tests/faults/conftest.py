@@ -16,6 +16,7 @@ _numbers = itertools.count(1)
 @pytest.fixture
 def raw(server: Server) -> Iterator[RawClient]:
     with RawClient(server.url) as client:
+        client.greet()
         yield client
 
 
@@ -26,6 +27,7 @@ def still_serves(server: Server) -> Callable[[], None]:
     def check() -> None:
         number = next(_numbers)
         with RawClient(server.url) as client:
+            client.greet()
             assert client.call("ping", None) is True
             worker = RawWorker(client, f"survivor-{number}", 10_000 + number)
             worker.register()

@@ -180,5 +180,6 @@ def test_random_bytes(server: Server, still_serves: Callable[[], None]) -> None:
         for _ in range(5000):
             frames = [pick.randbytes(pick.randrange(0, 50)) for _ in range(pick.randrange(1, 9))]
             client.send(frames)
+        client.greet()
         assert client.call("ping", None) is True
     still_serves()

@@ -40,6 +40,7 @@ class Peer:
     def __init__(self, url: str, model: str, *, world: int = 1, readers: int = 1) -> None:
         self.model, self.world, self.readers = model, world, readers
         self.rpc = RequestClientFactory.create(url)
+        self.rpc.get_chunk_size().result(timeout=30)  # what every stock adapter asks first
 
     def key(
         self,

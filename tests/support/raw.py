@@ -56,6 +56,11 @@ class RawClient:
         self.socket.connect(url)
         self._uids = itertools.count()
 
+    def greet(self) -> int:
+        """What every stock adapter asks first: the chunk size."""
+        size: int = self.call("get_chunk_size")
+        return size
+
     def close(self) -> None:
         self.context.destroy(linger=0)
 
