@@ -76,7 +76,7 @@ class Registry:
 
     instances: dict[int, Instance] = field(default_factory=dict)
     _forgotten: OrderedDict[int, bool] = field(default_factory=OrderedDict)
-    _refused: OrderedDict[int, str] = field(default_factory=OrderedDict)
+    _refused: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
     def add(self, instance: Instance) -> Instance | None:
         """Register, replacing what was registered under the same id, which is returned."""
@@ -94,9 +94,9 @@ class Registry:
         """Forget a worker. If it speaks again, it is made to register again."""
         return self.instances.pop(instance_id, None)
 
-    def refuse(self, instance_id: int, why: str) -> Instance | None:
+    def refuse(self, instance_id: int) -> Instance | None:
         """The worker cannot be served as it registered now; returns what it was before."""
-        _remember(self._refused, instance_id, why)
+        _remember(self._refused, instance_id, None)
         return self.instances.pop(instance_id, None)
 
     def hear(self, instance_id: int, client: bytes, now: float) -> Instance | None:

@@ -81,7 +81,7 @@ class Registrations:
             tensors = [decode_tensor(handle) for handle in handles]
             specs = [_group_spec(info) for info in groups]
         except (BadPayload, UnknownLayout) as error:
-            self._refuse(instance_id, str(error))
+            self._refuse(instance_id)
             raise Refused("bad_registration", str(error)) from None
         mapping = _Mapping(instance_id, model_name, world_size)
         self._mapping[instance_id] = mapping
@@ -101,7 +101,7 @@ class Registrations:
             self._check_mode("engine_driven")
             view, object_bytes = _slot_shape(r, core.config.chunk_size)
         except UnknownLayout as error:
-            self._refuse(r.instance_id, str(error))
+            self._refuse(r.instance_id)
             core.refusals.add(request.operation.name, "bad_registration", str(error))
             # A worker without an address would send its chunks as pickles, in vain.
             return self._address()
@@ -161,7 +161,7 @@ class Registrations:
 
     def _refuse_mapping(self, mapping: _Mapping) -> None:
         if mapping.is_final:
-            self._refuse(mapping.instance_id, mapping.refusal)
+            self._refuse(mapping.instance_id)
         elif (old := self._core.registry.remove(mapping.instance_id)) is not None:
             self._release(old, gone=False)
 
@@ -180,9 +180,9 @@ class Registrations:
             telemetry.re_registrations.add(1, instance.kind)
             self._retire(old)
 
-    def _refuse(self, instance_id: int, why: str) -> None:
+    def _refuse(self, instance_id: int) -> None:
         self._mapping.pop(instance_id, None)
-        old = self._core.registry.refuse(instance_id, why)
+        old = self._core.registry.refuse(instance_id)
         if old is not None:
             self._release(old, gone=False)
 

@@ -5,6 +5,7 @@ says that it is done, or its connection is gone: being late loses it the right t
 the slot.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,12 +30,13 @@ PreparedKey = tuple[int, str, Scope, int | None, int, int, bytes]
 class Prepared:
     """Slots that a worker works on. `withdrawn` writes can no longer be committed.
 
+    A write is withdrawn at its `deadline`; a read has none, it ends with its worker at last.
     `client` is the connection of a worker that is not registered any more.
     """
 
     instance: Instance
     entries: list[Entry]
-    deadline: float
+    deadline: float = math.inf
     withdrawn: bool = False
     client: bytes = b""
 
@@ -104,8 +106,7 @@ class Slots:
         core.admit(instance)
         for entry in entries:
             core.l1.pin(entry)
-        deadline = core.now() + core.config.l1_read_ttl_seconds
-        prepared = Prepared(instance, entries, deadline)
+        prepared = Prepared(instance, entries)
         self._reads.setdefault(_name(instance_id, key, hashes), []).append(prepared)
         return retrieve_context([_slot(instance, entry) for entry in entries])
 

@@ -27,7 +27,7 @@ def test_a_forgotten_worker_sees_unhealthy_then_healthy_until_it_registers() -> 
 def test_a_refused_worker_is_left_in_peace() -> None:
     registry = Registry()
     registry.add(instance())
-    assert registry.refuse(1, "unknown layout") is not None
+    assert registry.refuse(1) is not None
     assert registry.hear(1, b"c", 1.0) is None
     assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
 
@@ -69,5 +69,5 @@ def test_what_is_remembered_is_bounded() -> None:
     registry = Registry()
     for number in range(5000):
         registry.ping_answer(number)
-        registry.refuse(number + 10_000, "no")
+        registry.refuse(number + 10_000)
     assert len(registry._forgotten) <= 1024 and len(registry._refused) <= 1024
