@@ -28,13 +28,15 @@ class Space:
 class Entry:
     """One object: its place in the arena (`offset`, `size` in bytes) and who holds it.
 
-    `end` is where the slot ends, `size` bytes and the padding behind them.
+    Its slot is `[start, end)`: room for a header if there are tiers below, the object, padding.
     `leases` count promises to readers that are still to come; `pins` count copies under way.
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
-    `missing` names the KV groups whose blocks were null when it was stored.
+    `missing` names the KV groups whose blocks were null when it was stored. `sealed` tells
+    that the header is in place. A `cold` one is easily had again: the first to be evicted.
     """
 
     __slots__ = (
+        "cold",
         "end",
         "hash",
         "leases",
@@ -42,8 +44,10 @@ class Entry:
         "offset",
         "on_settled",
         "pins",
+        "sealed",
         "size",
         "space",
+        "start",
         "state",
         "stored_at",
         "used_at",
@@ -55,14 +59,23 @@ class Entry:
         return self.state is State.READY and not (self.leases or self.pins)
 
     def __init__(
-        self, space: Space, hash: bytes, offset: int, size: int, end: int, missing: frozenset[int]
+        self,
+        space: Space,
+        hash: bytes,
+        slot: range,
+        offset: int,
+        size: int,
+        missing: frozenset[int] = frozenset(),
     ) -> None:
         self.space = space
         self.hash = hash
+        self.start = slot.start
+        self.end = slot.stop
         self.offset = offset
         self.size = size
-        self.end = end
         self.missing = missing
+        self.sealed = False
+        self.cold = False
         self.state = State.WRITING
         self.leases = 0
         self.pins = 0

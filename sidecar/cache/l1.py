@@ -21,6 +21,7 @@ _VICTIMS_TRIED = 16
 class L1:
     """The index over an arena of `capacity` bytes, which become usable by `grow`.
 
+    Every slot begins with `headroom` bytes (whole pages) that are not the object's.
     `on_evicted(entry, now)` is told of every object that had to go, before it goes.
     """
 
@@ -30,6 +31,7 @@ class L1:
         policy: EvictionPolicy,
         on_evicted: Callable[[Entry, float], None] = lambda entry, now: None,
         clock: Callable[[], float] = time.monotonic,
+        headroom: int = 0,
     ) -> None:
         self.capacity = capacity
         self.usable_bytes = 0
@@ -44,6 +46,7 @@ class L1:
         self._spaces: dict[SpaceKey, Space] = {}
         self._on_evicted = on_evicted
         self._clock = clock
+        self._headroom = headroom
 
     def grow(self, offset: int, size: int) -> None:
         """`[offset, offset + size)` of the arena is resident now."""
@@ -66,17 +69,19 @@ class L1:
 
         The object must be neither there nor under way. None if there is no room even so.
         """
-        offset = self._allocate(aligned(size))
-        if offset is None:
+        taken = self._headroom + aligned(size)
+        start = self._allocate(taken)
+        if start is None:
             return None
         space = self._spaces.get(key)
         if space is None:
             space = self._spaces[key] = Space(key)
-        entry = Entry(space, hash, offset, size, offset + aligned(size), missing)
+        slot = range(start, start + taken)
+        entry = Entry(space, hash, slot, start + self._headroom, size, missing)
         space.writing[hash] = entry
-        self._at[offset] = self._ending_at[entry.end] = entry
+        self._at[entry.start] = self._ending_at[entry.end] = entry
         self.writing += 1
-        self.used_bytes += entry.end - offset
+        self.used_bytes += taken
         return entry
 
     def commit(self, entry: Entry) -> None:
@@ -87,7 +92,8 @@ class L1:
         entry.stored_at = entry.used_at = self._clock()
         self.writing -= 1
         self.objects += 1
-        self._policy.add(entry)
+        if not (entry.leases or entry.pins):
+            self._policy.add(entry)
         _settle(entry)
 
     def abort(self, entry: Entry) -> None:
@@ -111,9 +117,14 @@ class L1:
         self._free(entry)
 
     def lease(self, entry: Entry) -> None:
-        """Keep `entry` readable for somebody who was promised it."""
+        """Keep `entry` readable for somebody who was promised it.
+
+        It may be on its way still; if it is aborted, the lease holds nothing.
+        """
         self._hold(entry)
         entry.leases += 1
+        if entry.state is State.READY:
+            entry.cold = False  # somebody came back for it
 
     def unlease(self, entry: Entry) -> None:
         entry.leases -= 1
@@ -124,10 +135,11 @@ class L1:
         self._hold(entry)
         entry.pins += 1
 
-    def unpin(self, entry: Entry) -> None:
-        """The copy has ended; `entry` counts as used now."""
+    def unpin(self, entry: Entry, used: bool = True) -> None:
+        """The copy has ended. If a worker `used` it, that counts as its last use."""
         entry.pins -= 1
-        entry.used_at = self._clock()
+        if used:
+            entry.used_at = self._clock()
         if entry.state is State.GONE and not entry.pins:
             self._free(entry)
         self._let_go(entry)
@@ -143,9 +155,13 @@ class L1:
             evicted += 1
         return evicted
 
-    def discard(self, entry: Entry) -> bool:
-        """Drop a ready object that something better will replace; not if it is held."""
-        if entry.leases or entry.pins:
+    def spaces(self) -> list[Space]:
+        """All spaces that something is in."""
+        return list(self._spaces.values())
+
+    def discard(self, entry: Entry, force: bool = False) -> bool:
+        """Drop a ready object; if it is held, only with `force`. Whether it went."""
+        if not force and (entry.leases or entry.pins):
             return False
         self._drop(entry)
         return True
@@ -185,7 +201,7 @@ class L1:
 
     def _evictable_around(self, victim: Entry, size: int) -> list[Entry]:
         """Objects that give `size` bytes in a row with `victim` and what is free; or none."""
-        start, end, found = victim.offset, victim.end, [victim]
+        start, end, found = victim.start, victim.end, [victim]
         start -= self._extents.free_before(start)
         end += self._extents.free_from(end)
         while end - start < size:
@@ -196,7 +212,7 @@ class L1:
                 end = after.end + self._extents.free_from(after.end)
             elif before is not None and before.evictable:
                 found.append(before)
-                start = before.offset - self._extents.free_before(before.offset)
+                start = before.start - self._extents.free_before(before.start)
             else:
                 return []
         return found
@@ -218,7 +234,8 @@ class L1:
     def _hold(self, entry: Entry) -> None:
         if not (entry.leases or entry.pins):
             self.held += 1
-            self._policy.remove(entry)
+            if entry.state is State.READY:
+                self._policy.remove(entry)
 
     def _let_go(self, entry: Entry) -> None:
         if not (entry.leases or entry.pins):
@@ -227,10 +244,11 @@ class L1:
                 self._policy.add(entry)
 
     def _free(self, entry: Entry) -> None:
-        del self._at[entry.offset]
+        taken = entry.end - entry.start
+        del self._at[entry.start]
         del self._ending_at[entry.end]
-        self._extents.give(entry.offset, entry.end - entry.offset)
-        self.used_bytes -= entry.end - entry.offset
+        self._extents.give(entry.start, taken)
+        self.used_bytes -= taken
 
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):

@@ -26,15 +26,21 @@ class Lookup:
     """One lookup: for each rank, the objects that stand for each chunk of the hit.
 
     `objects[rank][chunk]` is a tuple, one entry a layout that the model is served in;
-    `readers` retrieves of each are still to come. `deadline` is on the cache's clock.
+    `readers` retrieves of each are still to come. `deadline` is on the cache's clock. While
+    it is `loading`, objects may be added, and some of them may be on their way; whoever
+    brings them is told by `on_ended` that nobody waits any more.
     """
 
     __slots__ = (
         "client",
         "deadline",
+        "ended",
+        "expected_readers",
         "hashes",
         "live",
+        "loading",
         "objects",
+        "on_ended",
         "readers",
         "reported",
         "request_id",
@@ -46,20 +52,25 @@ class Lookup:
         client: bytes,
         request_id: str,
         scope: Scope,
-        hashes: Sequence[bytes],
+        hashes: list[bytes],
         objects: list[list[tuple[Entry, ...]]],
         readers: int,
         deadline: float,
+        loading: bool = False,
     ) -> None:
         self.client = client
         self.request_id = request_id
         self.scope = scope
         self.hashes = hashes
         self.objects = objects
+        self.expected_readers = readers
         self.readers = [[readers] * len(hashes) for _ in objects]
         self.live = len(hashes) * len(objects)
         self.deadline = deadline
+        self.loading = loading
         self.reported = False
+        self.ended = False
+        self.on_ended: Callable[[], None] | None = None
 
     @property
     def hits(self) -> int:
@@ -89,28 +100,63 @@ class Leases:
         """
         for entry in _entries(lookup):
             self._l1.lease(entry)
-        old = self._lookups.get(lookup.request_id, {}).get(lookup.client)
+        old = self.find(lookup.request_id, lookup.client)
         if old is not None:
-            self._end(old)
-        if not lookup.live:
+            self.end(old)
+        if not (lookup.live or lookup.loading):
             return
         self._lookups.setdefault(lookup.request_id, {})[lookup.client] = lookup
         self._unreported[lookup] = None
         self.live += lookup.live
         self.open += 1
 
+    def extend(
+        self, lookup: Lookup, chunk_hash: bytes, objects: Sequence[tuple[Entry, ...]]
+    ) -> None:
+        """Lease one more chunk for a lookup that is loading; `objects` by rank."""
+        lookup.hashes.append(chunk_hash)
+        for rank, entries in enumerate(objects):
+            lookup.objects[rank].append(entries)
+            lookup.readers[rank].append(lookup.expected_readers)
+            for entry in entries:
+                self._l1.lease(entry)
+        lookup.live += len(objects)
+        self.live += len(objects)
+
+    def settle(self, lookup: Lookup, hits: int) -> None:
+        """A lookup has ended loading: the first `hits` chunks are what it found."""
+        if lookup.ended:
+            return
+        lookup.loading = False
+        for rank in range(len(lookup.objects)):
+            self._release(lookup, rank, range(hits, lookup.hits), readers=_ALL)
+            del lookup.objects[rank][hits:]
+            del lookup.readers[rank][hits:]
+        del lookup.hashes[hits:]
+        if not lookup.live:
+            self.end(lookup)  # an unknown request's result is a miss too
+
     def end_oldest_unreported(self) -> bool:
         """Make room: end the lookup that has waited longest to be asked for, if there is one."""
         oldest = next(iter(self._unreported), None)
         if oldest is not None:
-            self._end(oldest)
+            self.end(oldest)
         return oldest is not None
 
-    def report(self, request_id: str, client: bytes) -> int:
-        """The hit count of a lookup that has not been reported yet, in chunks; else 0."""
-        lookup = self._lookups.get(request_id, {}).get(client)
+    def find(self, request_id: str, client: bytes) -> Lookup | None:
+        """What a client's request holds or waits for."""
+        return self._lookups.get(request_id, {}).get(client)
+
+    def report(self, request_id: str, client: bytes) -> int | None:
+        """The hit count of a lookup that has not been reported yet, in chunks; else 0.
+
+        None while it is loading.
+        """
+        lookup = self.find(request_id, client)
         if lookup is None or lookup.reported:
             return 0
+        if lookup.loading:
+            return None
         self._mark_reported(lookup)
         self._forget_if_over(lookup)
         return lookup.hits
@@ -170,10 +216,15 @@ class Leases:
         lookups = [x for by_client in self._lookups.values() for x in by_client.values()]
         for lookup in lookups:
             if condition(lookup):
-                self._end(lookup)
+                self.end(lookup)
         return before - self.live
 
-    def _end(self, lookup: Lookup) -> None:
+    def end(self, lookup: Lookup) -> None:
+        """Give back all that a lookup holds. Once more is nothing."""
+        lookup.ended = True
+        on_ended, lookup.on_ended = lookup.on_ended, None
+        if on_ended is not None:
+            on_ended()
         for rank in range(len(lookup.objects)):
             self._release(lookup, rank, range(lookup.hits), readers=_ALL)
         self._mark_reported(lookup)

@@ -5,6 +5,7 @@ A policy sees only evictable objects: complete, and neither leased nor pinned.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import chain
 from typing import Protocol
 
 from sidecar.cache.entry import Entry
@@ -24,19 +25,20 @@ class EvictionPolicy(Protocol):
 
 
 class LRU:
-    """Least recently used first."""
+    """Least recently used first; before those what is `cold`, the longest unused first."""
 
     def __init__(self) -> None:
+        self._cold: OrderedDict[Entry, None] = OrderedDict()
         self._entries: OrderedDict[Entry, None] = OrderedDict()
 
     def add(self, entry: Entry) -> None:
-        self._entries[entry] = None
+        (self._cold if entry.cold else self._entries)[entry] = None
 
     def remove(self, entry: Entry) -> None:
-        del self._entries[entry]
+        del (self._cold if entry.cold else self._entries)[entry]
 
     def candidates(self) -> Iterable[Entry]:
-        return self._entries
+        return chain(self._cold, self._entries)
 
 
 class NoEviction:

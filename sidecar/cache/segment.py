@@ -1,16 +1,15 @@
 """The POSIX shared-memory segment that holds the L1, owned by lock.
 
-Beside the segment lies a lock file that is held for the life of the process. Whoever finds
-the lock free knows that its owner is gone, in whatever PID namespace it lived, and removes
-what it left: shared memory outlives a SIGKILL, and a full /dev/shm takes the host down.
+Beside the segment lies its lock file (`lockfile`). Whoever finds the lock free removes what the
+owner left: shared memory outlives a SIGKILL, and a full /dev/shm takes the host down.
 """
 
-import errno
-import fcntl
 import mmap
 import os
 import re
 from pathlib import Path
+
+from sidecar.cache.lockfile import lock
 
 SHM_DIR = Path("/dev/shm")
 # The name that stock clients and operators know from `lmcache server`.
@@ -51,7 +50,7 @@ class Segment:
             self._disown()
 
     def _own(self, name: str) -> int:
-        fd = _lock(self._lock_path)
+        fd = lock(self._lock_path)
         if fd is None:
             raise SegmentError(
                 f"another kv-sidecar runs with the name {name!r}: choose another --shm-name"
@@ -79,7 +78,7 @@ def remove_orphans() -> list[str]:
     """Remove the segments whose owners are gone; returns their names."""
     removed = []
     for lock_path in SHM_DIR.glob(_LOCK_PREFIX + "*"):
-        fd = _lock(lock_path)
+        fd = lock(lock_path)
         if fd is None:
             continue
         segment = SHM_DIR / (SEGMENT_PREFIX + lock_path.name.removeprefix(_LOCK_PREFIX))
@@ -89,32 +88,6 @@ def remove_orphans() -> list[str]:
         lock_path.unlink()
         os.close(fd)
     return removed
-
-
-def _lock(path: Path) -> int | None:
-    """An open, locked descriptor of the file at `path`; None if somebody else holds it."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.ELOOP):
-                return None  # another user's
-            raise
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        if _is_still(fd, path):
-            return fd
-        os.close(fd)  # its last owner unlinked it between our open and our lock
-
-
-def _is_still(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _check_room(size: int) -> None:

@@ -223,3 +223,63 @@ class L1Machine(RuleBasedStateMachine):
 
 L1Machine.TestCase.settings = settings(max_examples=80, deadline=None)
 TestL1 = L1Machine.TestCase
+
+
+def test_what_is_leased_on_its_way_is_kept_when_it_arrives() -> None:
+    l1 = make(1)
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None
+    l1.lease(entry)
+    l1.commit(entry)
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is None
+    l1.unlease(entry)
+    assert l1.reserve(KEY, b"b", ALIGNMENT) is not None
+
+
+def test_a_lease_on_what_never_arrives_holds_nothing() -> None:
+    l1 = make(1)
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None
+    l1.lease(entry)
+    l1.abort(entry)
+    assert store(l1, b"b").start == entry.start
+    l1.unlease(entry)
+    assert (l1.held, l1.objects, l1.used_bytes) == (0, 1, ALIGNMENT)
+
+
+def test_headroom_is_the_slots_and_not_the_objects() -> None:
+    l1 = L1(4 * ALIGNMENT, LRU(), headroom=ALIGNMENT)
+    l1.grow(0, 4 * ALIGNMENT)
+    first, second = store(l1, b"a"), store(l1, b"b")
+    for entry in (first, second):
+        assert entry.offset == entry.start + ALIGNMENT
+        assert entry.end == entry.offset + ALIGNMENT
+    assert l1.used_bytes == 4 * ALIGNMENT
+    third = store(l1, b"c")
+    assert (third.start, visible(l1, b"a")) == (first.start, False)
+
+
+def test_the_cold_go_first_until_somebody_comes_back_for_them() -> None:
+    l1 = make(3)
+    entries = []
+    for name in (b"a", b"b", b"c"):
+        entry = l1.reserve(KEY, name, ALIGNMENT)
+        assert entry is not None
+        entry.cold = name != b"a"
+        l1.commit(entry)
+        entries.append(entry)
+    l1.lease(entries[1])
+    l1.unlease(entries[1])
+    store(l1, b"d")
+    assert [visible(l1, name) for name in (b"a", b"b", b"c")] == [True, True, False]
+
+
+def test_a_background_reader_does_not_count_as_use() -> None:
+    now = [1.0]
+    l1 = L1(ALIGNMENT, LRU(), clock=lambda: now[0])
+    l1.grow(0, ALIGNMENT)
+    entry = store(l1, b"a")
+    l1.pin(entry)
+    now[0] = 9.0
+    l1.unpin(entry, used=False)
+    assert entry.used_at == 1.0

@@ -187,3 +187,45 @@ def test_whatever_happens_the_books_balance(steps: list[tuple]) -> None:
     leases.expire(1e9)
     assert (leases.live, leases.pending, leases.open, l1.held) == (0, 0, 0, 0)
     assert all(e.leases == 0 for of_rank in objects for (e,) in of_rank)
+
+
+def loading(l1: L1, leases: Leases, objects: list[list[tuple[Entry, ...]]]) -> Lookup:
+    """A lookup that has found its first chunk and waits for more."""
+    made = lookup([chunks[:1] for chunks in objects], hashes=HASHES[:1])
+    made.loading = True
+    leases.add(made)
+    return made
+
+
+def test_a_lookup_that_is_loading_is_not_reported() -> None:
+    l1, leases, objects = setup()
+    made = loading(l1, leases, objects)
+    assert leases.report("r", b"c") is None
+    for chunk in (1, 2):
+        leases.extend(made, HASHES[chunk], [chunks[chunk] for chunks in objects])
+    assert (leases.live, l1.held) == (6, 6)
+    leases.settle(made, 2)
+    assert (leases.live, l1.held) == (4, 4)
+    assert leases.report("r", b"c") == 2
+    leases.release("r", SCOPE, HASHES[:2], 0, 1)
+    assert (leases.live, l1.held, leases.open) == (0, 0, 0)
+
+
+def test_a_miss_after_loading_is_not_kept() -> None:
+    l1, leases, objects = setup()
+    made = loading(l1, leases, objects)
+    leases.settle(made, 0)
+    assert (leases.open, leases.live, l1.held) == (0, 0, 0)
+    assert leases.report("r", b"c") == 0
+
+
+def test_who_loads_is_told_that_nobody_waits() -> None:
+    l1, leases, objects = setup()
+    told = []
+    made = loading(l1, leases, objects)
+    made.on_ended = lambda: told.append(made.ended)
+    leases.add(lookup(objects))  # the request asks again
+    assert told == [True]
+    leases.settle(made, 1)  # comes too late, and changes nothing
+    assert leases.live == 8
+    assert leases.report("r", b"c") == 4
