@@ -120,8 +120,23 @@ class Histogram(_Instrument[Distribution]):
 
 
 class Gauge:
-    """A value that is asked for at each export; 0 until somebody gives a source."""
+    """A value that is asked for at each export; 0 until somebody gives a source.
+
+    With labels there is one value for each `source` that was given with label values.
+    """
 
     def __init__(self, description: Description) -> None:
         self.description = description
-        self.source: Callable[[], float] = lambda: 0
+        self._sources: dict[tuple[str, ...], Callable[[], float]] = {}
+
+    def observe(self, source: Callable[[], float], *labels: str) -> None:
+        """Let the series with these label values be what `source` returns."""
+        self._sources[labels] = source
+
+    def series(self) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series; without any source, zero with empty labels."""
+        unused: tuple[str, ...] = ("",) * len(self.description.labels)
+        sources = self._sources or {unused: lambda: 0.0}
+        return [
+            (self.description.attributes(values), source()) for values, source in sources.items()
+        ]

@@ -76,7 +76,7 @@ def _observe_counter(meter: Meter, counter: Counter) -> None:
 
 def _observe_gauge(meter: Meter, gauge: Gauge) -> None:
     def read(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(gauge.source(), gauge.description.attributes())]
+        return [Observation(value, labels) for labels, value in gauge.series()]
 
     about = gauge.description
     meter.create_observable_gauge(about.name, [read], about.unit, about.text)

@@ -10,6 +10,8 @@ from sidecar.telemetry.instruments import Counter, Description, Gauge, Histogram
 _LOOKUP = ("model_name", "cache_salt")
 _TRANSFER = ("device", "engine_id", "model_name")
 _L1 = {"l1_tag": "default"}
+_L2 = ("l2_name",)
+_L2_ADAPTER = ("l2_name", "adapter_index")
 _L1_MEMORY = {"backend": "shm", "l1_tag": "default"}
 
 # From the first reuse within a request to a day.
@@ -32,6 +34,9 @@ class Instruments:
         self._declare_l1()
         self._declare_transfers()
         self._declare_workers()
+        self._declare_l2_stores()
+        self._declare_l2_loads()
+        self._declare_l2_health()
 
     def _counter(
         self,
@@ -59,8 +64,14 @@ class Instruments:
         self.histograms.append(histogram)
         return histogram
 
-    def _gauge(self, name: str, text: str, fixed: Mapping[str, str] | None = None) -> None:
-        description = Description(f"lmcache_mp.{name}", "", text, fixed=fixed or {})
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        fixed: Mapping[str, str] | None = None,
+        labels: tuple[str, ...] = (),
+    ) -> None:
+        description = Description(f"lmcache_mp.{name}", "", text, labels, fixed or {})
         self.gauges[name] = Gauge(description)
 
     def _declare_lookups(self) -> None:
@@ -179,3 +190,79 @@ class Instruments:
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
+
+    def _declare_l2_stores(self) -> None:
+        self.l2_store_submitted_requests = self._counter(
+            "l2_store_submitted", "requests", "Stores that L2 was given", _L2
+        )
+        self.l2_store_submitted_objects_chunks = self._counter(
+            "l2_store_submitted_objects", "chunks", "Objects of these stores", _L2
+        )
+        self.l2_store_completed_requests = self._counter(
+            "l2_store_completed", "requests", "Stores that L2 is through with", _L2
+        )
+        self.l2_store_completed_objects_chunks = self._counter(
+            "l2_store_completed_objects", "chunks", "Objects that L2 has kept", _L2
+        )
+        self.l2_store_throughput = self._histogram(
+            "l2_store_throughput", "GB/s", "Speed of writing one object", _RATES, _L2
+        )
+        self.l2_dropped_objects = self._counter(
+            "l2_dropped_objects", "chunks", "Objects that were not kept", (*_L2, "reason")
+        )
+        self.l2_evicted_objects_chunks = self._counter(
+            "l2_evicted_objects", "chunks", "Objects given up for want of room", _L2
+        )
+        self._gauge("num_inflight_l2_stores", "Objects being written", _L1, _L2)
+        self._gauge("num_queued_l2_stores", "Objects waiting to be written", labels=_L2)
+
+    def _declare_l2_loads(self) -> None:
+        self.l2_prefetch_lookup_requests = self._counter(
+            "l2_prefetch_lookup", "requests", "Lookups that went on in L2"
+        )
+        self.l2_prefetch_lookup_objects_chunks = self._counter(
+            "l2_prefetch_lookup_objects", "chunks", "Objects that they looked for"
+        )
+        self.l2_prefetch_load_submitted_requests = self._counter(
+            "l2_prefetch_load_submitted", "requests", "Lookups for which something was loaded"
+        )
+        self.l2_prefetch_load_submitted_objects_chunks = self._counter(
+            "l2_prefetch_load_submitted_objects", "chunks", "Objects to be loaded", _L2
+        )
+        self.l2_prefetch_load_completed_chunks = self._counter(
+            "l2_prefetch_load_completed", "chunks", "Objects loaded and verified", _L2
+        )
+        self.l2_load_completed_requests = self._counter(
+            "l2_load_completed", "requests", "Lookups of which all that was loaded has arrived"
+        )
+        self.l2_prefetch_failure_chunks = self._counter(
+            "l2_prefetch_failure", "chunks", "Objects not loaded", ("reason", "model_name")
+        )
+        self.l2_prefetch_deadline_requests = self._counter(
+            "l2_prefetch_deadline", "requests", "Lookups answered before all had arrived"
+        )
+        self.l2_load_throughput = self._histogram(
+            "l2_load_throughput", "GB/s", "Speed of reading one object", _RATES, _L2
+        )
+        self._gauge("num_inflight_l2_loads", "Objects being read", labels=_L2_ADAPTER)
+        self._gauge("inflight_load_memory_usage_bytes", "Bytes being read", labels=_L2_ADAPTER)
+
+    def _declare_l2_health(self) -> None:
+        self.l2_corrupt_objects = self._counter(
+            "l2_corrupt_objects", "", "Objects that were not what they should be", (*_L2, "reason")
+        )
+        self.l2_quarantined_objects = self._counter(
+            "l2_quarantined_objects", "", "Bad objects put aside for inspection", _L2
+        )
+        self.l2_timeouts = self._counter("l2_timeouts", "", "Calls that took too long", _L2)
+        self.l2_errors = self._counter(
+            "l2_errors", "", "Calls that failed", (*_L2, "operation", "cause")
+        )
+        self.l2_breaker_opened = self._counter(
+            "l2_breaker_opened", "", "Times that a backend was cut off", (*_L2, "kind")
+        )
+        self._gauge("l2_usage_bytes", "Bytes kept", labels=_L2)
+        self._gauge("l2_objects", "Objects known to be kept", labels=_L2)
+        self._gauge("l2_breaker_open", "1 while a backend is cut off", labels=(*_L2, "kind"))
+        self._gauge("l2_store_adapters", "Adapters that stores go to", _L1, ("state",))
+        self._gauge("l2_prefetch_adapters", "Adapters that lookups go to", labels=("state",))

@@ -23,13 +23,13 @@ class Telemetry(Instruments):
         self._lock = threading.Lock()
         self._pipeline: Pipeline | None = None
 
-    def gauge_source(self, name: str, source: Callable[[], float]) -> None:
+    def gauge_source(self, name: str, source: Callable[[], float], *labels: str) -> None:
         """Let the gauge ``name`` be what ``source`` returns on the exporting thread.
 
         Raises:
             KeyError: no gauge has this name.
         """
-        self.gauges[name].source = source
+        self.gauges[name].observe(source, *labels)
 
     def start(self) -> None:
         """Begin to export. Imports OpenTelemetry (0.1 s), so not for the wire thread."""

@@ -11,6 +11,8 @@ from sidecar.telemetry import Telemetry
 LOOKUP = {"model_name", "cache_salt"}
 TRANSFER = {"device", "engine_id", "model_name"}
 L1 = {"l1_tag"}
+L2 = {"l2_name"}
+L2_ADAPTER = L2 | {"adapter_index"}
 # Prometheus name without lmcache_mp_: kind and labels.
 EXPECTED: dict[str, tuple[str, set[str]]] = {
     "lookups_requests": ("counter", LOOKUP),
@@ -40,11 +42,32 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "reaped_workers": ("counter", {"reason"}),
     "transfer_bytes": ("counter", {"direction", "device"}),
     "leases_expired": ("counter", set()),
+    "l2_store_submitted_requests": ("counter", L2),
+    "l2_store_submitted_objects_chunks": ("counter", L2),
+    "l2_store_completed_requests": ("counter", L2),
+    "l2_store_completed_objects_chunks": ("counter", L2),
+    "l2_dropped_objects_chunks": ("counter", L2 | {"reason"}),
+    "l2_evicted_objects_chunks": ("counter", L2),
+    "l2_prefetch_lookup_requests": ("counter", set()),
+    "l2_prefetch_lookup_objects_chunks": ("counter", set()),
+    "l2_prefetch_load_submitted_requests": ("counter", set()),
+    "l2_prefetch_load_submitted_objects_chunks": ("counter", L2),
+    "l2_prefetch_load_completed_chunks": ("counter", L2),
+    "l2_prefetch_failure_chunks": ("counter", {"reason", "model_name"}),
+    "l2_prefetch_deadline_requests": ("counter", set()),
+    "l2_load_completed_requests": ("counter", set()),
+    "l2_corrupt_objects": ("counter", L2 | {"reason"}),
+    "l2_quarantined_objects": ("counter", L2),
+    "l2_timeouts": ("counter", L2),
+    "l2_errors": ("counter", L2 | {"operation", "cause"}),
+    "l2_breaker_opened": ("counter", L2 | {"kind"}),
     "l1_chunk_lifetime_seconds": ("histogram", L1),
     "l1_chunk_idle_before_evict_seconds": ("histogram", L1),
     "l1_chunk_reuse_gap_seconds": ("histogram", L1),
     "l0_l1_store_throughput_GB_per_second": ("histogram", TRANSFER),
     "l0_l1_load_throughput_GB_per_second": ("histogram", TRANSFER),
+    "l2_store_throughput_GB_per_second": ("histogram", L2),
+    "l2_load_throughput_GB_per_second": ("histogram", L2),
     "request_latency_seconds": ("histogram", {"operation"}),
     "l1_memory_usage_bytes": ("gauge", L1 | {"backend"}),
     "l1_memory_populated_bytes": ("gauge", L1 | {"backend"}),
@@ -53,6 +76,15 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "registered_workers": ("gauge", set()),
     "live_leases": ("gauge", set()),
     "queue_depth": ("gauge", set()),
+    "l2_usage_bytes": ("gauge", L2),
+    "l2_objects": ("gauge", L2),
+    "l2_breaker_open": ("gauge", L2 | {"kind"}),
+    "num_inflight_l2_stores": ("gauge", L1 | L2),
+    "num_queued_l2_stores": ("gauge", L2),
+    "num_inflight_l2_loads": ("gauge", L2_ADAPTER),
+    "inflight_load_memory_usage_bytes": ("gauge", L2_ADAPTER),
+    "l2_store_adapters": ("gauge", L1 | {"state"}),
+    "l2_prefetch_adapters": ("gauge", {"state"}),
 }
 
 
@@ -132,6 +164,24 @@ def test_gauges_are_read_when_scraped(telemetry: Telemetry) -> None:
     assert values(telemetry, "queue_depth") == {(): 5}
     depth[0] = 7
     assert values(telemetry, "queue_depth") == {(): 7}
+
+
+def test_a_gauge_with_labels_has_a_series_for_each_source(telemetry: Telemetry) -> None:
+    assert values(telemetry, "l2_usage_bytes") == {("",): 0}
+    sizes = {"disk": 5, "bucket": 6}
+    telemetry.gauge_source("l2_usage_bytes", lambda: sizes["disk"], "disk")
+    telemetry.gauge_source("l2_usage_bytes", lambda: sizes["bucket"], "bucket")
+    assert values(telemetry, "l2_usage_bytes") == {("disk",): 5, ("bucket",): 6}
+    sizes["disk"] = 7
+    assert values(telemetry, "l2_usage_bytes") == {("disk",): 7, ("bucket",): 6}
+
+
+def test_a_gauge_keeps_its_fixed_labels_beside_those_of_its_source(telemetry: Telemetry) -> None:
+    telemetry.gauge_source("num_inflight_l2_stores", lambda: 3, "disk")
+    telemetry.gauge_source("l2_breaker_open", lambda: 1, "disk", "load")
+    telemetry.gauge_source("l2_breaker_open", lambda: 0, "disk", "store")
+    assert values(telemetry, "num_inflight_l2_stores") == {("default", "disk"): 3}
+    assert values(telemetry, "l2_breaker_open") == {("load", "disk"): 1, ("store", "disk"): 0}
 
 
 def test_a_gauge_without_a_name_here_is_an_error(telemetry: Telemetry) -> None:
