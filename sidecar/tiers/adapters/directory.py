@@ -1,0 +1,241 @@
+"""A directory as a backend: one file per record, in place only when it is complete.
+
+<base>/objects/<space>/<first hash byte>/<hash>.kv    the records
+<base>/.tmp/                                          being written
+<base>/quarantine/                                    bad ones, for inspection
+<base>/.kv-sidecar.lock                               held by the one server that owns this
+"""
+
+import errno
+import io
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from stat import S_ISREG
+from typing import Literal
+
+from sidecar.cache.lockfile import lock
+from sidecar.tiers.adapters.file_calls import entries, in_directory, size_of, sync_directory
+from sidecar.tiers.adapters.file_io import FileIO, os_errors
+from sidecar.tiers.adapters.quarantine import Quarantine
+from sidecar.tiers.base import (
+    AdapterUnusable,
+    Bytes,
+    Corrupt,
+    Found,
+    Missing,
+    TierError,
+    batches,
+)
+from sidecar.tiers.names import ObjectName, parse_path
+
+log = logging.getLogger(__name__)
+
+Sync = Literal["none", "data", "full"]
+
+_SUFFIX = ".kv"
+_TEMP_SUFFIX = ".part"
+_DAY = 86400.0
+
+
+class Files:
+    """The adapter over `base`. `floor` bytes of the file system stay free.
+
+    `sync` says what survives a power failure (a crash of the server alone loses nothing that
+    was stored): "none" leaves it to the kernel, "data" makes the bytes durable before they get
+    their name, "full" the name too. What a power failure tears is found by size and checksum.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        mover: FileIO,
+        *,
+        temp: str = ".tmp",
+        direct: bool = True,
+        sync: Sync = "none",
+        floor: int = 0,
+        shared: bool = False,
+    ) -> None:
+        self.shared = shared
+        self._base = base
+        self._objects = f"{base}/objects"
+        self._temp = f"{base}/{temp}"
+        self._quarantine = Quarantine(f"{base}/quarantine")
+        self._io = mover
+        self._direct = os.O_DIRECT if direct else 0
+        self._sync_policy = sync
+        self._floor = floor
+        # No two writers of a shared directory use the same temporary name.
+        self._token = secrets.token_hex(8)
+        self._count = count()
+        self._lock_fd: int | None = None
+
+    def open(self, arena: Bytes) -> None:
+        try:
+            with os_errors():
+                self._take()
+                self._remove_leftovers()
+                self._open_io(arena)
+        except AdapterUnusable:
+            self._give_up()
+            raise
+        except TierError as error:
+            self._give_up()
+            raise AdapterUnusable(f"{self._base} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        self._io.close()
+        self._give_up()
+
+    def store(self, name: ObjectName, record: Bytes) -> None:
+        temp = self._new_temp()
+        try:
+            with os_errors():
+                self._write_temp(temp, record)
+                self._publish(temp, name)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temp)
+            raise
+
+    def load(self, name: ObjectName, record: Bytes) -> None:
+        with os_errors():
+            try:
+                fd = os.open(self._file(name), os.O_RDONLY | os.O_CLOEXEC | self._direct)
+            except FileNotFoundError:
+                raise Missing() from None
+            with io.FileIO(fd):
+                size = os.fstat(fd).st_size
+                if size != record.nbytes:
+                    raise Corrupt("length", f"{size} bytes, not {record.nbytes}")
+                self._io.read(fd, record)
+                # The order of use, for the next start. Not worth failing a load for: it works
+                # on a file system that has become read-only.
+                with suppress(OSError):
+                    os.utime(fd)
+
+    def find(self, names: Sequence[ObjectName]) -> list[int | None]:
+        with os_errors():
+            return [size_of(self._file(name)) for name in names]
+
+    def delete(self, names: Sequence[ObjectName]) -> None:
+        with os_errors():
+            for name in names:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._file(name))
+
+    def scan(self) -> Iterator[list[Found]]:
+        with os_errors():
+            yield from batches(self._scan())
+
+    def set_aside(self, name: ObjectName, reason: str) -> bool:
+        with os_errors():
+            return self._quarantine.take(self._file(name), f"{name.hash.hex()}.{reason}")
+
+    def room(self) -> int:
+        with os_errors():
+            free = os.statvfs(self._base)
+            return free.f_bavail * free.f_frsize - self._floor
+
+    def _write_temp(self, temp: str, record: Bytes) -> None:
+        with self._create(temp) as file:
+            self._io.write(file.fileno(), record)
+            self._sync(file.fileno())
+
+    def _sync(self, fd: int) -> None:
+        if self._sync_policy == "data":
+            os.fdatasync(fd)
+        elif self._sync_policy == "full":
+            os.fsync(fd)
+
+    def _publish(self, temp: str, name: ObjectName) -> None:
+        file = self._file(name)
+        folder = os.path.dirname(file)
+        in_directory(folder, lambda: os.replace(temp, file))
+        if self._sync_policy == "full":
+            # Its parents may be new, too.
+            for directory in (folder, os.path.dirname(folder), self._objects):
+                sync_directory(directory)
+
+    def _take(self) -> None:
+        for directory in (self._base, self._objects, self._temp, self._quarantine.directory):
+            os.makedirs(directory, 0o700, exist_ok=True)
+        if self.shared:
+            return
+        path = f"{self._base}/.kv-sidecar.lock"
+        self._lock_fd = lock(Path(path))
+        if self._lock_fd is None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if self._lock_fd is None:
+            raise AdapterUnusable(
+                f"{self._base} is in use by another kv-sidecar: "
+                'choose another directory, or say "shared": true on all of them'
+            )
+
+    def _give_up(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _remove_leftovers(self) -> None:
+        """What a killed writer left. In a shared directory only age tells that it is gone."""
+        limit = time.time() - _DAY
+        for entry in entries(self._temp):
+            with suppress(FileNotFoundError):
+                ours = entry.name.endswith(_TEMP_SUFFIX)
+                if ours and (not self.shared or entry.stat().st_mtime < limit):
+                    os.unlink(entry.path)
+
+    def _open_io(self, arena: Bytes) -> None:
+        try:
+            self._try_io(arena)
+        except TierError as error:
+            if not self._direct or error.cause != "EINVAL":
+                raise
+            log.warning(
+                "%s: its file system has no O_DIRECT (EINVAL): I/O goes through the page cache, "
+                "at several times the CPU",
+                self._base,
+            )
+            self._direct = 0
+            self._try_io(arena)
+
+    def _try_io(self, arena: Bytes) -> None:
+        temp = self._new_temp()
+        try:
+            with os_errors(), self._create(temp) as file:
+                self._io.open(arena, file.fileno())
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temp)
+
+    def _new_temp(self) -> str:
+        return f"{self._temp}/{self._token}.{next(self._count)}{_TEMP_SUFFIX}"
+
+    def _create(self, temp: str) -> io.FileIO:
+        """The open file; closing it is part of writing it, where a network is behind it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | self._direct
+        fd = in_directory(self._temp, lambda: os.open(temp, flags, 0o600))
+        return io.FileIO(fd, "w")
+
+    def _file(self, name: ObjectName) -> str:
+        digits = name.hash.hex()
+        return f"{self._objects}/{name.space}/{digits[:2]}/{digits}{_SUFFIX}"
+
+    def _scan(self) -> Iterator[Found]:
+        for space in entries(self._objects):
+            for folder in entries(space.path):
+                for entry in entries(folder.path):
+                    name = parse_path(f"{space.name}/{entry.name.removesuffix(_SUFFIX)}")
+                    if name is None or self._file(name) != entry.path:
+                        continue  # not ours
+                    with suppress(FileNotFoundError):
+                        stat = entry.stat(follow_symlinks=False)
+                        if S_ISREG(stat.st_mode):
+                            yield Found(name, stat.st_size, stat.st_mtime)

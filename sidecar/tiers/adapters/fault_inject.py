@@ -1,0 +1,174 @@
+"""Another adapter that fails on demand, for tests: errors, delays, hangs, losses, flipped bits."""
+
+import errno
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from sidecar.tiers.base import Adapter, Bytes, Found, Missing, NoSpace, TierError
+from sidecar.tiers.names import ObjectName
+from sidecar.tiers.settings import AdapterSettings, NotNegative, Ratio
+
+log = logging.getLogger(__name__)
+
+Op = Literal["store", "load", "find", "delete", "scan"]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class FaultInjectSettings(AdapterSettings, frozen=True, kw_only=True):
+    """`inner` is the adapter that does the work; its JSON is any adapter's.
+
+    `rate` of the names lose their loads and `corrupt_rate` of them get a bit flipped when
+    loaded, always the same names for one `seed`. `errors` names the errno with which an
+    operation fails, `delay_seconds` how long it waits before, `hang` those that never return.
+    The first `after` calls of each operation pass, and of the others the first `first` are
+    hit (0 = all).
+
+    `control_path` is a JSON file with the same keys. While it is there, it says all of what
+    goes wrong; it is read again, and calls are counted anew, when it changes.
+    """
+
+    inner: dict[str, Any]
+    rate: Ratio = 0.0
+    seed: int = 0
+    corrupt_rate: Ratio = 0.0
+    errors: dict[Op, str] = field(default_factory=dict)
+    delay_seconds: dict[Op, NotNegative] = field(default_factory=dict)
+    hang: list[Op] = field(default_factory=list)
+    after: Count = 0
+    first: Count = 0
+    control_path: str = ""
+
+    ignored: ClassVar[dict[str, str]] = {
+        "gap_indices": "what is loaded is one object; use rate",
+        "gap_tail_ratios": "what is loaded is one object; use rate",
+    }
+
+    def __post_init__(self) -> None:
+        self.inner_settings()
+        for name in self.errors.values():
+            if not hasattr(errno, name):
+                raise ValueError(f"{name!r} is no errno")
+
+    def inner_settings(self) -> AdapterSettings:
+        """What `inner` says. Raises ValueError."""
+        from sidecar.tiers.table import parse  # it has this module in its table
+
+        return parse(self.inner)[0]
+
+    def with_faults(self, text: bytes) -> "FaultInjectSettings":
+        """The same adapter with the faults of a control file. Raises msgspec.DecodeError."""
+        faults = msgspec.json.decode(text, type=dict[str, Any])
+        return msgspec.convert({**faults, "type": self.type, "inner": self.inner}, type(self))
+
+    def build(self) -> Adapter:
+        return _FaultInject(self, self.inner_settings().build())
+
+
+class _FaultInject:
+    def __init__(self, settings: FaultInjectSettings, inner: Adapter) -> None:
+        self.shared = inner.shared
+        self._given = self._faults = settings
+        self._inner = inner
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: Counter[str] = Counter()
+        self._version: tuple[int, int] | None = None
+
+    def open(self, arena: Bytes) -> None:
+        self._inner.open(arena)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._inner.close()
+
+    def store(self, name: ObjectName, record: Bytes) -> None:
+        self._strike("store")
+        self._inner.store(name, record)
+
+    def load(self, name: ObjectName, record: Bytes) -> None:
+        faults = self._strike("load")
+        if faults is not None and _drawn(faults, "loss", name) < faults.rate:
+            raise Missing
+        self._inner.load(name, record)
+        if faults is not None and (draw := _drawn(faults, "bit", name)) < faults.corrupt_rate:
+            bit = int(draw / faults.corrupt_rate * record.nbytes * 8)
+            record[bit // 8] ^= 1 << bit % 8
+
+    def find(self, names: Sequence[ObjectName]) -> list[int | None]:
+        self._strike("find")
+        return self._inner.find(names)
+
+    def delete(self, names: Sequence[ObjectName]) -> None:
+        self._strike("delete")
+        self._inner.delete(names)
+
+    def scan(self) -> Iterator[list[Found]]:
+        self._strike("scan")
+        return self._inner.scan()
+
+    def set_aside(self, name: ObjectName, reason: str) -> bool:
+        return self._inner.set_aside(name, reason)
+
+    def room(self) -> int | None:
+        return self._inner.room()
+
+    def _strike(self, op: Op) -> FaultInjectSettings | None:
+        """Do to a call of `op` what is to be done before it; its faults, None if it is spared."""
+        with self._lock:
+            faults = self._current()
+            self._calls[op] += 1
+            number = self._calls[op] - faults.after
+        if number <= 0 or (faults.first and number > faults.first):
+            return None
+        time.sleep(faults.delay_seconds.get(op, 0.0))
+        if op in faults.hang:
+            self._closed.wait()
+            raise TierError("closed")
+        if op in faults.errors:
+            raise _failure(faults.errors[op])
+        return faults
+
+    def _current(self) -> FaultInjectSettings:
+        version = _version(self._given.control_path)
+        if version != self._version:
+            self._version = version
+            self._calls.clear()
+            self._faults = self._given if version is None else self._controlled()
+        return self._faults
+
+    def _controlled(self) -> FaultInjectSettings:
+        try:
+            with open(self._given.control_path, "rb") as file:
+                return self._given.with_faults(file.read())
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("fault_inject: %s: %s", self._given.control_path, error)
+            return self._faults
+
+
+def _version(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def _drawn(faults: FaultInjectSettings, what: str, name: ObjectName) -> float:
+    """A number in [0, 1) that is always the same for this name."""
+    text = f"{faults.seed} {what} {name.path}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
+
+
+def _failure(name: str) -> TierError:
+    if name == "ENOENT":
+        return Missing()
+    return (NoSpace if name in ("ENOSPC", "EDQUOT") else TierError)(name)

@@ -1,0 +1,74 @@
+"""Settings of the adapter types `fs` and `fs_native`: a directory (`directory.Files`)."""
+
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+from sidecar.tiers.adapters.directory import Files, Sync
+from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.settings import AdapterSettings, NotNegative
+
+
+class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What everything that keeps files has in common.
+
+    `min_free_gb` (GiB) of the file system stay free. `shared`: other servers use the directory
+    at the same time, so nothing in it is counted or evicted here.
+    """
+
+    sync: Sync = "none"
+    min_free_gb: NotNegative = 1.0
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared and self.max_capacity_gb:
+            raise ValueError(
+                "max_capacity_gb does not go with shared: no server knows how much the others "
+                "have written; min_free_gb limits them all"
+            )
+
+    @property
+    def floor_bytes(self) -> int:
+        return int(self.min_free_gb * 2**30)
+
+
+class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`base_path` is absolute; `relative_tmp_dir` lies in it and is on the same file system."""
+
+    base_path: str
+    relative_tmp_dir: str = ""
+    use_odirect: bool = True
+
+    ignored: ClassVar[dict[str, str]] = {
+        "read_ahead_size": "a record is read whole",
+        "read_io_depth": "num_workers says how many are read at once",
+        "persist_enabled": "what is stored always survives a restart",
+        "affinity_tag": "there is one L1, and every adapter serves it",
+        "per_op_workers": "num_workers says how many threads read, and half as many write",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_absolute("base_path", self.base_path)
+        temp = PurePosixPath(self.relative_tmp_dir)
+        if temp.is_absolute() or ".." in temp.parts or temp.parts[:1] in _TAKEN:
+            raise ValueError(f"relative_tmp_dir {self.relative_tmp_dir!r} is no folder of its own")
+
+    def build(self) -> Files:
+        return Files(
+            self.base_path,
+            DirectIO(),
+            temp=self.relative_tmp_dir or ".tmp",
+            direct=self.use_odirect,
+            sync=self.sync,
+            floor=self.floor_bytes,
+            shared=self.shared,
+        )
+
+
+_TAKEN = (("objects",), ("quarantine",))
+
+
+def check_absolute(key: str, path: str) -> None:
+    """Raises ValueError for a path that would depend on where the server was started."""
+    if not path.startswith("/"):
+        raise ValueError(f"{key} {path!r} is not absolute")

@@ -1,0 +1,227 @@
+"""Records in the memory pool of a Mooncake store, moved without a copy on this side.
+
+The library holds the interpreter's lock while it sets up and while it closes, and either can
+take long: set-up when the master is dead, closing too. So neither is done before something
+answers on the master's port.
+"""
+
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.base import (
+    Adapter,
+    AdapterUnusable,
+    Bytes,
+    Corrupt,
+    Found,
+    Missing,
+    NoSpace,
+    TierError,
+)
+from sidecar.tiers.names import ObjectName
+from sidecar.tiers.settings import AdapterSettings, Name
+
+log = logging.getLogger(__name__)
+
+_PROBE_SECONDS = 1.0
+_SETUP_AGAIN_SECONDS = 30.0
+_RPC_MILLISECONDS = 2000  # answers of the master, which are small; the library's own is 30 s
+# Read by the library when it is loaded; whoever has set them knows better.
+_ENVIRONMENT = {
+    "MC_RPC_TIMEOUT_MS": str(_RPC_MILLISECONDS),
+    "MC_STORE_CLIENT_SETUP_RETRIES": "2",  # each waits for the master anew; its own is 20
+    "MC_STORE_CLIENT_METRIC": "0",
+    "MC_LOG_LEVEL": "ERROR",
+    "MC_YLT_LOG_LEVEL": "off",
+    "GLOG_minloglevel": "2",
+}
+_EXISTS, _GONE, _LEASED = 1, -704, -706
+_SIZE = re.compile(r"(\d+)\s*([kmg]?)b?", re.IGNORECASE)
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
+
+Size = Annotated[int, Meta(ge=0)] | str
+
+
+class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
+    """`local_hostname` is how other nodes reach this one; sizes are bytes, or like "4GB".
+
+    `global_segment_size` is what this node gives to the pool.
+    """
+
+    local_hostname: Name
+    metadata_server: Name = "P2PHANDSHAKE"
+    master_server_address: str = ""
+    master_server_addr: str = ""
+    protocol: Literal["tcp", "rdma"] = "tcp"
+    device_name: str = ""
+    rdma_devices: str = ""
+    global_segment_size: Size = 16 << 20
+    local_buffer_size: Size = 16 << 20
+
+    ignored: ClassVar[dict[str, str]] = {
+        "persist_enabled": "what is stored stays for as long as the server keeps it",
+        "affinity_tag": "there is one L1, and every adapter serves it",
+        "per_op_workers": "num_workers says how many threads read, and half as many write",
+    }
+
+    def __post_init__(self) -> None:
+        self.master()
+        _size(self.global_segment_size)
+        _size(self.local_buffer_size)
+        if self.max_capacity_gb:
+            raise ValueError("max_capacity_gb cannot be held in a pool: its master evicts")
+
+    def master(self) -> tuple[str, int]:
+        """The master's host and port. Raises ValueError."""
+        address = self.master_server_address or self.master_server_addr
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdigit():
+            raise ValueError("master_server_address is host:port (of one master)")
+        return host, int(port)
+
+    def setup(self) -> dict[str, str]:
+        """What the library wants to be told."""
+        return {
+            "local_hostname": self.local_hostname,
+            "metadata_server": self.metadata_server,
+            "master_server_addr": "{}:{}".format(*self.master()),
+            "protocol": self.protocol,
+            "rdma_devices": self.rdma_devices or self.device_name,
+            "global_segment_size": str(_size(self.global_segment_size)),
+            "local_buffer_size": str(_size(self.local_buffer_size)),
+        }
+
+    def build(self) -> Adapter:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        return _Mooncake(self, library("mooncake.store", "mooncake"))
+
+
+class _Mooncake:
+    shared = True
+
+    def __init__(self, settings: MooncakeSettings, mooncake: Any) -> None:
+        self._settings = settings
+        self._mooncake = mooncake
+        self._store: Any = None
+        self._connecting = threading.Lock()
+        self._not_before = 0.0
+
+    def open(self, arena: Bytes) -> None:
+        """A master that is not up yet is tried again at every call."""
+        self._arena = arena
+        try:
+            self._connected()
+        except TierError as error:
+            if error.cause != "master_down":
+                raise AdapterUnusable(
+                    f"mooncake_store: {error}; the library's own words are on stderr"
+                ) from None
+            log.warning("mooncake_store: %s; it will be tried again when it is needed", error)
+
+    def close(self) -> None:
+        # Without its master the library waits for 7 to 14 s, and everybody else with it. It
+        # does so when the process ends as well, but then nobody else is there.
+        if self._store is not None and self._master_answers():
+            self._store.close()
+
+    def store(self, name: ObjectName, record: Bytes) -> None:
+        """Leaves what is there: it is the same object, and others may be reading it."""
+        address = [record.ctypes.data]
+        [code] = self._connected().batch_put_from([name.path], address, [record.nbytes])
+        _check(code)
+
+    def load(self, name: ObjectName, record: Bytes) -> None:
+        address = [record.ctypes.data]
+        [size] = self._connected().batch_get_into([name.path], address, [record.nbytes])
+        _check(size)
+        if size != record.nbytes:
+            raise Corrupt("length", f"{size} bytes")
+
+    def find(self, names: Sequence[ObjectName]) -> list[int | None]:
+        codes = self._connected().batch_is_exist([name.path for name in names])
+        for code in codes:
+            _check(code)
+        return [0 if code == _EXISTS else None for code in codes]
+
+    def delete(self, names: Sequence[ObjectName]) -> None:
+        """Those that somebody has just read or looked up stay: their lease has not ended."""
+        self._remove(names, force=False)
+
+    def _remove(self, names: Sequence[ObjectName], force: bool) -> None:
+        for code in self._connected().batch_remove([name.path for name in names], force):
+            if code not in (_GONE, _LEASED):
+                _check(code)
+
+    def scan(self) -> Iterator[list[Found]]:
+        return iter(())  # the master cannot list keys, and it evicts by itself
+
+    def set_aside(self, name: ObjectName, reason: str) -> bool:
+        self._remove([name], force=True)
+        return False
+
+    def room(self) -> int | None:
+        return None
+
+    def _connected(self) -> Any:
+        """The store, set up. Raises TierError."""
+        with self._connecting:
+            if self._store is None:
+                self._store = self._set_up()
+            return self._store
+
+    def _set_up(self) -> Any:
+        if not self._master_answers():
+            raise TierError("master_down", f"no master at {self._settings.master()}")
+        if time.monotonic() < self._not_before:
+            raise TierError("setup", "it failed not long ago")
+        self._not_before = time.monotonic() + _SETUP_AGAIN_SECONDS
+        store = self._mooncake.MooncakeDistributedStore()
+        code = store.setup(self._settings.setup())
+        if code == 0:
+            code = store.register_buffer(self._arena.ctypes.data, self._arena.nbytes)
+        if code != 0:
+            raise TierError("setup", f"it failed with {code}")
+        return store
+
+    def _master_answers(self) -> bool:
+        try:
+            socket.create_connection(self._settings.master(), _PROBE_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+
+def _check(code: int) -> None:
+    """Raise what a negative `code` means."""
+    if code >= 0:
+        return
+    if code == _GONE:
+        raise Missing
+    if code == -600:
+        raise Corrupt("length", "it is larger than its record")
+    if code == -200:
+        raise NoSpace("pool_full")
+    causes = {
+        -707: "lease_expired",
+        -800: "segment_lost",
+        -900: "master_down",
+        -901: "timeout",
+    }
+    raise TierError(causes.get(code, f"code_{-code}"))
+
+
+def _size(value: int | str) -> int:
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no size")
+    return int(match[1]) << _UNITS[match[2].lower()]

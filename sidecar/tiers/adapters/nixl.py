@@ -1,0 +1,168 @@
+"""Settings of the adapter types `nixl_store`, `nixl_store_dynamic` and `nixl_native`."""
+
+import logging
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
+from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
+from sidecar.tiers.adapters.nixl_objects import NixlObjects
+from sidecar.tiers.base import Adapter
+from sidecar.tiers.settings import NotNegative
+
+log = logging.getLogger(__name__)
+
+# What each backend reads. NIXL itself takes any key and says nothing.
+_PARAMS = {
+    "POSIX": ("use_uring", "use_aio"),
+    "GDS": ("batch_pool_size", "batch_limit", "max_request_size"),
+    "GDS_MT": ("thread_count",),
+    "HF3FS": ("mem_config", "mount_point"),
+    "OBJ": (
+        "bucket", "access_key", "secret_key", "session_token", "endpoint_override", "scheme",
+        "region", "use_virtual_addressing", "req_checksum", "resp_checksum", "ca_bundle",
+        "num_threads", "crtMinLimit", "throughput_target_gbps", "accelerated", "type",
+    ),
+    "AZURE_BLOB": (
+        "account_url", "container_name", "connection_string", "ca_bundle", "num_threads",
+    ),
+}  # fmt: skip
+# Read here, not by NIXL.
+_FILE_PARAMS = ("file_path", "use_direct_io")
+_OBJECT_PARAMS = ("key_prefix",)
+# What LMCache's users write, and why it does nothing.
+_IGNORED_PARAMS = {
+    "file_size": "a file is as long as its record",
+    "shard_dirs": "files always lie in one folder per first byte of the hash",
+    "ios_pool_size": "a queue serves one request at a time",
+    "kernel_queue_size": "a queue serves one request at a time",
+    "use_posix_aio": "it is off",
+}
+_OBJECT_STORES = ("OBJ", "AZURE_BLOB")
+# A queue of NIXL's serves one request at a time here; its default takes 11 MB.
+_SMALL_QUEUE = {"ios_pool_size": "64", "kernel_queue_size": "16"}
+_NEEDS = {
+    "GDS": "a GPU with its driver and the cuFile library",
+    "GDS_MT": "a GPU with its driver and the cuFile library",
+    "HF3FS": 'a NIXL built with 3FS; "fallback": true takes POSIX on the mounted directory',
+}
+_BOOL = {"true": True, "1": True, "false": False, "0": False}
+
+
+class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`backend_params` of files: file_path (required), use_direct_io; of objects: key_prefix.
+
+    The rest of it goes to NIXL. `fallback`: what to do where the backend does not work. True
+    takes POSIX instead of GDS or HF3FS, and libaio instead of io_uring; False refuses to
+    start. The default is True but for HF3FS: who asks for that has a 3FS cluster, and the
+    server would run many times slower on it without a visible error.
+    """
+
+    backend: Literal["POSIX", "GDS", "GDS_MT", "HF3FS", "OBJ", "AZURE_BLOB"]
+    backend_params: dict[str, Any] = msgspec.field(default_factory=dict)
+    fallback: bool | None = None
+
+    ignored: ClassVar[dict[str, str]] = {
+        "pool_size": "files are opened as they are needed",
+        "file_size": "a file is as long as its record",
+        "persist_enabled": "what is stored always survives a restart",
+        "affinity_tag": "there is one L1, and every adapter serves it",
+        "per_op_workers": "num_workers says how many threads read, and half as many write",
+    }
+
+    def __post_init__(self) -> None:
+        self._take_params()
+        super().__post_init__()
+        self._check_keys()
+        if self.backend in _OBJECT_STORES:
+            if self.max_capacity_gb:
+                raise ValueError(
+                    f"max_capacity_gb does not go with {self.backend}: NIXL cannot delete "
+                    "objects; use a lifecycle rule of the bucket, or the type s3"
+                )
+            return
+        check_absolute("backend_params.file_path", self.backend_params.get("file_path", ""))
+        for key in ("use_direct_io", "use_uring", "use_aio"):
+            self._flag(key)
+        if self.backend_params.get("mem_config", "auto") not in ("dram", "dram_zc", "auto"):
+            raise ValueError("backend_params.mem_config is none of dram, dram_zc, auto")
+
+    def build(self) -> Adapter:
+        for key in self.backend_params.keys() & _IGNORED_PARAMS.keys():
+            log.warning("backend_params.%s changes nothing: %s", key, _IGNORED_PARAMS[key])
+        known = _PARAMS[self.backend]
+        params = {k: v for k, v in self.backend_params.items() if k in known}
+        if self.backend in _OBJECT_STORES:
+            prefix = self.backend_params.get("key_prefix", "")
+            return NixlObjects(self.backend, params, prefix)
+        return Files(
+            self.backend_params["file_path"],
+            NixlIO(self._choices(params)),
+            direct=self._flag("use_direct_io", True),
+            sync=self.sync,
+            floor=self.floor_bytes,
+            shared=self.shared,
+        )
+
+    def _choices(self, params: dict[str, str]) -> list[Choice]:
+        uring = _posix("io_uring", "use_uring", "a kernel and a seccomp profile that allow it")
+        aio = _posix("libaio", "use_aio", "room below fs.aio-max-nr")
+        posix = [aio] if self._flag("use_aio") else [uring, aio]
+        fallback = self.backend != "HF3FS" if self.fallback is None else self.fallback
+        if self.backend == "POSIX":
+            return posix if fallback else posix[:1]
+        wanted = Choice(self.backend, self.backend, params, _NEEDS[self.backend])
+        return [wanted, *posix] if fallback else [wanted]
+
+    def _take_params(self) -> None:
+        """Values as NIXL takes them, which is as text; max_capacity_gb is ours."""
+        params = {key: _as_text(key, value) for key, value in self.backend_params.items()}
+        text = params.pop("max_capacity_gb", None)
+        msgspec.structs.force_setattr(self, "backend_params", params)
+        if text is None:
+            return
+        if self.max_capacity_gb:
+            raise ValueError("max_capacity_gb stands in backend_params and beside it")
+        try:
+            capacity = msgspec.convert(text, NotNegative, strict=False)
+        except msgspec.ValidationError:
+            raise ValueError(f"backend_params.max_capacity_gb {text!r} is no size in GiB") from None
+        msgspec.structs.force_setattr(self, "max_capacity_gb", capacity)
+
+    def _check_keys(self) -> None:
+        if self._flag("use_posix_aio"):
+            raise ValueError(
+                "backend_params.use_posix_aio is refused: after one error of the disk it fails "
+                "for good, and it reports errors while bytes still arrive; leave it out"
+            )
+        own = _OBJECT_PARAMS if self.backend in _OBJECT_STORES else _FILE_PARAMS
+        known = (*own, *_PARAMS[self.backend])
+        for key in self.backend_params:
+            if key not in (*known, *_IGNORED_PARAMS):
+                raise ValueError(
+                    f"backend_params.{key} is unknown to {self.backend}; there are: "
+                    + ", ".join(known)
+                )
+
+    def _flag(self, key: str, default: bool = False) -> bool:
+        text = self.backend_params.get(key)
+        if text is None:
+            return default
+        if text.lower() not in _BOOL:
+            raise ValueError(f"backend_params.{key} {text!r} is not true or false")
+        return _BOOL[text.lower()]
+
+
+def _as_text(key: str, value: Any) -> str:
+    """YAML and JSON have types where LMCache's users write "true" and "10"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"backend_params.{key} is neither text nor a number")
+    return str(value)
+
+
+def _posix(queue: str, flag: str, needs: str) -> Choice:
+    return Choice(f"POSIX with {queue}", "POSIX", {flag: "true", **_SMALL_QUEUE}, needs)

@@ -1,0 +1,115 @@
+"""One NIXL agent with one backend, and the arena registered with it.
+
+NIXL is imported when it is first needed: it is optional, and takes half a second.
+"""
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+from sidecar.tiers.base import AdapterUnusable, Bytes, TierError
+
+_POLL_SECONDS = 2e-4
+
+Kind = Literal["FILE", "OBJ"]
+
+
+class Agent:
+    """Moves records of the arena; thread-safe as far as its backend is.
+
+    Raises AdapterUnusable without NIXL, TierError if the backend cannot be created.
+    """
+
+    def __init__(self, backend: str, params: Mapping[str, str], arena: Bytes) -> None:
+        api = _load()
+        self._failures = _failures(api)
+        self._backend = backend
+        # One lock in NIXL over each of its calls, not over the transfers.
+        strict = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+        # No backends: NIXL would start UCX otherwise.
+        config = api.nixl_agent_config(backends=[], sync_mode=strict)
+        with self._errors():
+            self._agent = api.nixl_agent("kv-sidecar", config)
+            self._agent.create_backend(backend, dict(params))
+            region = [(_address(arena), arena.nbytes, 0, "")]
+            self._arena = self._agent.register_memory(region, "DRAM")
+
+    def write(self, record: Bytes, kind: Kind, device: int, key: str = "") -> None:
+        """To the file whose descriptor is `device`, or to the object `key`."""
+        self._move("WRITE", record, kind, device, key)
+
+    def read(self, record: Bytes, kind: Kind, device: int, key: str = "") -> None:
+        self._move("READ", record, kind, device, key)
+
+    def exist(self, keys: Sequence[str]) -> list[bool]:
+        """Which objects there are."""
+        with self._errors():
+            wanted = [(0, 0, 0, key) for key in keys]
+            found = self._agent.query_memory(wanted, self._backend, "OBJ")
+        return [answer is not None for answer in found]
+
+    def close(self) -> None:
+        with suppress(*self._failures):
+            self._agent.deregister_memory(self._arena)
+        del self._agent
+
+    def _move(self, operation: str, record: Bytes, kind: Kind, device: int, key: str) -> None:
+        size, agent = record.nbytes, self._agent
+        with self._errors():
+            registered = agent.register_memory([(0, size, device, key)], kind)
+            try:
+                here = agent.get_xfer_descs([(_address(record), size, 0)], "DRAM")
+                there = agent.get_xfer_descs([(0, size, device)], kind)
+                self._run(agent.initialize_xfer(operation, here, there, agent.name))
+            finally:
+                agent.deregister_memory(registered)
+
+    def _run(self, transfer: Any) -> None:
+        try:
+            state = self._agent.transfer(transfer)
+            while state == "PROC":
+                time.sleep(_POLL_SECONDS)
+                state = self._agent.check_xfer_state(transfer)
+        finally:
+            transfer.release()
+        if state != "DONE":
+            raise TierError("nixl", f"{self._backend}: transfer state {state}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._failures as error:
+            name = type(error).__name__
+            raise TierError("nixl", f"{self._backend}: {name} {error}") from error
+
+
+def _load() -> Any:
+    """NIXL's Python API. Its log lines go where the server's do, warnings and worse."""
+    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")  # the library below Python reads it, too
+    try:
+        api = importlib.import_module("nixl._api")
+    except ImportError as error:
+        raise AdapterUnusable(
+            f"NIXL cannot be imported ({error}): pip install 'kv-sidecar[nixl]'"
+        ) from error
+    logger = logging.getLogger("nixl")
+    logger.handlers.clear()
+    logger.propagate = True
+    return api
+
+
+def _failures(api: Any) -> tuple[type[Exception], ...]:
+    """What NIXL raises: classes without a common base of their own."""
+    names = [
+        name for name in dir(api.nixlBind) if name.startswith("nixl") and name.endswith("Error")
+    ]
+    return tuple(getattr(api.nixlBind, name) for name in names)
+
+
+def _address(memory: Bytes) -> int:
+    return int(memory.__array_interface__["data"][0])

@@ -1,0 +1,222 @@
+"""Records as values of a server that speaks the Redis protocol: Redis, Valkey and others."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from msgspec import Meta
+
+from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.base import (
+    Adapter,
+    AdapterUnusable,
+    Bytes,
+    Corrupt,
+    Found,
+    Missing,
+    NoSpace,
+    TierError,
+)
+from sidecar.tiers.names import ObjectName, parse_path
+from sidecar.tiers.settings import AdapterSettings, Positive
+
+_PORT = 6379
+_MAX_VALUE = 512 << 20  # bytes; the protocol's own limit on a string
+_READ_BYTES = 1 << 20
+_QUARANTINED = 16  # objects
+_QUARANTINE_SECONDS = 24 * 3600
+_GLOB = re.compile(r"([*?\[\]\\^])")
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+class RespSettings(AdapterSettings, frozen=True, kw_only=True):
+    """`host` and `port`, or Valkey's `startup_nodes`: one "host:port".
+
+    What is not given is taken from LMCACHE_RESP_HOST, _PORT, _USERNAME and _PASSWORD.
+    `ttl_seconds` is for how long a record is kept after it was stored, None = until the server
+    evicts it (its maxmemory and maxmemory-policy). `request_timeout` and `connection_timeout`
+    (seconds) default to `timeout_seconds`.
+    """
+
+    host: str = ""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    startup_nodes: str = ""
+    cluster_mode: bool = False
+    username: str = ""
+    password: str = ""
+    database_id: Annotated[int, Meta(ge=0)] = 0
+    tls_enable: bool = False
+    key_prefix: Annotated[str, Meta(min_length=1, max_length=200)] = "kv-sidecar"
+    ttl_seconds: Annotated[int, Meta(gt=0)] | None = None
+    request_timeout: Positive | None = None
+    connection_timeout: Positive | None = None
+
+    ignored: ClassVar[dict[str, str]] = {
+        "persist_enabled": "what is stored stays for as long as the server keeps it",
+        "affinity_tag": "there is one L1, and every adapter serves it",
+        "per_op_workers": "num_workers says how many threads read, and half as many write",
+    }
+
+    def __post_init__(self) -> None:
+        if self.cluster_mode:
+            raise ValueError("cluster_mode is not implemented: give a single server")
+        if self.startup_nodes:
+            self._node()
+        if self.max_capacity_gb:
+            raise ValueError(
+                "max_capacity_gb cannot be held in a server that others write to: "
+                "set its maxmemory and an LRU maxmemory-policy instead"
+            )
+
+    def _node(self) -> Address:
+        host, _, port = self.startup_nodes.rpartition(":")
+        if self.host or "," in host or not host or not port.isdigit():
+            raise ValueError("startup_nodes is one host:port, instead of host and port")
+        return Address(host, int(port))
+
+    def address(self) -> Address:
+        """Where the server is. Raises AdapterUnusable."""
+        if self.startup_nodes:
+            return self._node()
+        host = self.host or os.environ.get("LMCACHE_RESP_HOST", "")
+        port = str(self.port or os.environ.get("LMCACHE_RESP_PORT", _PORT))
+        if not host:
+            raise AdapterUnusable("resp: no host is given, nor LMCACHE_RESP_HOST set")
+        if not port.isdigit():
+            raise AdapterUnusable(f"resp: LMCACHE_RESP_PORT is no port: {port!r}")
+        return Address(host, int(port))
+
+    def build(self) -> Adapter:
+        return _Resp(self, library("redis", "resp"))
+
+
+class _Resp:
+    shared = True
+
+    def __init__(self, settings: RespSettings, redis: Any) -> None:
+        # Connects at the first request: a server that is down does not keep a sidecar down.
+        self._client = redis.Redis(**_arguments(settings, redis))
+        self._prefix = settings.key_prefix + "/"
+        self._quarantine = settings.key_prefix + "-quarantine/"
+        self._ttl = settings.ttl_seconds
+
+    def open(self, arena: Bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        self._client.close()
+
+    def store(self, name: ObjectName, record: Bytes) -> None:
+        if record.nbytes > _MAX_VALUE:
+            raise TierError("too_large", f"{record.nbytes} bytes; a value holds {_MAX_VALUE}")
+        with _translated():
+            self._client.set(self._key(name), record.data, ex=self._ttl)
+
+    def load(self, name: ObjectName, record: Bytes) -> None:
+        with _translated():
+            value = self._client.get(self._key(name))
+        if value is None:
+            raise Missing
+        if len(value) != record.nbytes:
+            raise Corrupt("length", f"{len(value)} bytes")
+        record[:] = np.frombuffer(value, np.uint8)
+
+    def find(self, names: Sequence[ObjectName]) -> list[int | None]:
+        return [size or None for size in self._sizes([self._key(name) for name in names])]
+
+    def _sizes(self, keys: Sequence[str | bytes]) -> list[int]:
+        """The lengths of these values, 0 for what is not there."""
+        pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.strlen(key)
+        with _translated():
+            sizes: list[int] = pipeline.execute()
+        return sizes
+
+    def delete(self, names: Sequence[ObjectName]) -> None:
+        if names:
+            with _translated():
+                self._client.unlink(*[self._key(name) for name in names])
+
+    def scan(self) -> Iterator[list[Found]]:
+        cursor = None
+        pattern = _GLOB.sub(r"\\\1", self._prefix) + "*"
+        while cursor != 0:
+            with _translated():
+                cursor, keys = self._client.scan(cursor or 0, match=pattern, count=512)
+            yield [
+                Found(name, size, 0.0)  # only the server knows when it was used
+                for key, size in zip(keys, self._sizes(keys), strict=True)
+                if size and (name := self._parse(key)) is not None
+            ]
+
+    def set_aside(self, name: ObjectName, reason: str) -> bool:
+        """Kept for a day at most, and only until another takes its slot."""
+        slot = f"{self._quarantine}{name.hash[0] % _QUARANTINED}"
+        try:
+            with _translated():
+                pipeline = self._client.pipeline()
+                pipeline.rename(self._key(name), slot)
+                pipeline.expire(slot, _QUARANTINE_SECONDS)
+                pipeline.execute()
+        except Missing:
+            return False
+        return True
+
+    def room(self) -> int | None:
+        return None
+
+    def _key(self, name: ObjectName) -> str:
+        return self._prefix + name.path
+
+    def _parse(self, key: bytes) -> ObjectName | None:
+        return parse_path(key.decode(errors="replace").removeprefix(self._prefix))
+
+
+def _arguments(settings: RespSettings, redis: Any) -> dict[str, Any]:
+    host, port = settings.address()
+    username = settings.username or os.environ.get("LMCACHE_RESP_USERNAME")
+    password = settings.password or os.environ.get("LMCACHE_RESP_PASSWORD")
+    seconds = settings.timeout_seconds
+    lost = (redis.exceptions.ConnectionError,)
+    return {
+        "host": host,
+        "port": port,
+        "username": username or None,
+        "password": password or None,
+        "db": settings.database_id,
+        "ssl": settings.tls_enable,
+        "socket_timeout": settings.request_timeout or seconds,
+        "socket_connect_timeout": settings.connection_timeout or seconds,
+        "socket_read_size": _READ_BYTES,
+        # Once more, at once, for a connection that the server has closed; never for a timeout.
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1, supported_errors=lost),
+    }
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What redis-py raises, as TierError."""
+    from redis import exceptions
+
+    try:
+        yield
+    except exceptions.OutOfMemoryError as error:
+        raise NoSpace("maxmemory", str(error)) from None
+    except exceptions.TimeoutError as error:
+        raise TierError("timeout", str(error)) from None
+    except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
+        raise TierError("unauthenticated", str(error)) from None
+    except exceptions.ConnectionError as error:
+        raise TierError("connection", str(error)) from None
+    except exceptions.RedisError as error:
+        if "no such key" in str(error):
+            raise Missing from None
+        raise TierError("redis", str(error)[:300]) from None

@@ -1,0 +1,189 @@
+"""From a backend into the L1: one object a load, verified before it is published."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sidecar.cache.arena import aligned
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.telemetry import Telemetry
+from sidecar.tiers.base import Bytes, Corrupt, Missing, TierError
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.names import ObjectName
+from sidecar.tiers.record import HEADER_BYTES, verify
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Load:
+    """An object on its way from `lane`; `others` have not been tried yet.
+
+    `deadline` is on time.monotonic: when nobody waits for it any more.
+    """
+
+    entry: Entry
+    name: ObjectName
+    deadline: float
+    lane: Lane
+    others: list[Lane]
+    epoch: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The loads of one lane: those that wait, and how many objects and bytes are in flight."""
+
+    waiting: deque[Load] = field(default_factory=deque)
+    names: set[ObjectName] = field(default_factory=set)
+    bytes: int = 0
+
+
+class Loads:
+    """All loads under way. Loop thread only.
+
+    `on_loaded(entry, lane)` is called after an object has become an ordinary one of the L1.
+    """
+
+    def __init__(
+        self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, cold: bool,
+        on_loaded: Callable[[Entry, Lane], None],
+    ) -> None:  # fmt: skip
+        self._l1 = l1
+        self._arena = arena
+        self._lanes = lanes
+        self._telemetry = telemetry
+        self._cold = cold
+        self._on_loaded = on_loaded
+        self._queues = {lane: _Queue() for lane in lanes}
+        self._loads: dict[Entry, Load] = {}
+        self._epoch = 0
+
+    def under_way(self, entry: Entry, deadline: float) -> bool:
+        """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
+        load = self._loads.get(entry)
+        if load is None or load.epoch != self._epoch or not load.lane.reads.allows():
+            return False  # of a backend that is cut off nobody knows when it answers
+        load.deadline = max(load.deadline, deadline)
+        return True
+
+    def where(self, name: ObjectName, size: int) -> list[Lane]:
+        """The lanes that have the object of `size` bytes, in the order of the cascade."""
+        wanted = HEADER_BYTES + aligned(size)
+        found = [lane for lane in self._lanes if name in lane.catalog and lane.reads.allows()]
+        for lane in list(found):
+            if lane.catalog.size(name) not in (0, wanted):
+                lane.condemn(name, "length")
+                found.remove(lane)
+        return found
+
+    def begin(
+        self, space: SpaceKey, name: ObjectName, size: int, deadline: float, lanes: list[Lane]
+    ) -> Entry | None:
+        """Begin to load an object; None if the L1 has no room. `pump` starts it."""
+        entry = self._l1.reserve(space, name.hash, size)
+        if entry is None:
+            self._count_failure("l1_oom", space.model_name)
+            return None
+        entry.on_settled = []
+        load = Load(entry, name, deadline, lanes[0], lanes[1:], self._epoch)
+        self._loads[entry] = load
+        self._enqueue(load)
+        return entry
+
+    def pump(self) -> None:
+        """Hand to the threads what they can take, dropping what nobody waits for any more."""
+        for lane, queue in self._queues.items():
+            while queue.waiting and len(queue.names) < lane.read_slots:
+                load = queue.waiting.popleft()
+                if self._is_wanted(load) and lane.reads.allows():
+                    self._start(lane, load)
+                else:
+                    self._next_lane(load)
+
+    def forget_all(self) -> None:
+        """What is on its way is not wanted: the cache has been cleared."""
+        self._epoch += 1
+
+    def in_flight(self, lane: Lane) -> tuple[int, int]:
+        """Loads of a lane that have begun: objects, bytes."""
+        queue = self._queues[lane]
+        return len(queue.names), queue.bytes
+
+    def busy(self, lane: Lane) -> set[ObjectName]:
+        """What is being read from a lane now, or will be: not to be deleted there."""
+        queue = self._queues[lane]
+        return queue.names | {load.name for load in queue.waiting}
+
+    def _is_wanted(self, load: Load) -> bool:
+        waited_for = load.entry.leases and time.monotonic() < load.deadline
+        return bool(waited_for) and load.epoch == self._epoch
+
+    def _enqueue(self, load: Load) -> None:
+        self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, load.lane.label)
+        self._queues[load.lane].waiting.append(load)
+
+    def _start(self, lane: Lane, load: Load) -> None:
+        entry, queue, began = load.entry, self._queues[lane], time.monotonic()
+        record = self._arena[entry.start : entry.end]
+        queue.names.add(load.name)
+        queue.bytes += len(record)
+
+        def work() -> frozenset[int]:
+            lane.adapter.load(load.name, record)
+            return verify(record, entry.space.key, entry.hash, entry.size)
+
+        def done(missing: frozenset[int], error: TierError | None) -> None:
+            queue.names.discard(load.name)
+            queue.bytes -= len(record)
+            if error is None:
+                rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
+                self._telemetry.l2_load_throughput.record(rate, lane.label)
+                self._arrived(lane, load, missing)
+            else:
+                self._lost(lane, load, error)
+            self.pump()
+
+        lane.read(work, done)
+
+    def _arrived(self, lane: Lane, load: Load, missing: frozenset[int]) -> None:
+        entry = load.entry
+        if load.epoch != self._epoch:
+            self._abort(load)
+            return
+        del self._loads[entry]
+        lane.catalog.touch(load.name)
+        entry.missing, entry.sealed, entry.cold = missing, True, self._cold
+        self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
+        self._l1.commit(entry)
+        self._on_loaded(entry, lane)
+
+    def _lost(self, lane: Lane, load: Load, error: TierError) -> None:
+        if isinstance(error, Missing):
+            lane.catalog.remove(load.name)
+        elif isinstance(error, Corrupt):
+            lane.condemn(load.name, error.cause)
+        self._next_lane(load)
+
+    def _next_lane(self, load: Load) -> None:
+        """Try further down the cascade, or give up."""
+        if self._is_wanted(load):
+            others = [lane for lane in load.others if lane.reads.allows()]
+            if others:
+                load.lane, *load.others = others
+                self._enqueue(load)
+                return
+            self._count_failure("not_found", load.entry.space.key.model_name)
+        self._abort(load)
+
+    def _abort(self, load: Load) -> None:
+        del self._loads[load.entry]
+        if load.entry.state is State.WRITING:
+            self._l1.abort(load.entry)
+
+    def _count_failure(self, reason: str, model_name: str) -> None:
+        self._telemetry.l2_prefetch_failure_chunks.add(1, reason, model_name)

@@ -1,0 +1,179 @@
+"""L2 as the rest of the server sees it: what was stored goes down, what is asked for comes up."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sidecar.cache.entry import Entry
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases
+from sidecar.telemetry import Telemetry
+from sidecar.tiers.base import AdapterUnusable, Bytes
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.loads import Loads
+from sidecar.tiers.names import ObjectName, space_name
+from sidecar.tiers.prefetch import Prefetches
+from sidecar.tiers.settings import AdapterSettings
+from sidecar.tiers.write_behind import Bounds, WriteBehind
+
+log = logging.getLogger(__name__)
+_STOP_SECONDS = 1.0
+_STOP_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the flags say of L2 as a whole; see their help texts."""
+
+    skip_l1: bool
+    retain: bool
+    max_in_flight: int
+    timeout_seconds: float
+    queue_ratio: float
+    queue_objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What L2 needs of the server: `busy()` tells that workers' transfers are under way."""
+
+    post: Callable[[Callable[[], None]], None]
+    later: Callable[[float, Callable[[], None]], None]
+    busy: Callable[[], bool]
+
+
+class Tiers:
+    """The adapters in their order, and the traffic between them and the L1. Loop thread only.
+
+    Without adapters it does nothing, and costs nothing.
+    """
+
+    def __init__(
+        self, settings: Sequence[AdapterSettings], policy: Policy, l1: L1, arena: Bytes,
+        leases: Leases, telemetry: Telemetry, around: Surroundings,
+    ) -> None:  # fmt: skip
+        """Open all adapters. Raises AdapterUnusable for the first that cannot be."""
+        self._l1 = l1
+        self._policy = policy
+        self.lanes = _open(settings, arena, around, telemetry)
+        self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
+        bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
+        self.writes = WriteBehind(
+            l1, arena, self.lanes, telemetry, bounds, around.busy, around.later,
+            self.loads.busy, self._kept,
+        )  # fmt: skip
+        self.prefetches = Prefetches(
+            l1, leases, self.loads, self.lanes, telemetry, around.later,
+            policy.timeout_seconds, policy.max_in_flight,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Begin to find out what the backends have from before."""
+        for lane in self.lanes:
+            if not lane.adapter.shared:
+                lane.start_scan(time.monotonic())
+
+    def stored(self, entries: Sequence[Entry]) -> None:
+        """These were published just now, in the order of their sequence: write them down."""
+        if self.lanes:
+            objects = [(entry, _name(entry.space.key, entry.hash)) for entry in entries]
+            for lane in self.lanes:
+                self.writes.offer(objects, lane)
+            self.writes.pump()
+
+    def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:
+        """A fuller object takes the place of this one: what is kept of it counts no more."""
+        for lane in self.lanes:
+            lane.catalog.remove(_name(space, chunk_hash))
+
+    def clear(self, owned_only: bool) -> None:
+        """Remove everything; with `owned_only` not from backends that others use too."""
+        self.loads.forget_all()
+        for lane in self.lanes:
+            if owned_only and lane.adapter.shared:
+                log.warning("clear does not reach L2 %s: it is shared with others", lane.label)
+            else:
+                lane.clear()
+
+    def delete(self, lanes: Iterable[Lane], names: Sequence[ObjectName]) -> int:
+        """Remove these objects from some adapters; how many of them were known."""
+        known = 0
+        for lane in lanes:
+            known += sum(lane.catalog.remove(name) for name in names)
+            lane.delete(names)
+        return known
+
+    def tick(self) -> None:
+        """Once a second."""
+        now = time.monotonic()
+        for lane in self.lanes:
+            lane.tick(now)
+        self.loads.pump()
+        self.writes.pump()
+
+    def begin_stop(self) -> None:
+        """Answer who waits; write what is queued without waiting for a pause any more."""
+        self.prefetches.finish_all()
+        self.writes.patient = False
+        self.writes.pump()
+
+    @property
+    def draining(self) -> bool:
+        """Whether something is still being written that may yet come to its end."""
+        return self.writes.objects > 0 and any(lane.writes.allows() for lane in self.lanes)
+
+    def close(self) -> bool:
+        """Let go of the backends. False if a call is stuck in one: its thread cannot be ended."""
+        for lane in self.lanes:
+            lane.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for lane in self.lanes:
+            while not lane.stopped() and time.monotonic() < deadline:
+                time.sleep(_STOP_POLL_SECONDS)
+            if lane.stopped():
+                lane.adapter.close()
+            else:
+                log.warning("L2 %s has not answered: left behind", lane.label)
+        return all(lane.stopped() for lane in self.lanes)
+
+    def _promote(self, entry: Entry, lane: Lane) -> None:
+        """What came from far down is kept nearer from now on."""
+        objects = [(entry, _name(entry.space.key, entry.hash))]
+        for nearer in self.lanes[: lane.index]:
+            self.writes.offer(objects, nearer)
+        self.writes.pump()
+
+    def _kept(self, entry: Entry) -> None:
+        if self._policy.skip_l1 and entry.evictable:
+            self._l1.discard(entry)
+
+
+def _open(
+    settings: Sequence[AdapterSettings], arena: Bytes, around: Surroundings, telemetry: Telemetry
+) -> list[Lane]:
+    lanes: list[Lane] = []
+    try:
+        for index, label in enumerate(labels(settings)):
+            adapter = settings[index].build()
+            adapter.open(arena)
+            lanes.append(Lane(index, label, settings[index], adapter, around.post, telemetry))
+    except AdapterUnusable as error:
+        for lane in lanes:
+            lane.adapter.close()
+        raise AdapterUnusable(f"--l2-adapter {settings[len(lanes)].type}: {error}") from None
+    return lanes
+
+
+def labels(settings: Sequence[AdapterSettings]) -> list[str]:
+    """The adapters' names in metrics; the second of a type has its place behind it."""
+    found: list[str] = []
+    for number, each in enumerate(settings):
+        label = each.name or each.type
+        found.append(f"{label}-{number}" if label in found else label)
+    return found
+
+
+def _name(space: SpaceKey, chunk_hash: bytes) -> ObjectName:
+    return ObjectName(space_name(space), chunk_hash)

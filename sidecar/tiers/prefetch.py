@@ -1,0 +1,253 @@
+"""What a lookup finds in L2, brought into the L1 before the lookup is answered.
+
+A prefix is loaded chunk by chunk of the sequence, as far as every rank and layout has it,
+from the L1, from what others are loading, and from the backends in their order. The answer is
+what has arrived: when all has, when something did not, or at the deadline.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases, Lookup
+from sidecar.telemetry import Telemetry
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.loads import Loads
+from sidecar.tiers.names import ObjectName, space_name
+
+# How many chunks ahead a backend is asked for that has to be asked.
+_CHUNKS_ASKED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The objects of one rank in one layout: their space, and `size` bytes each."""
+
+    space: SpaceKey
+    size: int
+
+
+@dataclass(eq=False, slots=True)
+class Prefetch:
+    """One lookup that looks into L2. `wants[rank]` has one item a layout; `hashes` are all
+    chunks of the sequence, of which the lookup already holds those that the L1 has.
+
+    `arrived` chunks from the start are complete; `from_l2` tells for each chunk that the
+    lookup holds whether something of it was loaded. `on_finished(hits)` may shorten the
+    hit, and returns what it made of it.
+    """
+
+    lookup: Lookup
+    wants: list[list[Want]]
+    hashes: Sequence[bytes]
+    on_finished: Callable[["Prefetch", int], int]
+    deadline: float
+    arrived: int = 0
+    from_l2: list[bool] = field(default_factory=list)
+    absent: set[tuple[Lane, ObjectName]] = field(default_factory=set)
+    asking: int = 0
+    planned: bool = False
+    finished: bool = False
+    waiters: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Prefetches:
+    """All lookups that wait for L2, `max_in_flight` of them at once. Loop thread only."""
+
+    def __init__(
+        self, l1: L1, leases: Leases, loads: Loads, lanes: Sequence[Lane], telemetry: Telemetry,
+        later: Callable[[float, Callable[[], None]], None], timeout: float, max_in_flight: int,
+    ) -> None:  # fmt: skip
+        self._l1 = l1
+        self._leases = leases
+        self._loads = loads
+        self._lanes = lanes
+        self._telemetry = telemetry
+        self._later = later
+        self._timeout = timeout
+        self._max_in_flight = max_in_flight
+        self._waiting: deque[Prefetch] = deque()
+        self._under_way: dict[Lookup, Prefetch] = {}
+        self._running = 0
+
+    @property
+    def active(self) -> int:
+        """Lookups that wait for L2 now."""
+        return len(self._under_way)
+
+    def begin(
+        self, lookup: Lookup, wants: list[list[Want]], hashes: Sequence[bytes],
+        on_finished: Callable[[Prefetch, int], int],
+    ) -> None:  # fmt: skip
+        """Extend a lookup that is `loading` by what L2 has; it is settled when that ends.
+
+        That may be at once. `on_finished(prefetch, hits)` returns how much of the prefix of
+        `hits` chunks counts.
+        """
+        deadline = time.monotonic() + self._timeout
+        prefetch = Prefetch(lookup, wants, hashes, on_finished, deadline)
+        prefetch.arrived = lookup.hits
+        prefetch.from_l2 = [False] * lookup.hits
+        self._under_way[lookup] = prefetch
+        lookup.on_ended = partial(self._finish, prefetch)
+        self._telemetry.l2_prefetch_lookup_requests.add(1)
+        missing = (len(hashes) - lookup.hits) * sum(map(len, wants))
+        self._telemetry.l2_prefetch_lookup_objects_chunks.add(missing)
+        self._waiting.append(prefetch)
+        self._start_waiting()
+        if not prefetch.finished:
+            self._later(self._timeout, partial(self._give_up, prefetch))
+
+    def when_settled(self, lookup: Lookup, callback: Callable[[], None]) -> None:
+        """Call back once, when `lookup` is not loading any more."""
+        prefetch = self._under_way.get(lookup)
+        if prefetch is None:
+            callback()
+        else:
+            prefetch.waiters.append(callback)
+
+    def finish_all(self) -> None:
+        """Answer with what has arrived."""
+        for prefetch in list(self._under_way.values()):
+            self._finish(prefetch)
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._running < self._max_in_flight:
+            prefetch = self._waiting.popleft()
+            if not prefetch.finished:
+                self._running += 1
+                self._advance(prefetch)
+
+    def _advance(self, prefetch: Prefetch) -> None:
+        """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""
+        lookup = prefetch.lookup
+        while not prefetch.finished and lookup.hits < len(prefetch.hashes):
+            chunk = lookup.hits
+            objects = self._claim(prefetch, prefetch.hashes[chunk])
+            if objects is None:
+                break
+            self._leases.extend(lookup, prefetch.hashes[chunk], objects)
+            on_way = [e for of_rank in objects for e in of_rank if e.state is State.WRITING]
+            prefetch.from_l2.append(bool(on_way))
+            for entry in on_way:
+                assert entry.on_settled is not None
+                entry.on_settled.append(partial(self._progress, prefetch))
+        prefetch.planned = not prefetch.asking
+        self._loads.pump()
+        self._progress(prefetch)
+
+    def _claim(self, prefetch: Prefetch, chunk_hash: bytes) -> list[tuple[Entry, ...]] | None:
+        """The objects of one chunk, there or on their way; None if something is missing.
+
+        It may be that a backend is being asked for it; then this is tried again.
+        """
+        found = [
+            [self._find(prefetch, want, chunk_hash) for want in of_rank]
+            for of_rank in prefetch.wants
+        ]
+        flat = [item for of_rank in found for item in of_rank]
+        if any(item is None for item in flat):
+            self._ask(prefetch)
+            return None
+        objects = []
+        for of_rank, wants in zip(found, prefetch.wants, strict=True):
+            entries = [
+                item if isinstance(item, Entry) else self._load(prefetch, want, chunk_hash, item)
+                for item, want in zip(of_rank, wants, strict=True)
+            ]
+            complete = tuple(entry for entry in entries if entry is not None)
+            if len(complete) < len(entries):
+                return None
+            objects.append(complete)
+        return objects
+
+    def _find(self, prefetch: Prefetch, want: Want, chunk_hash: bytes) -> Entry | list[Lane] | None:
+        """The object in the L1 or on its way there, or the lanes that have it."""
+        space = self._l1.space(want.space)
+        if space is not None:
+            ready = space.ready.get(chunk_hash)
+            if ready is not None:
+                return ready
+            writing = space.writing.get(chunk_hash)
+            if writing is not None:
+                return writing if self._loads.under_way(writing, prefetch.deadline) else None
+        return self._loads.where(_name(want, chunk_hash), want.size) or None
+
+    def _load(
+        self, prefetch: Prefetch, want: Want, chunk_hash: bytes, lanes: "Entry | list[Lane] | None"
+    ) -> Entry | None:
+        assert isinstance(lanes, list)
+        name = _name(want, chunk_hash)
+        return self._loads.begin(want.space, name, want.size, prefetch.deadline, lanes)
+
+    def _ask(self, prefetch: Prefetch) -> None:
+        """Ask the backends that have to be asked for the next chunks, unless they were."""
+        start = prefetch.lookup.hits
+        hashes = prefetch.hashes[start : start + _CHUNKS_ASKED]
+        names = [_name(want, h) for h in hashes for of_rank in prefetch.wants for want in of_rank]
+        for lane in self._lanes:
+            if not (lane.must_ask and lane.reads.allows()):
+                continue
+            unasked = [
+                n for n in names if n not in lane.catalog and (lane, n) not in prefetch.absent
+            ]
+            if unasked:
+                prefetch.absent.update((lane, name) for name in unasked)
+                prefetch.asking += 1
+                lane.find(unasked, partial(self._asked, prefetch))
+
+    def _asked(self, prefetch: Prefetch) -> None:
+        prefetch.asking -= 1
+        if not (prefetch.asking or prefetch.finished):
+            self._advance(prefetch)
+
+    def _progress(self, prefetch: Prefetch) -> None:
+        """See how much has arrived; finish if that is all that can."""
+        if prefetch.finished:
+            return
+        lookup = prefetch.lookup
+        states: set[State] = set()
+        while prefetch.arrived < lookup.hits:
+            chunk = prefetch.arrived
+            states = {e.state for of_rank in lookup.objects for e in of_rank[chunk]}
+            if states != {State.READY}:
+                break
+            prefetch.arrived += 1
+        everything = prefetch.planned and prefetch.arrived == lookup.hits
+        if everything or State.GONE in states:
+            self._finish(prefetch)
+
+    def _give_up(self, prefetch: Prefetch) -> None:
+        """The deadline: what has arrived has to do."""
+        if not prefetch.finished:
+            self._telemetry.l2_prefetch_deadline_requests.add(1)
+            self._finish(prefetch)
+
+    def _finish(self, prefetch: Prefetch) -> None:
+        if prefetch.finished:
+            return
+        prefetch.finished = True
+        del self._under_way[prefetch.lookup]
+        if prefetch in self._waiting:
+            self._waiting.remove(prefetch)
+        else:
+            self._running -= 1
+        if any(prefetch.from_l2):
+            self._telemetry.l2_prefetch_load_submitted_requests.add(1)
+            if prefetch.planned and prefetch.arrived == len(prefetch.from_l2):
+                self._telemetry.l2_load_completed_requests.add(1)
+        if not prefetch.lookup.ended:
+            hits = prefetch.on_finished(prefetch, prefetch.arrived)
+            self._leases.settle(prefetch.lookup, hits)
+        for callback in prefetch.waiters:
+            callback()
+        self._start_waiting()
+
+
+def _name(want: Want, chunk_hash: bytes) -> ObjectName:
+    return ObjectName(space_name(want.space), chunk_hash)

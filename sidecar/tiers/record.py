@@ -1,0 +1,85 @@
+"""What is kept in a backend proves itself: a header page before the object's bytes.
+
+A record is one page of header and the object, padded to whole pages:
+
+    magic 8 | format version u16 | 0 u16 | length of meta u32 | length of the object u64 |
+    xxh3_128 of the object 16 | meta | xxh3_64 of all that 8 | zeros to 4096 | object | padding
+
+Meta is a msgpack array: model name, world size, rank, salt, layout fingerprint, chunk hash,
+and the KV groups whose blocks were null when it was stored. Integers are little-endian.
+"""
+
+import struct
+
+import msgspec
+import numpy as np
+import xxhash
+
+from sidecar.cache.keys import SpaceKey
+from sidecar.tiers.base import Bytes, Corrupt
+
+HEADER_BYTES = 4096
+_MAGIC = b"KVSIDECA"
+_VERSION = 1
+_FIXED = struct.Struct("<8sHHIQ16s")
+_DIGEST_BYTES = 8
+
+
+class Meta(msgspec.Struct, array_like=True, frozen=True):
+    """The key of an object and what else must be known of it."""
+
+    model_name: str
+    world_size: int
+    rank: int
+    cache_salt: str
+    fingerprint: bytes
+    hash: bytes
+    missing: list[int]
+
+
+_decoder = msgspec.msgpack.Decoder(Meta)
+
+
+def seal(record: Bytes, space: SpaceKey, hash: bytes, length: int, missing: frozenset[int]) -> None:
+    """Write the header of the object of `length` bytes that `record` holds.
+
+    Sealing it twice writes the same bytes.
+    """
+    meta = msgspec.msgpack.encode(Meta(*space, hash, sorted(missing)))
+    digest = xxhash.xxh3_128_digest(record[HEADER_BYTES : HEADER_BYTES + length].data)
+    head = _FIXED.pack(_MAGIC, _VERSION, 0, len(meta), length, digest) + meta
+    head += xxhash.xxh3_64_digest(head)
+    record[:HEADER_BYTES] = np.frombuffer(head.ljust(HEADER_BYTES, b"\0"), np.uint8)
+
+
+def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozenset[int]:
+    """Check that `record` holds this very object, whole; returns its missing KV groups.
+
+    Raises Corrupt; the cause is what was wrong: magic, version, header, key, length, checksum.
+    """
+    head = record[:HEADER_BYTES].tobytes()
+    magic, version, _, meta_length, body_length, digest = _FIXED.unpack_from(head)
+    end = _FIXED.size + meta_length
+    if magic != _MAGIC:
+        raise Corrupt("magic")
+    if version != _VERSION:
+        raise Corrupt("version", f"format {version}")
+    if end + _DIGEST_BYTES > HEADER_BYTES:
+        raise Corrupt("header")
+    if xxhash.xxh3_64_digest(head[:end]) != head[end : end + _DIGEST_BYTES]:
+        raise Corrupt("header")
+    meta = _decode(head[_FIXED.size : end])
+    if meta != Meta(*space, hash, meta.missing):
+        raise Corrupt("key", f"it is a chunk of {meta.model_name}")
+    if body_length != length:
+        raise Corrupt("length", f"{body_length} bytes")
+    if xxhash.xxh3_128_digest(record[HEADER_BYTES : HEADER_BYTES + length].data) != digest:
+        raise Corrupt("checksum")
+    return frozenset(meta.missing)
+
+
+def _decode(data: bytes) -> Meta:
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Corrupt("header", str(error)) from None

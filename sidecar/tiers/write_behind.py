@@ -1,0 +1,250 @@
+"""From the L1 into the backends, behind the requests' backs.
+
+What waits is pinned, so its bytes stay what they were; so the queue is bounded, and drops the
+newest when it is full. Writing gives way to the workers' transfers: it takes memory bandwidth
+and cores from them, and can as well be done in the next pause.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sidecar.cache.arena import aligned
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.l1 import L1
+from sidecar.telemetry import Telemetry
+from sidecar.tiers.base import Bytes, NoSpace, TierError
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.names import ObjectName
+from sidecar.tiers.record import seal
+
+# How long an object waits for a pause in the transfers.
+_PATIENCE_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.02
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """Objects that were offered together; they are let go of together, the last one first.
+
+    So a sequence keeps its order in the L1: the tail is less recently used than the head.
+    """
+
+    writes: list["_Write"] = field(default_factory=list)
+    left: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Write:
+    """An object that waits to be written, or is being written, to one lane."""
+
+    entry: Entry
+    name: ObjectName
+    batch: _Batch
+    since: float
+    epoch: int
+    kept: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return self.entry.end - self.entry.start
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What may wait, over all lanes."""
+
+    bytes: int
+    objects: int
+
+
+class WriteBehind:
+    """The queues of all lanes. Loop thread only.
+
+    `busy()` tells whether workers' transfers are under way; `later(seconds, fn)` is a timer;
+    `reading(lane)` names what must not be deleted there; `on_kept(entry)` is called when a
+    lane has kept the entry and has let go of it.
+    """
+
+    def __init__(
+        self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, bounds: Bounds,
+        busy: Callable[[], bool], later: Callable[[float, Callable[[], None]], None],
+        reading: Callable[[Lane], set[ObjectName]], on_kept: Callable[[Entry], None],
+    ) -> None:  # fmt: skip
+        self._l1 = l1
+        self._arena = arena
+        self._telemetry = telemetry
+        self._bounds = bounds
+        self._busy = busy
+        self._later = later
+        self._reading = reading
+        self._on_kept = on_kept
+        self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
+        self._writing: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
+        self._queued: dict[Lane, set[ObjectName]] = {lane: set() for lane in lanes}
+        self._look_again = False
+        self.patient = True
+        self.bytes = 0
+        self.objects = 0
+
+    def offer(self, objects: Iterable[tuple[Entry, ObjectName]], lane: Lane) -> None:
+        """Have these written to `lane` in this order, but for what is there, or cannot be now."""
+        batch = _Batch()
+        for entry, name in objects:
+            if name in lane.catalog:
+                lane.catalog.touch(name)
+            elif name not in self._queued[lane]:
+                self._enqueue(lane, _Write(entry, name, batch, time.monotonic(), lane.epoch))
+        if batch.writes:
+            self._telemetry.l2_store_submitted_requests.add(1, lane.label)
+
+    def _enqueue(self, lane: Lane, write: _Write) -> None:
+        reason = self._why_not(lane, write.bytes)
+        if reason is not None:
+            self._telemetry.l2_dropped_objects.add(1, lane.label, reason)
+            return
+        self._l1.pin(write.entry)
+        self.bytes += write.bytes
+        self.objects += 1
+        write.batch.writes.append(write)
+        write.batch.left += 1
+        self._queued[lane].add(write.name)
+        self._waiting[lane].append(write)
+        self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
+
+    def pump(self) -> None:
+        """Hand to the threads what they can take."""
+        for lane, waiting in self._waiting.items():
+            while lane.counted and waiting and len(self._writing[lane]) < lane.write_slots:
+                if self._gives_way(waiting[0]):
+                    self._look_again_later()
+                    break
+                self._begin(lane, waiting.popleft())
+
+    def in_flight(self, lane: Lane) -> int:
+        """Objects being written to a lane now."""
+        return len(self._writing[lane])
+
+    def waiting(self, lane: Lane) -> int:
+        """Objects that wait to be written to a lane."""
+        return len(self._waiting[lane])
+
+    def drop_waiting(self, reason: str) -> None:
+        """Forget what no thread has begun to write."""
+        for lane, waiting in self._waiting.items():
+            while waiting:
+                self._drop(lane, waiting.popleft(), reason)
+
+    def _why_not(self, lane: Lane, size: int) -> str | None:
+        if not lane.writes.allows():
+            return "breaker"
+        full = self.objects >= self._bounds.objects or self.bytes + size > self._bounds.bytes
+        return "queue_full" if full else None
+
+    def _gives_way(self, write: _Write) -> bool:
+        waited = time.monotonic() - write.since
+        return self.patient and waited < _PATIENCE_SECONDS and self._busy()
+
+    def _look_again_later(self) -> None:
+        def look() -> None:
+            self._look_again = False
+            self.pump()
+
+        if not self._look_again:
+            self._look_again = True
+            self._later(_LOOK_AGAIN_SECONDS, look)
+
+    def _begin(self, lane: Lane, write: _Write) -> None:
+        size = write.bytes
+        victims = lane.catalog.make_room(size, self._reading(lane))
+        self._telemetry.l2_evicted_objects_chunks.add(len(victims), lane.label)
+        if not lane.writes.allows():
+            self._drop(lane, write, "breaker")
+        elif write.entry.state is not State.READY or write.epoch != lane.epoch:
+            self._drop(lane, write, "cleared")
+        elif not lane.catalog.fits(size):
+            self._drop(lane, write, "capacity")
+        else:
+            self._write(lane, write, victims)
+            return
+        lane.delete(victims)
+
+    def _write(self, lane: Lane, write: _Write, victims: list[ObjectName]) -> None:
+        began, entry, size = time.monotonic(), write.entry, write.bytes
+        record = self._arena[entry.start : entry.end]
+        lane.catalog.used_bytes += size
+        self._writing[lane][write.name] = write
+
+        def work() -> bool:
+            if lane.must_ask and lane.adapter.find([write.name]) != [None]:
+                return False  # somebody else has stored it
+            if victims:
+                lane.adapter.delete(victims)
+            _check_room(lane, size)
+            if not entry.sealed:
+                _seal(record, entry)
+            lane.adapter.store(write.name, record)
+            return True
+
+        def done(is_new: bool, error: TierError | None) -> None:
+            lane.catalog.used_bytes -= size
+            del self._writing[lane][write.name]
+            if error is None:
+                self._kept(lane, write, is_new, time.monotonic() - began)
+            else:
+                self._failed(lane, write, error)
+            self.pump()
+
+        lane.write(work, done)
+
+    def _kept(self, lane: Lane, write: _Write, is_new: bool, seconds: float) -> None:
+        write.entry.sealed = write.entry.sealed or is_new
+        if write.epoch != lane.epoch:  # cleared meanwhile
+            lane.delete([write.name])
+            self._drop(lane, write, "cleared")
+            return
+        lane.catalog.add(write.name, write.bytes)
+        self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
+        if is_new:
+            rate = write.bytes / max(seconds, 1e-9) / 1e9
+            self._telemetry.l2_store_throughput.record(rate, lane.label)
+        write.kept = True
+        self._release(lane, write)
+
+    def _failed(self, lane: Lane, write: _Write, error: TierError) -> None:
+        if isinstance(error, NoSpace):
+            # Others fill the disk too: give way to them, an object for an object.
+            victims = lane.catalog.give_up(write.bytes, self._reading(lane))
+            self._telemetry.l2_evicted_objects_chunks.add(len(victims), lane.label)
+            lane.delete(victims)
+        self._drop(lane, write, "no_space" if isinstance(error, NoSpace) else "error")
+
+    def _drop(self, lane: Lane, write: _Write, reason: str) -> None:
+        self._telemetry.l2_dropped_objects.add(1, lane.label, reason)
+        self._release(lane, write)
+
+    def _release(self, lane: Lane, write: _Write) -> None:
+        self._queued[lane].discard(write.name)
+        write.batch.left -= 1
+        if write.batch.left:
+            return
+        self._telemetry.l2_store_completed_requests.add(1, lane.label)
+        for each in reversed(write.batch.writes):
+            self.bytes -= each.bytes
+            self.objects -= 1
+            self._l1.unpin(each.entry, used=False)
+            if each.kept:
+                self._on_kept(each.entry)
+
+
+def _check_room(lane: Lane, size: int) -> None:
+    room = lane.adapter.room()
+    if room is not None and room < size:
+        raise NoSpace("floor", f"{room} bytes left")
+
+
+def _seal(record: Bytes, entry: Entry) -> None:
+    # What lay behind the object before may be another tenant's.
+    record[len(record) - aligned(entry.size) + entry.size :] = 0
+    seal(record, entry.space.key, entry.hash, entry.size, entry.missing)
