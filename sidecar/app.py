@@ -26,6 +26,10 @@ from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
+from sidecar.tiers.base import AdapterUnusable
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
+from sidecar.tiers.record import HEADER_BYTES
 from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.operations import LMCACHE_0_5_5
 from sidecar.wire.tokens import TokenLists
@@ -33,6 +37,10 @@ from sidecar.wire.tokens import TokenLists
 log = logging.getLogger("sidecar")
 
 _DRAIN_SECONDS = 5.0
+# What is queued for L2 gets more time: it is lost otherwise.
+_L2_DRAIN_SECONDS = 15.0
+# Workers' transfers follow each other with pauses as short as this while one is busy.
+_PAUSE_SECONDS = 0.02
 # Half of the clients' default heartbeat. A worker whose ping is not answered in time gives up
 # what it has in flight and uses its blocks for something else, while we still copy them.
 _STALL_SECONDS = 5.0
@@ -57,7 +65,7 @@ class App:
         try:
             self._arena = Arena(self._segment)
             self._core = self._build_core()
-            self._service = Service(self._core, self._loop.post)
+            self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()
             self._endpoint.bind(wire_url(config), config.ipc_mode)
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
@@ -79,24 +87,51 @@ class App:
         self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
         self._loop.watch_for_stalls(_STALL_SECONDS, self._service.on_stall)
+        self._core.tiers.start()
         self._announce()
         self._loop.run()
         self._close()
 
     def _build_core(self) -> Core:
         config = self._config
-        l1 = L1(self._arena.size, POLICIES[config.eviction_policy](), self._on_evicted)
+        l1 = L1(
+            self._arena.size,
+            POLICIES[config.eviction_policy](),
+            self._on_evicted,
+            headroom=HEADER_BYTES if config.l2_adapter else 0,
+        )
+        leases = Leases(l1)
+        copies = CopyPool(config.max_workers, self._loop.post)
         return Core(
             config=config,
             arena=self._arena,
             l1=l1,
-            leases=Leases(l1),
+            leases=leases,
             registry=Registry(),
-            copies=CopyPool(config.max_workers, self._loop.post),
+            copies=copies,
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
+            tiers=self._build_tiers(l1, leases, copies),
         )
+
+    def _build_tiers(self, l1: L1, leases: Leases, copies: CopyPool) -> Tiers:
+        config = self._config
+        policy = Policy(
+            skip_l1=config.l2_store_policy == "skip_l1",
+            retain=config.l2_prefetch_policy == "retain",
+            max_in_flight=config.l2_prefetch_max_in_flight,
+            timeout_seconds=config.l2_prefetch_timeout_seconds,
+            queue_ratio=config.l2_store_queue_ratio,
+            queue_objects=config.l2_store_queue_objects,
+        )
+        around = Surroundings(
+            post=self._loop.post,
+            later=self._loop.call_later,
+            busy=lambda: copies.idle_seconds() < _PAUSE_SECONDS,
+        )
+        settings = [spec.settings for spec in config.l2_adapter]
+        return Tiers(settings, policy, l1, self._arena.bytes, leases, self._telemetry, around)
 
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry
@@ -108,12 +143,14 @@ class App:
             "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
             "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
             "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
-            "active_prefetch_jobs": lambda: core.leases.pending,
+            "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
             "registered_workers": lambda: len(core.registry.instances),
             "live_leases": lambda: core.leases.live,
             "queue_depth": lambda: core.copies.depth,
         }.items():
             telemetry.gauge_source(name, source)
+        for lane in core.tiers.lanes:
+            _observe(telemetry, core.tiers, lane)
         return Endpoint(
             LMCACHE_0_5_5,
             self._service.handlers(),
@@ -152,10 +189,12 @@ class App:
         began = time.monotonic()
 
         def drain() -> None:
-            copies, elapsed = self._core.copies, time.monotonic() - began
+            copies, tiers = self._core.copies, self._core.tiers
+            elapsed = time.monotonic() - began
             if elapsed > _DRAIN_SECONDS:
                 copies.cancel_all()
-            if not copies.depth or elapsed > 2 * _DRAIN_SECONDS:
+            copied = not copies.depth or elapsed > 2 * _DRAIN_SECONDS
+            if copied and (not tiers.draining or elapsed > _L2_DRAIN_SECONDS):
                 self._loop.stop()
                 return
             self._loop.call_later(_DRAIN_POLL_SECONDS, drain)
@@ -168,8 +207,30 @@ class App:
         self._admin.stop()
         self._arena.stop_populating()
         self._core.copies.stop(_DRAIN_SECONDS)
+        ended = self._core.tiers.close()
         self._segment.remove()
         self._telemetry.close()
+        if not ended:
+            # A thread that is stuck in a backend may still move bytes of the arena, which
+            # Python would unmap on its way out.
+            logging.shutdown()
+            os._exit(0)
+
+
+def _observe(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
+    """Let the gauges tell of one L2 adapter."""
+    label, index = lane.label, str(lane.index)
+    gauge = telemetry.gauge_source
+    gauge("l2_usage_bytes", lambda: lane.catalog.used_bytes, label)
+    gauge("l2_objects", lambda: len(lane.catalog), label)
+    gauge("l2_breaker_open", lambda: int(lane.reads.state != "closed"), label, "load")
+    gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
+    gauge("num_inflight_l2_stores", lambda: tiers.writes.in_flight(lane), label)
+    gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
+    gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(lane)[0], label, index)
+    gauge("inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(lane)[1], label, index)
+    gauge("l2_store_adapters", lambda: len(tiers.lanes), "active")
+    gauge("l2_prefetch_adapters", lambda: len(tiers.lanes), "active")
 
 
 def wire_url(config: Config) -> str:
@@ -189,7 +250,7 @@ def serve(config: Config) -> int:
         log.warning("removed %s, which a dead server left behind", name)
     try:
         app = App(config)
-    except (SegmentError, OSError, zmq.ZMQError) as error:
+    except (SegmentError, AdapterUnusable, OSError, zmq.ZMQError) as error:
         print(f"kv-sidecar: {_explain(error, config)}", file=sys.stderr)
         return 1
     app.run()

@@ -7,7 +7,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 1 << 20
+# A prefetch names up to a million tokens.
+MAX_BODY_BYTES = 10 << 20
 
 
 class Boundary:

@@ -14,8 +14,66 @@ class WireLoop(Protocol):
         """What ``fn`` returns or raises on the loop thread; TimeoutError if it does not answer."""
 
 
+class Listing(Protocol):
+    """What one L2 adapter has, the least recently used first: (name, record size in bytes)."""
+
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def shared(self) -> bool: ...
+    @property
+    def objects(self) -> Sequence[tuple[Any, int]]: ...
+
+
+class Objects(Protocol):
+    """Objects one by one, by their keys: (hash, model name, kv_rank, cache_salt).
+
+    KeyError for an adapter that is not there, LookupError if there is none at all.
+    """
+
+    def listing(self, adapter: str | None) -> Listing:
+        """All objects of one adapter, by default the first."""
+
+    def key_of(self, name: Any) -> tuple[bytes, str, int, str] | None:
+        """The key behind a name of a listing, if the name tells it. Any thread."""
+
+    def delete_from_l2(
+        self, keys: Sequence[tuple[bytes, str, int, str]], adapter: str | None
+    ) -> int:
+        """How many of these were there."""
+
+    def delete_from_l1(
+        self, keys: Sequence[tuple[bytes, str, int, str]], force: bool
+    ) -> tuple[int, int]:
+        """How many of these went, and how many somebody holds."""
+
+
+class Job(Protocol):
+    """A prefetch; ``found_keys`` is None while it is under way."""
+
+    total_keys: int
+    found_keys: int | None
+
+
+class Prefetches(Protocol):
+    """From L2 into L1, ahead of need."""
+
+    def submit(
+        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
+    ) -> tuple[str, int]:
+        """Id and number of chunks. LookupError for an unknown model, ValueError for bad names."""
+
+    def take(self, request_id: str) -> Job:
+        """KeyError for an unknown id. What has ended is told once."""
+
+
 class Service(Protocol):
     """The state itself. Only ``health`` may be called on another thread than the loop's."""
+
+    @property
+    def objects(self) -> Objects: ...
+    @property
+    def prefetches(self) -> Prefetches: ...
 
     def health(self) -> str | None:
         """None, or why the server cannot do its work."""
@@ -23,8 +81,8 @@ class Service(Protocol):
     def snapshot(self) -> dict[str, Any]:
         """The state as plain values, in the shape that ``status.document`` reads."""
 
-    def clear(self, force: bool) -> None:
-        """Drop what is cached, with ``force`` also what is in use."""
+    def clear(self, tiers: Sequence[str], force: bool) -> None:
+        """Drop what is cached in ``tiers`` (l1, l2), with ``force`` also what is in use."""
 
     def block_checksums(
         self,

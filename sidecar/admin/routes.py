@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from sidecar import __version__
-from sidecar.admin import checksums, status
+from sidecar.admin import checksums, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.core import Service, WireLoop
 from sidecar.admin.health import unhealthy_reason
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class ClearRequest(BaseModel):
-    """What to clear; LMCache knows further tiers, here L1 is all there is."""
+    """What to clear."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    tier: str = "l1"
+    tier: Literal["l1", "l2", "all"] = "l1"
     force: bool = False
 
 
@@ -49,6 +49,7 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
         (("/status", "/api/status"), "GET", routes.status),
         (("/metrics",), "GET", routes.metrics),
         (("/config",), "GET", routes.config),
+        (("/config/adapters",), "GET", routes.adapters),
         (("/version",), "GET", routes.version),
         (("/lmc_version",), "GET", routes.lmc_version),
         (("/cache/clear", "/clear-cache", "/api/clear-cache"), "POST", routes.clear),
@@ -56,7 +57,10 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     ):
         for path in paths:
             app.add_api_route(path, handler, methods=[method], response_model=None)
+    objects.add_routes(app, service, routes.on_loop)
+    prefetches.add_routes(app, service, routes.on_loop)
     app.add_exception_handler(RequestValidationError, _bad_input)
+    app.add_exception_handler(TimeoutError, _no_answer)
     return app
 
 
@@ -83,7 +87,7 @@ class _Routes:
     async def status(self) -> Response:
         unhealthy = await self._unhealthy_reason()
         try:
-            snapshot = await self._on_loop(self._service.snapshot)
+            snapshot = await self.on_loop(self._service.snapshot)
         except TimeoutError:
             return _unavailable(unhealthy)
         return JSONResponse(status.document(snapshot, unhealthy))
@@ -96,6 +100,19 @@ class _Routes:
         sections = {"storage_manager": groups.pop("l1"), **groups, "coordinator": None}
         return Response(json.dumps(sections, indent=2), media_type="application/json")
 
+    async def adapters(self) -> dict[str, object]:
+        found = [
+            {
+                "index": index,
+                "type_name": spec.settings.type,
+                "tier": "l2",
+                "primary": index == 0,
+                "reconfigurable": False,
+            }
+            for index, spec in enumerate(self._config.l2_adapter)
+        ]
+        return {"adapters": found}
+
     async def version(self) -> str:
         return __version__
 
@@ -104,14 +121,9 @@ class _Routes:
 
     async def clear(self, body: ClearRequest | None = None) -> Response:
         body = body or ClearRequest()
-        if body.tier != "l1":
-            detail = f"tier {body.tier!r} cannot be cleared: the only tier is 'l1'"
-            raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
-        try:
-            await self._on_loop(partial(self._service.clear, force=body.force))
-        except TimeoutError:
-            return _unavailable(None)
-        return JSONResponse({"status": "ok", "cleared": {"tier": "l1"}})
+        tiers = ("l1", "l2") if body.tier == "all" else (body.tier,)
+        await self.on_loop(partial(self._service.clear, tiers, force=body.force))
+        return JSONResponse({"status": "ok", "cleared": {"tier": body.tier}})
 
     async def checksums(self, body: ChecksumRequest) -> Response:
         hashing = partial(
@@ -122,7 +134,7 @@ class _Routes:
             body.layerwise,
         )
         try:
-            future = await self._on_loop(hashing)
+            future = await self.on_loop(hashing)
             hashed = await asyncio.wait_for(asyncio.wrap_future(future), _HASH_SECONDS)
         except KeyError:
             detail = f"instance_id {body.instance_id} is not registered"
@@ -136,7 +148,8 @@ class _Routes:
     async def _unhealthy_reason(self) -> str | None:
         return await asyncio.to_thread(unhealthy_reason, self._service, self._loop)
 
-    async def _on_loop(self, fn: Callable[[], T]) -> T:
+    async def on_loop(self, fn: Callable[[], T]) -> T:
+        """What `fn` returns or raises on the wire thread; TimeoutError if it does not answer."""
         return await asyncio.to_thread(self._loop.call, fn, timeout=_LOOP_SECONDS)
 
 
@@ -144,6 +157,10 @@ def _unavailable(reason: str | None) -> Response:
     """503 with the key that the lmcache command line shows."""
     error = reason or f"the wire loop has not answered for {_LOOP_SECONDS:g} s"
     return JSONResponse({"error": error, "is_healthy": False}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def _no_answer(_: Request, error: Exception) -> Response:
+    return _unavailable(None)
 
 
 async def _bad_input(_: Request, error: Exception) -> Response:

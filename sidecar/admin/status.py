@@ -70,8 +70,8 @@ def _storage_manager(snapshot: Mapping[str, Any], healthy: bool) -> Json:
             "in_flight_request_count": snapshot["active_prefetch_jobs"],
         },
         "l2_eviction_controller": None,
-        "l2_adapters": [],
-        "num_l2_adapters": 0,
+        "l2_adapters": [_l2_adapter(adapter) for adapter in snapshot["l2"]],
+        "num_l2_adapters": len(snapshot["l2"]),
         "l1_usage": [l1["memory_used_bytes"], l1["memory_total_bytes"]],
         "l1_manager": l1,
         "eviction_controller": eviction,
@@ -96,6 +96,29 @@ def _l1_manager(snapshot: Mapping[str, Any], healthy: bool) -> Json:
         "write_ttl_seconds": snapshot["write_ttl_seconds"],
         "read_ttl_seconds": snapshot["read_ttl_seconds"],
         "memory_populated_bytes": l1["populated_bytes"],
+    }
+
+
+def _l2_adapter(adapter: Mapping[str, Any]) -> Json:
+    """One L2 adapter; healthy means that neither loads nor stores are cut off."""
+    breakers = adapter["breakers"]
+    capacity = adapter["capacity_bytes"]
+    return {
+        "is_healthy": all(breaker["state"] == "closed" for breaker in breakers.values()),
+        "type": adapter["type"],
+        "name": adapter["label"],
+        "adapter_index": adapter["index"],
+        "shared": adapter["shared"],
+        "scanned": adapter["scanned"],
+        "stored_object_count": adapter["objects"],
+        "used_bytes": adapter["used_bytes"],
+        "capacity_bytes": capacity,
+        "usage_ratio": adapter["used_bytes"] / capacity if capacity else None,
+        "inflight_loads": adapter["reading"],
+        "inflight_load_bytes": adapter["reading_bytes"],
+        "inflight_stores": adapter["writing"],
+        "queued_stores": adapter["queued"],
+        "breakers": breakers,
     }
 
 

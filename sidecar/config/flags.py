@@ -65,6 +65,8 @@ def parse(arguments: Sequence[str]) -> Given:
         given.warnings.append(stock_flags.warning(name, spelling))
     for name in OPTIONS:
         text = getattr(namespace, name)
+        if isinstance(text, list):
+            text = text[0] if len(text) == 1 else f"[{','.join(text)}]"
         if text is not None:
             given.values[name] = (flag(name), text)
     return given
@@ -85,8 +87,10 @@ def _parser() -> _Parser:
     for name, option in OPTIONS.items():
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        switch = {"nargs": "?", "const": "true"} if option.parse is boolean else {}
-        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **switch)
+        kind: dict[str, Any] = {"action": "append"} if option.is_json else {}
+        if option.parse is boolean:
+            kind = {"nargs": "?", "const": "true"}
+        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **kind)
     for name in (*stock_flags.IGNORED, *stock_flags.REFUSED):
         parser.add_argument(
             *stock_flags.spellings(name),

@@ -53,6 +53,7 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         settings[name] = Setting(text, spelling, "flag")
     config = _build(settings)
     _check(config)
+    warnings += [f"--l2-adapter {line}" for spec in config.l2_adapter for line in spec.warnings]
     sources = {name: settings[name].source if name in settings else "default" for name in OPTIONS}
     return Loaded(config, sources, warnings, given.print_config)
 
@@ -63,7 +64,9 @@ def _build(settings: Mapping[str, Setting]) -> Config:
         try:
             values[name] = OPTIONS[name].parse(setting.text)
         except ValueError as error:
-            raise ConfigError(f"{setting.label}: {error}") from None
+            # A key of an adapter's JSON may hold a line break, and then the reason does.
+            reason = str(error).replace("\n", " ")
+            raise ConfigError(f"{setting.label}: {reason}") from None
     if "l1_size_gb" not in values:
         raise ConfigError("--l1-size-gb is required: how many GiB of memory to cache in")
     return Config(**values)

@@ -23,6 +23,7 @@ class Option:
     parse: Callable[[str], Any]
     help: str
     group: str
+    is_json: bool = False  # the flag may be repeated, a file may hold lists and mappings
 
 
 def _option(
@@ -124,6 +125,42 @@ class Config:
     )
     eviction_ratio: float = _option(
         "l1", _RATIO, 0.2, "share of L1 that one eviction frees, 0 to 1"
+    )
+    l2_adapter: tuple[values.AdapterSpec, ...] = field(
+        default=(),
+        metadata={
+            "option": Option(
+                values.l2_adapters,
+                'an L2 backend as JSON: {"type": "fs", "base_path": "/data/l2"}; may be repeated, '
+                "the nearest first (docs/l2.md)",
+                "l2",
+                is_json=True,
+            )
+        },
+    )
+    l2_store_policy: str = _option(
+        "l2",
+        values.choice("default", "skip_l1"),
+        "default",
+        "default, or skip_l1: what is in L2 leaves L1 at once",
+    )
+    l2_prefetch_policy: str = _option(
+        "l2",
+        values.choice("default", "retain"),
+        "default",
+        "what L2 loads is evicted first (default), or last as anything else (retain)",
+    )
+    l2_prefetch_max_in_flight: int = _option(
+        "l2", values.integer(1, 1024), 8, "lookups that load from L2 at once"
+    )
+    l2_prefetch_timeout_seconds: float = _option(
+        "l2", _SECONDS, 10.0, "longest time a lookup waits for L2; then it gets what has arrived"
+    )
+    l2_store_queue_ratio: float = _option(
+        "l2", _RATIO, 0.5, "share of L1 that may wait to be written to L2, 0 to 1"
+    )
+    l2_store_queue_objects: int = _option(
+        "l2", values.integer(1, 10_000_000), 65_536, "most objects waiting to be written to L2"
     )
     http_host: str = _option("http", values.host, "127.0.0.1", "address of the admin port")
     http_port: int = _option("http", _FREE_PORT, 8080, "admin port; 0 = any free port")

@@ -1,11 +1,22 @@
 """A configuration for people: ``--print-config`` and ``GET /config``."""
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
+
 from sidecar.config.options import OPTIONS, Config
+
+if TYPE_CHECKING:
+    from sidecar.tiers.settings import AdapterSettings
+
+_SECRET = re.compile(
+    "secret|password|token|access_key|account_key|connection_string", re.IGNORECASE
+)
+_LOGIN = re.compile("(?<=://)[^/?#]*@")
 
 
 def shown(config: Config, name: str) -> Any:
@@ -15,9 +26,28 @@ def shown(config: Config, name: str) -> Any:
         return f"{value:04o}"
     if name == "otlp_endpoint":
         return _without_credentials(value)
+    if name == "l2_adapter":
+        return [adapter(spec.settings) for spec in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def adapter(settings: "AdapterSettings") -> dict[str, Any]:
+    """The settings of an L2 adapter that are not the defaults, without secrets."""
+    return _without_secrets(msgspec.to_builtins(settings))
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _without_secret(key, value) for key, value in values.items()}
+
+
+def _without_secret(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return _without_secrets(value)
+    if _SECRET.search(key) and value:
+        return "***"
+    return _LOGIN.sub("", value) if isinstance(value, str) else value
 
 
 def by_group(config: Config) -> dict[str, dict[str, Any]]:

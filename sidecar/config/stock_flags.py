@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 _LAZY = "L1 pages are always populated in the background"
 _NO_GRPC = "there is no gRPC transport"
-_NO_L2 = "there is no L2 tier"
 _NO_REPORT = "serve prints no report"
 _ALONE = "it means nothing without {}"
 
@@ -21,9 +20,6 @@ IGNORED: dict[str, str] = {
     "l1-align-bytes": "the arena aligns its slots itself",
     "gds-l1-use-direct-io": _ALONE.format("--gds-l1-path"),
     "gds-l1-backend": _ALONE.format("--gds-l1-path"),
-    "l2-store-policy": _NO_L2,
-    "l2-prefetch-policy": _NO_L2,
-    "l2-prefetch-max-in-flight": _NO_L2,
     "periodic-notifier-interval-ms": "nothing polls here",
     "event-bus-queue-size": "there is no event bus",
     "disable-observability": "there is no event bus, see --disable-metrics",
@@ -79,7 +75,6 @@ REFUSED: dict[str, Refusal] = {
     "l1-use-hugepages": Refusal("the arena is POSIX shared memory, not the hugepage pool"),
     "l1-devdax-path": Refusal("L1 on a DAX device is not implemented", harmless=""),
     "gds-l1-path": Refusal("L1 on GPUDirect Storage is not implemented", harmless=""),
-    "l2-adapter": Refusal(_NO_L2),
     "enable-tracing": Refusal("OpenTelemetry traces are not implemented"),
     "lookup-hash-log-dir": Refusal("lookup hashes are not logged", harmless=""),
     "enable-gc-monitor": Refusal("garbage collections are not timed"),

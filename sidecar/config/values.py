@@ -3,10 +3,16 @@
 Flags, environment and YAML all deliver text, so that one value means the same everywhere.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from sidecar.tiers.settings import AdapterSettings
 
 SHM_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # sockaddr_un.sun_path holds 108 bytes, the last of them NUL.
@@ -17,6 +23,32 @@ _BOOLEANS |= {"false": False, "no": False, "off": False, "0": False}
 
 class ConfigError(Exception):
     """A wrong flag, key or value. Its text is the one line shown to the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """One L2 adapter's settings, and lines to warn with about keys that change nothing."""
+
+    settings: "AdapterSettings"
+    warnings: tuple[str, ...]
+
+
+def l2_adapters(text: str) -> tuple[AdapterSpec, ...]:
+    """One JSON object with a ``type``, or an array of them."""
+    # Here, not above: it imports numpy, and most commands have no use for that.
+    from sidecar.tiers.table import parse
+
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    specs = given if isinstance(given, list) else [given]
+    for spec in specs:
+        if not isinstance(spec, dict):
+            # A list is not shown: it may hold a password.
+            what = "a list" if isinstance(spec, list) else json.dumps(spec)
+            raise ValueError(f'{what} is not an object such as {{"type": "fs", ...}}')
+    return tuple(AdapterSpec(settings, tuple(warnings)) for settings, warnings in map(parse, specs))
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:

@@ -1,5 +1,6 @@
-"""The YAML file: one flat mapping of option names to scalars."""
+"""The YAML file: one flat mapping of option names to scalars, or to JSON-like values."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,20 @@ def _entries(path: Path, root: yaml.MappingNode) -> Iterator[Entry]:
         place = f"{path}:{key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{place}: expected 'key: value'")
-        if not isinstance(value, yaml.ScalarNode):
+        option = OPTIONS.get(key.value.replace("-", "_"))
+        if isinstance(value, yaml.ScalarNode):
+            yield Entry(key.value, None if value.tag == _NULL else value.value, place)
+        elif option is not None and option.is_json:
+            yield Entry(key.value, _as_json(key.value, value, place), place)
+        else:
             raise ConfigError(f"{place}: {key.value}: expected one value, not a list or mapping")
-        yield Entry(key.value, None if value.tag == _NULL else value.value, place)
+
+
+def _as_json(key: str, node: yaml.Node, place: str) -> str:
+    try:
+        return json.dumps(yaml.SafeLoader("").construct_object(node, deep=True))
+    except yaml.MarkedYAMLError as error:
+        problem = error.problem  # its text has several lines
+    except (TypeError, ValueError) as error:  # a date, a set, !!int x
+        problem = f"{error}; quote what is meant as text"
+    raise ConfigError(f"{place}: {key}: {problem}")

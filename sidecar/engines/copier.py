@@ -72,6 +72,10 @@ class CopyPool:
         """For how long there has been work and no piece of it has ended; 0 when idle."""
         return time.monotonic() - self._progress if self._jobs else 0.0
 
+    def idle_seconds(self) -> float:
+        """For how long there has been nothing to do; 0 when busy."""
+        return 0.0 if self._jobs else time.monotonic() - self._progress
+
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 

@@ -52,7 +52,12 @@ class Control:
         return "OK"
 
     def clear(self, request: Request, force: bool = False) -> None:
+        """An engine says that what is cached means nothing any more (new weights, say).
+
+        So it must not come back from L2 either.
+        """
         self._core.l1.clear(force)
+        self._core.tiers.clear(owned_only=True)
 
     def report_block_allocation(
         self, request: Request, instance_id: int, model_name: str, records: msgspec.Raw

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import Arena
+from sidecar.cache.entry import Entry
 from sidecar.cache.keys import BYTES_PER_TOKEN, SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Scope
@@ -12,6 +13,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.registry import Instance, Registry
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
+from sidecar.tiers.pipeline import Tiers
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists
@@ -30,12 +32,21 @@ class Core:
     telemetry: Telemetry
     tokens: TokenLists
     refusals: Refusals
+    tiers: Tiers
     sessions: dict[str, float] = field(default_factory=dict)
     closing: bool = False
 
     def now(self) -> float:
         """The cache's clock, in seconds."""
         return time.monotonic()
+
+    def publish(self, entries: list[Entry]) -> None:
+        """All bytes of these, in the order of their sequence, are in place."""
+        # The last chunk first: it is the least recently used then, and the one to lose.
+        for entry in reversed(entries):
+            self.l1.commit(entry)
+        self.telemetry.l1_write_chunks.add(len(entries))
+        self.tiers.stored(entries)
 
     def hashes(self, key: CacheKey, end: int) -> list[bytes]:
         """The chunk hashes of the sequence up to token `end`, a multiple of the chunk size.

@@ -54,6 +54,7 @@ class Liveness:
             if reason is not None:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
+        self._core.tiers.tick()
 
     def _lost(self, instance: Instance, now: float) -> str | None:
         """Why this worker is given up, None if it is not."""

@@ -1,24 +1,31 @@
 """How much of a prompt is cached: lookup, its result, and the end of what it promised."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from sidecar.cache.entry import Entry, Space
 from sidecar.cache.leases import Lookup
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core, scope_of, space_of
-from sidecar.wire.endpoint import Refused, Request
+from sidecar.tiers.prefetch import Prefetch, Want
+from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey
 
 # After its session has ended a request's last retrieves may still be on their way.
 _END_SESSION_GRACE_SECONDS = 10.0
 _MAX_SESSIONS = 100_000  # of which is told how many there are, nothing else
+_LONGEST_WAIT_SECONDS = 60.0
+Windows = frozenset[tuple[int, int]]
 
 
 class Lookups:
     """lookup, query_prefetch_status, wait_prefetch_status, free_lookup_locks, end_session."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, later: Callable[[float, Callable[[], None]], None]) -> None:
+        """`later(seconds, fn)` is a timer."""
         self._core = core
+        self._later = later
 
     def lookup(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
         """Find the longest cached prefix and lease it; `query` tells its length later."""
@@ -29,33 +36,66 @@ class Lookups:
             raise Refused("too_many_lookups")
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)
-        objects, why = self._prefix(key, hashes)
-        hits = len(objects[0]) if objects else 0
         # Clients up to 0.5.4 do not say how many workers will read: derive it as they meant.
         readers = key.num_kv_readers or (tp_size if tp_size > key.world_size else 1)
-        deadline = core.now() + core.config.l1_read_ttl_seconds
-        core.leases.add(
-            Lookup(
-                request.client,
-                key.request_id,
-                scope_of(key),
-                hashes[:hits],
-                objects,
-                readers,
-                deadline,
-            )
-        )
+        self.begin(request.client, key, hashes, readers, lambda hits: None)
         if len(core.sessions) < _MAX_SESSIONS:
             core.sessions[key.request_id] = core.now()
-        self._count(key, chunks, hits, why)
 
-    def query(self, request: Request, request_id: str) -> int:
-        """The hit in chunks, once; 0 for a lookup that is unknown or was reported before."""
+    def begin(
+        self, client: bytes, key: CacheKey, hashes: list[bytes], readers: int,
+        on_settled: Callable[[int], None],
+    ) -> Lookup:  # fmt: skip
+        """Lease the longest prefix that the L1 has, and go on in L2 if there is more.
+
+        `on_settled(hits)` is called when it is known, in chunks; that may be at once.
+        """
+        core = self._core
+        workers, why = self._workers(key, hashes)
+        objects = self._prefix(key, hashes, workers)
+        hits = len(objects[0]) if objects else 0
+        deadline = core.now() + core.config.l1_read_ttl_seconds
+        goes_on = why is None and bool(core.tiers.lanes) and hits < len(hashes)
+        windows = frozenset(w for of_rank in workers for worker in of_rank for w in worker.windows)
+        if not goes_on:
+            hits = _windowed(objects, hits, windows)
+            for of_rank in objects:
+                del of_rank[hits:]
+        lookup = Lookup(
+            client, key.request_id, scope_of(key), hashes[:hits], objects, readers, deadline,
+            loading=goes_on,
+        )  # fmt: skip
+        core.leases.add(lookup)
+        self._count_request(key, hashes, why)
+        if goes_on:
+            finished = partial(self._finished, key, windows, on_settled)
+            core.tiers.prefetches.begin(lookup, _wants(key, workers), hashes, finished)
+        else:
+            self._count_hits(key, hits, 0)
+            on_settled(hits)
+        return lookup
+
+    def query(self, request: Request, request_id: str) -> int | None:
+        """The hit in chunks, once; 0 for a lookup that is unknown or was reported before.
+
+        None while objects are being loaded from L2.
+        """
         return self._core.leases.report(request_id, request.client)
 
-    def wait(self, request: Request, request_id: str, timeout: float) -> int:
-        """Like `query`: there is no slower tier yet that could be waited for."""
-        return self.query(request, request_id)
+    def wait(self, request: Request, request_id: str, timeout: float) -> Any:
+        """Like `query`, answered when it is known, or after `timeout` seconds."""
+        hits = self.query(request, request_id)
+        lookup = self._core.leases.find(request_id, request.client)
+        if hits is not None or lookup is None:
+            return hits
+
+        def answer() -> None:
+            if not request.answered:
+                request.reply(self.query(request, request_id))
+
+        self._core.tiers.prefetches.when_settled(lookup, answer)
+        self._later(min(max(timeout, 0.0), _LONGEST_WAIT_SECONDS), answer)
+        return DEFERRED
 
     def free(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
         """The scheduler will not load `[start, end)` after all."""
@@ -71,23 +111,37 @@ class Lookups:
         self._core.sessions.pop(request_id, None)
         self._core.tokens.forget(request_id)
 
-    def _prefix(
+    def _finished(
+        self,
+        key: CacheKey,
+        windows: Windows,
+        on_settled: Callable[[int], None],
+        prefetch: Prefetch,
+        arrived: int,
+    ) -> int:
+        """L2 has brought what it could: how much of it is a hit."""
+        hits = _windowed(prefetch.lookup.objects, arrived, windows)
+        self._count_hits(key, hits, sum(prefetch.from_l2[:hits]))
+        on_settled(hits)
+        return hits
+
+    def _workers(
         self, key: CacheKey, hashes: Sequence[bytes]
-    ) -> tuple[list[list[tuple[Entry, ...]]], str | None]:
-        """The objects of the longest prefix, by rank and chunk; why there is none, if so."""
+    ) -> tuple[list[list[Instance]], str | None]:
+        """By rank, who may read this; why the lookup cannot be a hit, if it cannot."""
         workers = self._core.registry.layouts(key.model_name, key.world_size)
         if not workers:
             return [], "no_gpu_context"
-        if not hashes:
-            return [], "empty_chunk_hashes"
+        return workers, None if hashes else "empty_chunk_hashes"
+
+    def _prefix(
+        self, key: CacheKey, hashes: Sequence[bytes], workers: list[list[Instance]]
+    ) -> list[list[tuple[Entry, ...]]]:
+        """The objects of the longest prefix in the L1, by rank and chunk."""
         spaces = self._spaces(key, workers)
-        if spaces is None:
-            return [[] for _ in range(key.world_size)], None
-        objects = _common_prefix(spaces, hashes)
-        windows = {window for of_rank in workers for w in of_rank for window in w.windows}
-        for group, window in windows:
-            _shorten_to_window(objects, group, window)
-        return objects, None
+        if not spaces:
+            return [[] for _ in workers]
+        return _common_prefix(spaces, hashes)
 
     def _spaces(self, key: CacheKey, workers: list[list[Instance]]) -> list[list[Space]] | None:
         """Where each rank's objects are, one space a layout; None if a space is empty.
@@ -104,17 +158,32 @@ class Lookups:
             spaces.append(present)
         return spaces
 
-    def _count(self, key: CacheKey, chunks: int, hits: int, why: str | None) -> None:
-        telemetry, size = self._core.telemetry, self._core.config.chunk_size
-        labels = (key.model_name, key.cache_salt)
+    def _count_request(self, key: CacheKey, hashes: Sequence[bytes], why: str | None) -> None:
+        telemetry, labels = self._core.telemetry, (key.model_name, key.cache_salt)
         telemetry.lookups_requests.add(1, *labels)
-        telemetry.lookup_requested_tokens.add(chunks * size, *labels)
+        tokens = len(hashes) * self._core.config.chunk_size
+        telemetry.lookup_requested_tokens.add(tokens, *labels)
         if why is not None:
             telemetry.lookup_early_exit_requests.add(1, why, *labels)
+
+    def _count_hits(self, key: CacheKey, hits: int, from_l2: int) -> None:
+        """Chunks of a hit, and how many of them were not in the L1."""
+        telemetry, size = self._core.telemetry, self._core.config.chunk_size
+        labels, from_l1 = (key.model_name, key.cache_salt), hits - from_l2
         if hits:
             telemetry.lookup_hit_tokens.add(hits * size, *labels)
-            telemetry.lookup_hit_l1_tokens.add(hits * size, *labels)
-            telemetry.lookup_hit_l1_keys.add(hits * key.world_size, *labels)
+            telemetry.lookup_hit_l1_tokens.add(from_l1 * size, *labels)
+            telemetry.lookup_hit_l1_keys.add(from_l1 * key.world_size, *labels)
+            telemetry.lookup_hit_l2_tokens.add(from_l2 * size, *labels)
+            telemetry.lookup_hit_l2_keys.add(from_l2 * key.world_size, *labels)
+
+
+def _wants(key: CacheKey, workers: list[list[Instance]]) -> list[list[Want]]:
+    """Which objects stand for a chunk: by rank, one for each layout it is served in."""
+    return [
+        [Want(space_of(key, rank, w.fingerprint), w.object_bytes) for w in of_rank]
+        for rank, of_rank in enumerate(workers)
+    ]
 
 
 def _common_prefix(
@@ -140,9 +209,23 @@ def _common_prefix(
     return objects
 
 
-def _shorten_to_window(objects: list[list[tuple[Entry, ...]]], group: int, window: int) -> None:
-    """Cut the prefix to where a windowed group has all of its last `window` chunks."""
-    length = len(objects[0])
+def _windowed(objects: list[list[tuple[Entry, ...]]], length: int, windows: Windows) -> int:
+    """How much of a prefix of `length` chunks is a hit where groups read windows only.
+
+    Each windowed group must have all of the last `window` chunks.
+    """
+    while True:
+        shorter = length
+        for group, window in windows:
+            shorter = _complete_to(objects, shorter, group, window)
+        if shorter == length:  # else another group's window ends elsewhere now
+            return length
+        length = shorter
+
+
+def _complete_to(
+    objects: list[list[tuple[Entry, ...]]], length: int, group: int, window: int
+) -> int:
     while length:
         incomplete = [
             chunk
@@ -152,5 +235,4 @@ def _shorten_to_window(objects: list[list[tuple[Entry, ...]]], group: int, windo
         if not incomplete:
             break
         length = incomplete[0]
-    for of_rank in objects:
-        del of_rank[length:]
+    return length

@@ -11,10 +11,12 @@ from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
+from sidecar.handlers.prefetch_jobs import PrefetchJobs
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.retrieves import Retrieves
 from sidecar.handlers.slots import Slots
 from sidecar.handlers.snapshot import snapshot
+from sidecar.handlers.stored_objects import StoredObjects
 from sidecar.handlers.stores import Stores
 
 # A piece takes milliseconds, mapping a very large worker some seconds.
@@ -24,14 +26,21 @@ _STUCK_SECONDS = 120.0
 class Service:
     """Everything that can be asked of the cache. All methods on the loop thread but `health`."""
 
-    def __init__(self, core: Core, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        post: Callable[[Callable[[], None]], None],
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        """`post` runs a callback on the loop thread soon, `later(seconds, fn)` is a timer."""
         self._core = core
         eviction = Eviction(core, post)
         self._slots = Slots(core, eviction)
         self._registrations = Registrations(core, self._slots)
         self._stores = Stores(core, eviction, self._registrations.forget)
         self._retrieves = Retrieves(core, self._registrations.forget)
-        self._lookups, self._control = Lookups(core), Control(core)
+        self._lookups, self._control = Lookups(core, later), Control(core)
+        self._prefetches, self._objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
@@ -44,14 +53,31 @@ class Service:
     def close(self) -> None:
         """Begin nothing new from now on."""
         self._core.closing = True
+        self._core.tiers.begin_stop()
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
         return snapshot(self._core, self._slots)
 
-    def clear(self, force: bool) -> None:
-        """Drop what nobody holds; with `force`, what is leased too."""
-        self._core.l1.clear(force)
+    def clear(self, tiers: Sequence[str], force: bool) -> None:
+        """Drop everything from `tiers` (l1, l2).
+
+        The L1 keeps what somebody holds, but with `force` only what is pinned.
+        """
+        if "l1" in tiers:
+            self._core.l1.clear(force)
+        if "l2" in tiers:
+            self._core.tiers.clear(owned_only=False)
+
+    @property
+    def prefetches(self) -> PrefetchJobs:
+        """Prefetches that were asked for over HTTP."""
+        return self._prefetches
+
+    @property
+    def objects(self) -> StoredObjects:
+        """Objects one by one."""
+        return self._objects
 
     def block_checksums(
         self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool

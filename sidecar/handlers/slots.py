@@ -82,9 +82,7 @@ class Slots:
         if prepared.withdrawn or data:
             self._abandon(prepared)
             raise Refused("pickle" if data else "reservation_expired")
-        for entry in reversed(prepared.entries):
-            core.l1.commit(entry)
-        core.telemetry.l1_write_chunks.add(len(prepared.entries))
+        core.publish(prepared.entries)
         core.telemetry.num_finished_stores.add(1, DEVICE)
         self._count_bytes("store", prepared)
         self._eviction.check()

@@ -6,6 +6,8 @@ from sidecar.engines.groups import KVGroup
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core
 from sidecar.handlers.slots import Slots
+from sidecar.tiers.breaker import Breaker
+from sidecar.tiers.lane import Lane
 
 
 def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
@@ -31,7 +33,8 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
         },
         "read_ttl_seconds": config.l1_read_ttl_seconds,
         "write_ttl_seconds": config.l1_write_ttl_seconds,
-        "active_prefetch_jobs": leases.pending,
+        "active_prefetch_jobs": core.tiers.prefetches.active,
+        "l2": [_adapter(core, lane) for lane in core.tiers.lanes],
         "live_leases": leases.live,
         "held_slots": slots.held(),
         "queue_depth": core.copies.depth,
@@ -42,6 +45,30 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
             "grace": config.worker_registration_grace_seconds,
         },
     }
+
+
+def _adapter(core: Core, lane: Lane) -> dict[str, Any]:
+    """One L2 adapter; sizes in bytes."""
+    reading, reading_bytes = core.tiers.loads.in_flight(lane)
+    return {
+        "label": lane.label,
+        "index": lane.index,
+        "type": lane.settings.type,
+        "shared": lane.adapter.shared,
+        "scanned": lane.scanned or lane.adapter.shared,
+        "objects": len(lane.catalog),
+        "used_bytes": lane.catalog.used_bytes,
+        "capacity_bytes": lane.settings.capacity_bytes,
+        "breakers": {"load": _breaker(lane.reads), "store": _breaker(lane.writes)},
+        "reading": reading,
+        "reading_bytes": reading_bytes,
+        "writing": core.tiers.writes.in_flight(lane),
+        "queued": core.tiers.writes.waiting(lane),
+    }
+
+
+def _breaker(breaker: Breaker) -> dict[str, str]:
+    return {"state": breaker.state, "last_failure": breaker.last_failure}
 
 
 def _worker(instance: Instance, now: float) -> dict[str, Any]:

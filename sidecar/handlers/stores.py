@@ -103,8 +103,10 @@ class Stores:
             return space.writing[chunk_hash], False
         ready = space.ready.get(chunk_hash) if space is not None else None
         # What lacks blocks of a windowed group is worth less than what we are offered now.
-        if ready is not None and not (missing < ready.missing and core.l1.discard(ready)):
-            return None, False
+        if ready is not None:
+            if not (missing < ready.missing and core.l1.discard(ready)):
+                return None, False
+            core.tiers.superseded(space_key, chunk_hash)
         entry = core.l1.reserve(space_key, chunk_hash, instance.object_bytes, missing)
         if entry is None:
             core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", instance.model_name)
@@ -122,16 +124,13 @@ class Stores:
         elif store.waits_for == 1:
             # Nothing of a worker that died meanwhile is published.
             ok = self._answer(store)
-        # The last chunk first: it is the least recently used then, and the one to lose.
-        for copy in reversed(store.copies):
-            if ok:
-                core.l1.commit(copy.entry)
-            else:
-                core.l1.abort(copy.entry)
         if ok:
-            core.telemetry.l1_write_chunks.add(len(store.copies))
+            core.publish([copy.entry for copy in store.copies])
             count_bytes(core, "store", store.instance, store.copies, store.began)
             self._eviction.check()
+        else:
+            for copy in store.copies:
+                core.l1.abort(copy.entry)
         self._one_done(store)
 
     def _one_done(self, store: "_Store") -> None:

@@ -5,12 +5,20 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar import __version__
-from tests.support.admin_site import Site
+from sidecar.config.values import l2_adapters
+from tests.support.admin_site import ADAPTER, Site
+
+ADAPTERS = (
+    '[{"type": "fs", "name": "disk", "base_path": "/data/l2"},'
+    ' {"type": "resp", "host": "valkey", "password": "secret"}]'
+)
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Site]:
-    site = Site(otlp_endpoint="https://user:secret@collector:4317")
+    site = Site(
+        otlp_endpoint="https://user:secret@collector:4317", l2_adapter=l2_adapters(ADAPTERS)
+    )
     yield site
     site.close()
 
@@ -58,7 +66,7 @@ def test_status_has_the_shape_that_lmcache_describe_reads(site: Site, path: str)
     assert manager["l1_manager"]["total_object_count"] == 5
     assert manager["eviction_controller"]["eviction_policy"] == "LRU"
     assert manager["l1_usage"] == [256, 1024]
-    assert manager["l2_adapters"] == []
+    assert (manager["l2_adapters"], manager["num_l2_adapters"]) == ([], 0)
     assert status["registered_gpu_ids"] == [7]
     context = status["cache_context_meta"]["7"]
     assert (context["model_name"], context["world_size"]) == ("llama", 1)
@@ -80,6 +88,50 @@ def test_status_has_the_shape_that_lmcache_describe_reads(site: Site, path: str)
     }
     assert (status["live_leases"], status["queue_depth"]) == (3, 1)
     assert status["refusals"] == {"store": 2}
+
+
+def test_status_of_l2_adapters(site: Site) -> None:
+    unlimited = {**ADAPTER, "label": "bucket", "index": 1, "type": "s3", "shared": True}
+    site.service.l2 = [ADAPTER, {**unlimited, "capacity_bytes": None}]
+    manager = site.http.get("/status").json()["storage_manager"]
+    assert manager["num_l2_adapters"] == 2
+    disk, bucket = manager["l2_adapters"]
+    assert disk == {
+        "is_healthy": True,
+        "type": "fs",
+        "name": "disk",
+        "adapter_index": 0,
+        "shared": False,
+        "scanned": True,
+        "stored_object_count": 3,
+        "used_bytes": 300,
+        "capacity_bytes": 1200,
+        "usage_ratio": 0.25,
+        "inflight_loads": 1,
+        "inflight_load_bytes": 100,
+        "inflight_stores": 2,
+        "queued_stores": 4,
+        "breakers": ADAPTER["breakers"],
+    }
+    assert (bucket["name"], bucket["adapter_index"], bucket["shared"]) == ("bucket", 1, True)
+    assert (bucket["capacity_bytes"], bucket["usage_ratio"]) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["load", "store"])
+@pytest.mark.parametrize("state", ["open", "half-open"])
+def test_an_adapter_that_is_cut_off_does_not_make_the_server_unhealthy(
+    site: Site, kind: str, state: str
+) -> None:
+    breakers = {**ADAPTER["breakers"], kind: {"state": state, "last_failure": "timeout"}}
+    site.service.l2 = [{**ADAPTER, "breakers": breakers}]
+    status = site.http.get("/status").json()
+    (adapter,) = status["storage_manager"]["l2_adapters"]
+    assert adapter["is_healthy"] is False
+    assert adapter["breakers"][kind] == {"state": state, "last_failure": "timeout"}
+    # Who restarts an unhealthy server would lose its L1 too, and not mend the backend.
+    assert status["is_healthy"] is True
+    assert status["storage_manager"]["is_healthy"] is True
+    assert site.http.get("/healthcheck").status_code == 200
 
 
 def test_status_without_workers(site: Site) -> None:
@@ -108,7 +160,28 @@ def test_config_in_the_sections_of_lmcache_and_without_secrets(site: Site) -> No
     assert sections["mp"]["port"] == 5555
     assert sections["mp"]["ipc_mode"] == "0600"
     assert sections["observability"]["otlp_endpoint"] == "https://collector:4317"
+    assert sections["l2"]["l2_adapter"] == [
+        {"type": "fs", "name": "disk", "base_path": "/data/l2"},
+        {"type": "resp", "host": "valkey", "password": "***"},
+    ]
     assert "secret" not in reply.text
+
+
+def test_adapters_in_their_order(site: Site) -> None:
+    site.loop.hung = True  # they are known without it
+    reply = site.http.get("/config/adapters")
+    assert reply.json() == {
+        "adapters": [
+            {
+                "index": index,
+                "type_name": type_name,
+                "tier": "l2",
+                "primary": index == 0,
+                "reconfigurable": False,
+            }
+            for index, type_name in enumerate(("fs", "resp"))
+        ]
+    }
 
 
 def test_versions(site: Site) -> None:

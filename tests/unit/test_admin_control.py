@@ -23,17 +23,27 @@ def site(running: Site) -> Iterator[Site]:
 
 @pytest.mark.parametrize("path", ["/cache/clear", "/clear-cache", "/api/clear-cache"])
 def test_clear(site: Site, path: str) -> None:
-    done = {"status": "ok", "cleared": {"tier": "l1"}}
+    done = {"status": "ok", "cleared": {"tier": "l1"}}  # LMCache's default
     for body in (None, {}, {"tier": "l1"}, {"tier": "l1", "force": True}):
         reply = site.http.post(path, json=body) if body is not None else site.http.post(path)
         assert (reply.status_code, reply.json()) == (200, done)
-    assert site.service.cleared == [False, False, False, True]
+    assert site.service.cleared == [(("l1",), False)] * 3 + [(("l1",), True)]
+
+
+@pytest.mark.parametrize(("tier", "tiers"), [("l2", ("l2",)), ("all", ("l1", "l2"))])
+def test_clear_reaches_l2_only_if_it_is_named(
+    site: Site, tier: str, tiers: tuple[str, ...]
+) -> None:
+    reply = site.http.post("/cache/clear", json={"tier": tier, "force": True})
+    assert reply.json() == {"status": "ok", "cleared": {"tier": tier}}
+    assert site.service.cleared == [(tiers, True)]
 
 
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ('{"tier": "l2"}', "tier 'l2' cannot be cleared: the only tier is 'l1'"),
+        ('{"tier": "l3"}', "body.tier: Input should be 'l1', 'l2' or 'all'"),
+        ('{"tier": ["l2"]}', "body.tier: Input should be 'l1', 'l2' or 'all'"),
         ('{"force": "yes"}', "body.force: Input should be a valid boolean"),
         ('{"frce": true}', "body.frce: Extra inputs are not permitted"),
         ("[", "body.1: JSON decode error"),
@@ -97,12 +107,12 @@ def test_checksums_of_wrong_input(
 
 def test_a_huge_body_is_refused(site: Site) -> None:
     headers = {"content-type": "application/json"}
-    whole = site.http.post("/cache/clear", content=b" " * 2_000_000, headers=headers)
+    whole = site.http.post("/cache/clear", content=b" " * 12_000_000, headers=headers)
     chunked = site.http.post(
-        "/cache/clear", content=(b" " * 100_000 for _ in range(20)), headers=headers
+        "/cache/clear", content=(b" " * 1_000_000 for _ in range(12)), headers=headers
     )
     for reply in (whole, chunked):
         assert (reply.status_code, reply.json()) == (
             413,
-            {"detail": "the body has more than 1048576 bytes"},
+            {"detail": "the body has more than 10485760 bytes"},
         )

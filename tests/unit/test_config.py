@@ -1,5 +1,6 @@
 """What an operator sees of the configuration: values, precedence, origins, messages, exit codes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from sidecar.cli import main
 from sidecar.config import Config, ConfigError, load
 from sidecar.config.options import OPTIONS, flag, variable
 from sidecar.config.show import as_yaml, by_group
+from sidecar.config.values import AdapterSpec
+from sidecar.tiers.adapters.files import FilesSettings
 
 SIZE = ["--l1-size-gb", "1"]
 
@@ -31,6 +34,17 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "eviction_policy": ("noop", "noop", "ARC"),
     "eviction_trigger_watermark": ("1", 1.0, "1.01"),
     "eviction_ratio": ("0.5", 0.5, "nan"),
+    "l2_adapter": (
+        '{"type": "fs", "base_path": "/data/l2"}',
+        (AdapterSpec(FilesSettings(type="fs", base_path="/data/l2"), ()),),
+        '{"type": "fs"}',
+    ),
+    "l2_store_policy": ("skip_l1", "skip_l1", "skip"),
+    "l2_prefetch_policy": ("retain", "retain", "keep"),
+    "l2_prefetch_max_in_flight": ("1", 1, "0"),
+    "l2_prefetch_timeout_seconds": ("0.5", 0.5, "0"),
+    "l2_store_queue_ratio": ("0", 0.0, "2"),
+    "l2_store_queue_objects": ("1", 1, "0"),
     "http_host": ("::1", "::1", "http://localhost"),
     "http_port": ("0", 0, "eighty"),
     "disable_metrics": ("yes", True, "maybe"),
@@ -88,6 +102,9 @@ def test_defaults_are_those_of_the_stock_server() -> None:
     assert config.worker_reap_timeout_seconds == 120
     assert config.worker_registration_grace_seconds == 3600
     assert config.supported_transfer_mode == "auto"
+    assert config.l2_adapter == ()
+    assert (config.l2_store_policy, config.l2_prefetch_policy) == ("default", "default")
+    assert config.l2_prefetch_max_in_flight == 8
     assert config.ipc_mode == 0o600
     assert config.prometheus_port == 0
     assert 1 <= config.max_workers <= 4
@@ -99,18 +116,18 @@ def test_defaults_are_those_of_the_stock_server() -> None:
 def test_every_option_is_a_flag_a_variable_and_a_key(name: str, tmp_path: Path) -> None:
     text, value, _ = SAMPLES[name]
     size = [] if name == "l1_size_gb" else SIZE
-    dashed = file_with(tmp_path, f'{name.replace("_", "-")}: "{text}"')
+    dashed = file_with(tmp_path, f"{name.replace('_', '-')}: {json.dumps(text)}")
     assert getattr(load([*size, f"{flag(name)}={text}"], {}).config, name) == value
     assert getattr(load(size, {variable(name): text}).config, name) == value
     assert getattr(load([*size, "--config", str(dashed)], {}).config, name) == value
-    underscored = file_with(tmp_path, f'{name}: "{text}"')
+    underscored = file_with(tmp_path, f"{name}: {json.dumps(text)}")
     assert getattr(load([*size, "--config", str(underscored)], {}).config, name) == value
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_wrong_value_names_where_it_was_given(name: str, tmp_path: Path) -> None:
     wrong = SAMPLES[name][2]
-    path = file_with(tmp_path, f'\n{name}: "{wrong}"')
+    path = file_with(tmp_path, f"\n{name}: {json.dumps(wrong)}")
     assert problem(*SIZE, f"{flag(name)}={wrong}").startswith(f"{flag(name)}: ")
     assert problem(**{variable(name): wrong}).startswith(f"{variable(name)}: ")
     assert problem("--config", str(path)).startswith(f"{path}:2: {name}: ")
@@ -248,4 +265,3 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in OPTIONS:
         assert f"{flag(name)} " in text
-    assert "--l2-adapter" not in text

@@ -34,6 +34,15 @@ def test_the_example_file_has_every_key_with_its_default() -> None:
     assert sorted(keys) == sorted(name.replace("_", "-") for name in OPTIONS)
 
 
+def test_the_adapters_in_the_comments_of_the_example_file_can_be_used(tmp_path: Path) -> None:
+    shown = [line[2:] for line in EXAMPLE.read_text().splitlines() if line.startswith("#   ")]
+    text = "\n".join(["l2-adapter:", *shown])
+    loaded = load([*SIZE, "--config", str(file_with(tmp_path, text))], {})
+    types = [spec.settings.type for spec in loaded.config.l2_adapter]
+    assert types == ["fs", "nixl_store", "s3", "mooncake_store", "resp"]
+    assert loaded.warnings == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,6 +51,10 @@ def test_the_example_file_has_every_key_with_its_default() -> None:
         ("port: 1\nport: 2", ":2: port was given before"),
         ("http-port: 1\nhttp_port: 2", ":2: http_port was given before"),
         ("port: [1]", ":1: port: expected one value, not a list or mapping"),
+        (
+            "l2-store-policy: {a: 1}",
+            ":1: l2-store-policy: expected one value, not a list or mapping",
+        ),
         ("- port", ": expected lines of the form 'key: value'"),
         ("port: 'x", ":1: not valid YAML: found unexpected end of stream"),
         ("port: \x00", ": not a text file in UTF-8"),

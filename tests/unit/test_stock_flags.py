@@ -67,6 +67,22 @@ def test_stock_flags_that_cannot_be_honoured_are_refused(
     assert captured.err.count("\n") == 1
 
 
+def test_the_flags_of_l2_mean_here_what_they_mean_there() -> None:
+    stock = {
+        "--l2-adapter": '{"type": "fs", "base_path": "/data/l2"}',
+        "--l2-store-policy": "skip_l1",
+        "--l2-prefetch-policy": "retain",
+        "--l2-prefetch-max-in-flight": "16",
+    }
+    assert set(stock) == {spelling for spelling in STOCK_FLAGS if spelling.startswith("--l2-")}
+    loaded = load([*SIZE, *(word for pair in stock.items() for word in pair)], {})
+    config = loaded.config
+    assert [spec.settings.type for spec in config.l2_adapter] == ["fs"]
+    assert (config.l2_store_policy, config.l2_prefetch_policy) == ("skip_l1", "retain")
+    assert config.l2_prefetch_max_in_flight == 16
+    assert loaded.warnings == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

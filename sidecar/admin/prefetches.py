@@ -1,0 +1,67 @@
+"""``POST /cache/prefetches`` and its poll, in the shape of LMCache 0.5.6."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, ConfigDict, Field
+
+from sidecar.admin.core import Service
+
+_LARGEST_WORLD = 1024
+Token = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class PrefetchRequest(BaseModel):
+    """A sequence to bring from L2 into L1; its whole chunks count."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model_name: str = Field(min_length=1, max_length=512)
+    world_size: int = Field(ge=1, le=_LARGEST_WORLD)
+    token_ids: list[Token]
+    cache_salt: str = Field(default="", max_length=128)
+    source_tier: Literal["l2"] = "l2"
+    target_tier: Literal["l1"] = "l1"
+
+
+def add_routes(
+    app: FastAPI, service: Service, on_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
+) -> None:
+    """Submission and poll, over `service.prefetches`."""
+
+    async def submit(body: PrefetchRequest) -> dict[str, Any]:
+        ask = partial(
+            service.prefetches.submit,
+            body.model_name, body.world_size, body.token_ids, body.cache_salt,
+        )  # fmt: skip
+        try:
+            request_id, chunks = await on_loop(ask)
+        except LookupError as error:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
+        if not chunks:
+            return {"chunks": 0, "status": "noop"}
+        return {"request_id": request_id, "chunks": chunks, "status": "submitted"}
+
+    async def poll(request_id: str) -> dict[str, Any]:
+        try:
+            job = await on_loop(partial(service.prefetches.take, request_id))
+        except KeyError:
+            detail = f"unknown prefetch {request_id}"
+            raise HTTPException(HTTPStatus.NOT_FOUND, detail) from None
+        if job.found_keys is None:
+            return {"request_id": request_id, "status": "pending"}
+        return {
+            "request_id": request_id,
+            "status": "completed",
+            "found_keys": job.found_keys,
+            "total_keys": job.total_keys,
+        }
+
+    path = "/cache/prefetches"
+    app.add_api_route(path, submit, methods=["POST"], response_model=None, status_code=202)
+    app.add_api_route(f"{path}/{{request_id}}", poll, methods=["GET"], response_model=None)

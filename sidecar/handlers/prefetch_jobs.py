@@ -1,0 +1,74 @@
+"""Prefetches that an operator or a router asks for: from L2 into the L1, ahead of need."""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from sidecar.cache.keys import chunk_hashes
+from sidecar.handlers.core import Core
+from sidecar.handlers.lookups import Lookups
+from sidecar.wire.messages import CacheKey
+
+_MAX_JOBS = 1024  # remembered; the oldest is forgotten first
+# As a client they have no connection, so nobody can ask on their behalf.
+_CLIENT = b""
+_NO_TOKENS = msgspec.Raw(b"\x90")
+
+
+@dataclass(slots=True)
+class Job:
+    """`found_keys` of `total_keys` objects are in the L1; None while that is not known."""
+
+    total_keys: int
+    found_keys: int | None = None
+
+
+class PrefetchJobs:
+    """Loop thread only. A job's result is told once."""
+
+    def __init__(self, core: Core, lookups: Lookups) -> None:
+        self._core = core
+        self._lookups = lookups
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+
+    def submit(
+        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
+    ) -> tuple[str, int]:
+        """Begin to bring the sequence's whole chunks into the L1: the job's id, their number.
+
+        A sequence without a whole chunk is no job: the number is 0. Raises LookupError for a
+        model that no worker serves now (its objects' layout is unknown), BadPayload (a
+        ValueError) for names and numbers that cannot be.
+        """
+        core, size = self._core, self._core.config.chunk_size
+        request_id, chunks = f"prefetch-{secrets.token_hex(8)}", len(token_ids) // size
+        key = CacheKey(
+            model_name, world_size, None, _NO_TOKENS, 0, chunks * size, request_id, cache_salt
+        )
+        if not core.registry.layouts(model_name, world_size):
+            raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
+        if not chunks:
+            return request_id, 0
+        hashes = chunk_hashes([], np.array(token_ids, ">u4").tobytes(), size, chunks)
+        job = self._jobs[request_id] = Job(chunks * world_size)
+        while len(self._jobs) > _MAX_JOBS:
+            self._jobs.popitem(last=False)
+        lookup = self._lookups.begin(_CLIENT, key, hashes, 1, partial(self._settled, job, key))
+        # Nobody comes for it: what was loaded is an ordinary object of the L1 from then on.
+        core.tiers.prefetches.when_settled(lookup, partial(core.leases.end, lookup))
+        return request_id, chunks
+
+    def take(self, request_id: str) -> Job:
+        """The job; one that has ended is forgotten. Raises KeyError if it is unknown."""
+        job = self._jobs[request_id]
+        if job.found_keys is not None:
+            del self._jobs[request_id]
+        return job
+
+    def _settled(self, job: Job, key: CacheKey, hits: int) -> None:
+        job.found_keys = hits * key.world_size
