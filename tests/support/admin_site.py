@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -44,8 +45,27 @@ ENGINE_DRIVEN = {
     "block_size": 16,
     "use_mla": False,
 }
+ADAPTER = {
+    "label": "disk",
+    "index": 0,
+    "type": "fs",
+    "shared": False,
+    "scanned": True,
+    "objects": 3,
+    "used_bytes": 300,
+    "capacity_bytes": 1200,
+    "breakers": {
+        "load": {"state": "closed", "last_failure": ""},
+        "store": {"state": "closed", "last_failure": ""},
+    },
+    "reading": 1,
+    "reading_bytes": 100,
+    "writing": 2,
+    "queued": 4,
+}
+CHUNK_SIZE = 256
 SNAPSHOT = {
-    "chunk_size": 256,
+    "chunk_size": CHUNK_SIZE,
     "hash_algorithm": "blake3",
     "active_sessions": 2,
     "l1": {
@@ -64,6 +84,7 @@ SNAPSHOT = {
     "queue_depth": 1,
     "refusals": {"store": 2},
     "workers": [HANDLE, ENGINE_DRIVEN],
+    "l2": [],
     "reap": {"timeout": 120, "grace": 3600},
 }
 
@@ -79,6 +100,94 @@ class Loop:
         return fn()
 
 
+Key = tuple[bytes, str, int, str]
+
+
+class Name(NamedTuple):
+    """The name of an object in L2; one that is a digest does not tell its key."""
+
+    hash: bytes
+    key: Key | None
+
+
+class Listing(NamedTuple):
+    """All that one adapter has."""
+
+    adapter: str
+    shared: bool
+    objects: list[tuple[Name, int]]
+
+
+class Objects:
+    """Adapters by label, and an L1, whose objects a test can set."""
+
+    def __init__(self) -> None:
+        self.l2: dict[str, list[tuple[Name, int]]] = {}
+        self.l1: set[Key] = set()
+        self.held: set[Key] = set()
+
+    def listing(self, adapter: str | None) -> Listing:
+        label = self._label(adapter)
+        return Listing(label, label == "bucket", list(self.l2[label]))
+
+    def key_of(self, name: Name) -> Key | None:
+        return name.key
+
+    def delete_from_l2(self, keys: Sequence[Key], adapter: str | None) -> int:
+        label = self._label(adapter)
+        before = self.l2[label]
+        self.l2[label] = [entry for entry in before if entry[0].key not in keys]
+        return len(before) - len(self.l2[label])
+
+    def delete_from_l1(self, keys: Sequence[Key], force: bool) -> tuple[int, int]:
+        found = self.l1.intersection(keys)
+        deleted = found if force else found - self.held
+        self.l1 -= deleted
+        return len(deleted), len(found - deleted)
+
+    def _label(self, adapter: str | None) -> str:
+        if not self.l2:
+            raise LookupError("no L2 adapter is configured")
+        if adapter is not None and adapter not in self.l2:
+            raise KeyError(adapter)
+        return next(iter(self.l2)) if adapter is None else adapter
+
+
+@dataclass
+class Job:
+    """A prefetch; a test sets `found_keys` to end it."""
+
+    total_keys: int
+    found_keys: int | None = None
+
+
+class Prefetches:
+    """For the model llama; each submission is kept."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, int, list[int], str]] = []
+        self.jobs: dict[str, Job] = {}
+
+    def submit(
+        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
+    ) -> tuple[str, int]:
+        if model_name != "llama":
+            raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
+        if "@" in cache_salt:
+            raise ValueError("cache_salt contains '@'")
+        self.submitted.append((model_name, world_size, list(token_ids), cache_salt))
+        request_id, chunks = f"prefetch-{len(self.submitted)}", len(token_ids) // CHUNK_SIZE
+        if chunks:
+            self.jobs[request_id] = Job(chunks * world_size)
+        return request_id, chunks
+
+    def take(self, request_id: str) -> Job:
+        job = self.jobs[request_id]
+        if job.found_keys is not None:
+            del self.jobs[request_id]
+        return job
+
+
 class Service:
     """State that a test can set."""
 
@@ -86,19 +195,22 @@ class Service:
         self.reset()
 
     def reset(self) -> None:
-        """Healthy, with one worker of each kind."""
+        """Healthy, with one worker of each kind and no L2."""
         self.reason: str | None = None
-        self.cleared: list[bool] = []
+        self.cleared: list[tuple[tuple[str, ...], bool]] = []
         self.workers: list[dict[str, Any]] = [HANDLE, ENGINE_DRIVEN]
+        self.l2: list[dict[str, Any]] = []
+        self.objects = Objects()
+        self.prefetches = Prefetches()
 
     def health(self) -> str | None:
         return self.reason
 
     def snapshot(self) -> dict[str, Any]:
-        return {**SNAPSHOT, "workers": self.workers}
+        return {**SNAPSHOT, "workers": self.workers, "l2": self.l2}
 
-    def clear(self, force: bool) -> None:
-        self.cleared.append(force)
+    def clear(self, tiers: Sequence[str], force: bool) -> None:
+        self.cleared.append((tuple(tiers), force))
 
     def block_checksums(
         self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool

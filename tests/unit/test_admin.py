@@ -23,12 +23,6 @@ def running() -> Iterator[Site]:
     site.close()
 
 
-@pytest.fixture
-def site(running: Site) -> Iterator[Site]:
-    yield running
-    running.reset()
-
-
 def test_root(site: Site) -> None:
     assert site.http.get("/").json()["status"] == "ok"
 

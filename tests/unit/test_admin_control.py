@@ -1,24 +1,10 @@
 """Clearing and checksums over HTTP: what is done, and what is refused how."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.admin_site import Site
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def site(running: Site) -> Iterator[Site]:
-    yield running
-    running.reset()
 
 
 @pytest.mark.parametrize("path", ["/cache/clear", "/clear-cache", "/api/clear-cache"])

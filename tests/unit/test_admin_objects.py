@@ -30,13 +30,6 @@ def named(of: Key) -> Name:
     return Name(of[0], of)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
-
-
 @pytest.fixture
 def site(running: Site) -> Iterator[Site]:
     """A disk with some objects, every third of another model, and a bucket with one."""

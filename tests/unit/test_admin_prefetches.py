@@ -1,6 +1,5 @@
 """Prefetches over HTTP: submission, and a poll that tells the result once."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,19 +8,6 @@ from tests.support.admin_site import CHUNK_SIZE, Site
 
 PATH = "/cache/prefetches"
 TWO_CHUNKS = list(range(2 * CHUNK_SIZE + 5))
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def site(running: Site) -> Iterator[Site]:
-    yield running
-    running.reset()
 
 
 def body(**change: Any) -> dict[str, Any]:

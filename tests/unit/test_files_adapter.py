@@ -1,7 +1,6 @@
 """A directory as a backend: whole records or none, one owner, nothing left behind."""
 
 import logging
-import mmap
 import os
 import re
 import resource
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +26,7 @@ from sidecar.tiers.base import (
     NoSpace,
     TierError,
 )
-from sidecar.tiers.names import ObjectName
-
-MIB = 1 << 20
-SPACE = "org=2Fmodel@2.1@" + "ab" * 16
-
-
-def name(n: int) -> ObjectName:
-    return ObjectName(SPACE, bytes([n]) * 32)
-
-
-def settings(base: Path, **more: Any) -> FilesSettings:
-    spec = {"type": "fs", "base_path": str(base), **more}
-    return msgspec.convert(spec, FilesSettings, strict=False)
-
-
-@pytest.fixture
-def arena() -> Bytes:
-    arena = np.frombuffer(mmap.mmap(-1, 8 * MIB), np.uint8)
-    arena[:] = np.random.default_rng(1).integers(0, 256, arena.nbytes, np.uint8)
-    return arena
+from tests.support.disks import MIB, SPACE, files_below, mounted, name, settings
 
 
 @pytest.fixture
@@ -64,28 +43,6 @@ def opened(arena: Bytes) -> Iterator[Any]:
     yield open_adapter
     for adapter in made:
         adapter.close()
-
-
-def files_below(base: Path) -> list[str]:
-    return sorted(str(p.relative_to(base)) for p in base.rglob("*") if p.is_file())
-
-
-@contextmanager
-def mounted(where: Path, kind: str, *options: str) -> Iterator[Path]:
-    where.mkdir()
-    done = subprocess.run(["mount", "-t", kind, *options, kind, str(where)], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount a {kind} here: {done.stderr.decode().strip()}")
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "--lazy", str(where)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with mounted(tmp_path / "small", "tmpfs", "-o", "size=3m") as disk:
-        yield disk
 
 
 @pytest.mark.parametrize("more", [{}, {"use_odirect": False}, {"sync": "data"}, {"sync": "full"}])
@@ -147,6 +104,7 @@ def test_a_killed_owner_leaves_no_lock_and_its_unfinished_files_go(
 import mmap, os, signal, numpy as np, msgspec
 from sidecar.tiers.adapters.files import FilesSettings
 from sidecar.tiers.names import ObjectName
+from tests.support.disks import MIB, SPACE, files_below, mounted, name, settings
 arena = np.frombuffer(mmap.mmap(-1, 1 << 20), np.uint8)
 adapter = msgspec.convert({{"type": "fs", "base_path": {str(tmp_path)!r}}}, FilesSettings).build()
 adapter.open(arena)

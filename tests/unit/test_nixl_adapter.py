@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 - fixtures are imported by name
 """NIXL under the same contract: the files of `fs`, and objects that it can only put and get."""
 
 import logging
@@ -27,14 +26,7 @@ from sidecar.tiers.base import (
     NoSpace,
     TierError,
 )
-from tests.unit.test_files_adapter import (
-    MIB,
-    arena,
-    files_below,
-    name,
-    settings,
-    small_disk,
-)
+from tests.support.disks import MIB, files_below, name, settings
 
 try:
     import nixl._api
