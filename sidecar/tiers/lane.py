@@ -56,6 +56,7 @@ class Lane:
         self._readers = Workers(f"l2-{label}-read", settings.num_workers, post)
         self._writers = Workers(f"l2-{label}-write", max(1, settings.num_workers // 2), post)
         self._calls: set[_Call] = set()
+        self._scanner: Workers | None = None
         self._scanning = False
         self._next_scan = 0.0
 
@@ -138,9 +139,9 @@ class Lane:
         """Find out in the background what is there."""
         self._scanning = True
         self._next_scan = now + _SCAN_AGAIN_SECONDS
-        scanner = Workers(f"l2-{self.label}-scan", 1, self._post)
-        scanner.submit(partial(self._scan, self.epoch), self._scan_ended)
-        scanner.stop()
+        self._scanner = Workers(f"l2-{self.label}-scan", 1, self._post)
+        self._scanner.submit(partial(self._scan, self.epoch), self._scan_ended)
+        self._scanner.stop()
 
     def stop(self) -> None:
         """End the threads after what is queued; `wait_stopped` tells when they have."""
@@ -148,8 +149,9 @@ class Lane:
         self._writers.stop()
 
     def stopped(self) -> bool:
-        """Whether no thread uses the arena any more."""
-        return not (self._readers.alive() or self._writers.alive())
+        """Whether no thread uses the arena, or the adapter, any more."""
+        scanning = self._scanner is not None and self._scanner.alive()
+        return not (scanning or self._readers.alive() or self._writers.alive())
 
     def _scan(self, epoch: int) -> None:
         newest_first: list[tuple[float, ObjectName]] = []

@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -30,7 +31,6 @@ from sidecar.tiers.base import (
     Found,
     Missing,
     TierError,
-    batches,
 )
 from sidecar.tiers.names import ObjectName, parse_path
 
@@ -41,6 +41,7 @@ Sync = Literal["none", "data", "full"]
 _SUFFIX = ".kv"
 _TEMP_SUFFIX = ".part"
 _DAY = 86400.0
+_SCANNERS = 8
 
 
 class Files:
@@ -131,8 +132,9 @@ class Files:
                     os.unlink(self._file(name))
 
     def scan(self) -> Iterator[list[Found]]:
-        with os_errors():
-            yield from batches(self._scan())
+        """Several folders at a time: a cold disk answers one question about as soon as eight."""
+        with os_errors(), ThreadPoolExecutor(_SCANNERS, "l2-scan") as pool:
+            yield from pool.map(self._scan_folder, self._folders())
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
         with os_errors():
@@ -228,14 +230,21 @@ class Files:
         digits = name.hash.hex()
         return f"{self._objects}/{name.space}/{digits[:2]}/{digits}{_SUFFIX}"
 
-    def _scan(self) -> Iterator[Found]:
+    def _folders(self) -> Iterator[tuple[str, str]]:
+        """Each folder of records: its space and its path."""
         for space in entries(self._objects):
             for folder in entries(space.path):
-                for entry in entries(folder.path):
-                    name = parse_path(f"{space.name}/{entry.name.removesuffix(_SUFFIX)}")
-                    if name is None or self._file(name) != entry.path:
-                        continue  # not ours
-                    with suppress(FileNotFoundError):
-                        stat = entry.stat(follow_symlinks=False)
-                        if S_ISREG(stat.st_mode):
-                            yield Found(name, stat.st_size, stat.st_mtime)
+                yield space.name, folder.path
+
+    def _scan_folder(self, where: tuple[str, str]) -> list[Found]:
+        space, path = where
+        found = []
+        for entry in entries(path):
+            name = parse_path(f"{space}/{entry.name.removesuffix(_SUFFIX)}")
+            if name is None or self._file(name) != entry.path:
+                continue  # not ours
+            with suppress(FileNotFoundError):
+                stat = entry.stat(follow_symlinks=False)
+                if S_ISREG(stat.st_mode):
+                    found.append(Found(name, stat.st_size, stat.st_mtime))
+        return found

@@ -53,7 +53,8 @@ class FaultInjectSettings(AdapterSettings, frozen=True, kw_only=True):
     }
 
     def __post_init__(self) -> None:
-        self.inner_settings()
+        if self.inner_settings().max_capacity_gb:
+            raise ValueError("max_capacity_gb stands beside inner, not in it")
         for name in self.errors.values():
             if not hasattr(errno, name):
                 raise ValueError(f"{name!r} is no errno")

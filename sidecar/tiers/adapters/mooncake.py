@@ -33,6 +33,7 @@ from sidecar.tiers.settings import AdapterSettings, Name
 log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 1.0
+_PROBE_AGAIN_SECONDS = 1.0
 _SETUP_AGAIN_SECONDS = 30.0
 _RPC_MILLISECONDS = 2000  # answers of the master, which are small; the library's own is 30 s
 # Read by the library when it is loaded; whoever has set them knows better.
@@ -115,9 +116,10 @@ class _Mooncake:
         self._store: Any = None
         self._connecting = threading.Lock()
         self._not_before = 0.0
+        self._cause = ""
 
     def open(self, arena: Bytes) -> None:
-        """A master that is not up yet is tried again at every call."""
+        """A master that is not up yet is tried again when it is needed."""
         self._arena = arena
         try:
             self._connected()
@@ -180,18 +182,22 @@ class _Mooncake:
             return self._store
 
     def _set_up(self) -> Any:
-        if not self._master_answers():
-            raise TierError("master_down", f"no master at {self._settings.master()}")
         if time.monotonic() < self._not_before:
-            raise TierError("setup", "it failed not long ago")
-        self._not_before = time.monotonic() + _SETUP_AGAIN_SECONDS
+            raise TierError(self._cause, "it will be tried again")
+        if not self._master_answers():
+            where = "{}:{}".format(*self._settings.master())
+            raise self._later("master_down", _PROBE_AGAIN_SECONDS, f"nothing answers at {where}")
         store = self._mooncake.MooncakeDistributedStore()
         code = store.setup(self._settings.setup())
         if code == 0:
             code = store.register_buffer(self._arena.ctypes.data, self._arena.nbytes)
         if code != 0:
-            raise TierError("setup", f"it failed with {code}")
+            raise self._later("setup", _SETUP_AGAIN_SECONDS, f"it failed with {code}")
         return store
+
+    def _later(self, cause: str, seconds: float, detail: str) -> TierError:
+        self._cause, self._not_before = cause, time.monotonic() + seconds
+        return TierError(cause, detail)
 
     def _master_answers(self) -> bool:
         try:
