@@ -1,1 +1,4 @@
-"""Configuration that makes an engine's workers use the sidecar; needs nothing but Python."""
+"""What makes an engine's workers use the sidecar: configuration, arguments, environment.
+
+Pure functions on frozen options; needs nothing but Python, so that a worker image can import it.
+"""

@@ -1,45 +1,80 @@
-"""vLLM's `--kv-transfer-config` for the stock LMCacheMPConnector."""
+"""LMCacheMPConnector, the stock client of the sidecar that runs inside a vLLM worker."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from connectors.errors import ConnectorError
 
 TransferMode = Literal["auto", "engine_driven", "lmcache_driven"]
+NAME = "LMCacheMPConnector"
+_TRANSPORTS = ("tcp://", "ipc://")
 
 
-def kv_transfer_config(
-    port: int,
-    *,
-    host: str = "tcp://127.0.0.1",
-    transfer_mode: TransferMode = "auto",
-    heartbeat_seconds: float = 10.0,
-    timeout_seconds: float = 60.0,
-) -> dict[str, Any]:
-    """The config of an aggregated worker, which both stores and loads its KV.
+@dataclass(frozen=True, kw_only=True)
+class CacheServer:
+    """Where the worker finds its sidecar, and how long it waits for it.
 
     `host` is what the client prepends to `:port`: `tcp://NAME`, or `ipc:///PATH` for the Unix
-    socket `/PATH:port`. `engine_driven` has the worker copy its KV, `lmcache_driven` the sidecar;
-    `auto` leaves it to the worker's device. A worker notices a dead sidecar, and its return,
-    within `heartbeat_seconds`.
+    socket `/PATH:port`. `urls`, where given, are complete (`tcp://NAME:PORT`) and take their
+    place: one sidecar each for an equal share of the worker's ranks, all with one chunk size.
+
+    `engine_driven` has the worker copy its KV, `lmcache_driven` the sidecar; `auto` leaves it to
+    the worker's device. A worker notices a dead sidecar, and its return, within
+    `heartbeat_seconds`; the sidecar forgets it after `--worker-reap-timeout-seconds` of silence.
 
     What waits for an answer when the sidecar dies stands still until a new sidecar answers or
     `timeout_seconds` have passed. Then the client goes on without the cache, but for the store of
     an engine-driven worker: there it raises, and vLLM ends. vLLM also ends when a step takes
     300 s, the client's own default, and one step may meet the timeout twice.
 
-    Raises ValueError where `host` names no transport.
+    Raises ConnectorError where a value cannot work.
     """
-    if not host.startswith(("tcp://", "ipc://")):
-        raise ValueError(f"host must begin with tcp:// or ipc://, not {host!r}")
+
+    host: str = "tcp://127.0.0.1"
+    port: int = 5555
+    urls: tuple[str, ...] = ()
+    transfer_mode: TransferMode = "auto"
+    heartbeat_seconds: float = 10.0
+    timeout_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for address in (self.host, *self.urls):
+            if not address.startswith(_TRANSPORTS):
+                raise ConnectorError(
+                    f"a sidecar's address begins with tcp:// or ipc://, not {address!r}"
+                )
+        if not 0 < self.port < 65536:
+            raise ConnectorError(f"{self.port} is not a port")
+        if self.transfer_mode not in get_args(TransferMode):
+            raise ConnectorError(f"{self.transfer_mode!r} is no transfer mode")
+        if not (self.heartbeat_seconds > 0 and self.timeout_seconds > 0):
+            raise ConnectorError("the heartbeat and the timeout must be more than 0 seconds")
+
+
+def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
+    """The config of a worker that both stores its KV in the sidecar and loads it from there.
+
+    The keys are those that lmcache 0.5.6 reads: the addresses in `lmcache_mp_connector.py`, the
+    others in `ExtraConfigDefault` of `vllm_multi_process_adapter.py`.
+    """
     return {
-        "kv_connector": "LMCacheMPConnector",
+        "kv_connector": NAME,
         "kv_role": "kv_both",
         # vLLM's default fails the request whose KV did not arrive.
         "kv_load_failure_policy": "recompute",
+        # Without it vLLM falls back, silently, to a connector of its own that does not fit
+        # lmcache 0.5, where LMCache's cannot be imported.
         "kv_connector_module_path": "lmcache.integration.vllm.lmcache_mp_connector",
         "kv_connector_extra_config": {
-            "lmcache.mp.host": host,
-            "lmcache.mp.port": port,
-            "lmcache.mp.mp_transfer_mode": transfer_mode,
-            "lmcache.mp.heartbeat_interval": heartbeat_seconds,
-            "lmcache.mp.mq_timeout": timeout_seconds,
+            **_addresses(server),
+            "lmcache.mp.mp_transfer_mode": server.transfer_mode,
+            "lmcache.mp.heartbeat_interval": server.heartbeat_seconds,
+            "lmcache.mp.mq_timeout": server.timeout_seconds,
         },
     }
+
+
+def _addresses(server: CacheServer) -> dict[str, Any]:
+    if server.urls:
+        return {"lmcache.mp.server_urls": list(server.urls)}
+    return {"lmcache.mp.host": server.host, "lmcache.mp.port": server.port}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from connectors.lmcache_mp import kv_transfer_config
+from connectors import roles
+from connectors.lmcache_mp import CacheServer
 
 from . import report
 from .client import complete, request_body
@@ -58,7 +59,7 @@ class Demo:
         self._progress.line(f"{name}: vLLM is loading (30 to 60 s)")
         self.engine = start_engine(
             self._run / "model",
-            kv_transfer_config(self.sidecar.port),
+            roles.aggregated(CacheServer(port=self.sidecar.port)),
             self._run / f"{name.replace(' ', '-')}.log",
             tick=self._progress.dot,
         )

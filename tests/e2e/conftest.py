@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from connectors.lmcache_mp import TransferMode, kv_transfer_config
+from connectors import roles
+from connectors.lmcache_mp import CacheServer, TransferMode
 from examples.demo.client import Completion, complete
 from examples.demo.engine import Engine, start_engine
 from examples.demo.model import make_model
@@ -61,14 +62,15 @@ def setup(
         l1_size_gb=1,
         chunk_size=CHUNK_SIZE,
     )
-    transfer = kv_transfer_config(
-        server.port,
+    client = CacheServer(
+        port=server.port,
         transfer_mode=request.param,
         heartbeat_seconds=1,
         # An engine-driven worker ends where a store meets the timeout, so it has to be longer
         # than a test leaves the sidecar dead.
         timeout_seconds=5 if request.param == "lmcache_driven" else 120,
     )
+    transfer = roles.aggregated(client)
 
     def start(core: int) -> Engine:
         return start_engine(model, transfer, logs / f"vllm-{core}.log", cores=str(core))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from connectors.lmcache_mp import TransferMode, kv_transfer_config
+from connectors import roles
+from connectors.lmcache_mp import CacheServer, TransferMode
 from examples.demo.engine import Engine, start_engine
 from tests.support.server import Server, wait_until
 
@@ -60,9 +61,10 @@ def setup(
     logs = tmp_path_factory.mktemp(f"l2-{kind}")
     spec = json.dumps(adapter(kind, logs / "l2"))
     server = Server(logs, "--l2-adapter", spec, l1_size_gb=L1_GB, chunk_size=CHUNK_SIZE)
-    transfer = kv_transfer_config(
-        server.port, transfer_mode=mode, heartbeat_seconds=1, timeout_seconds=120
+    client = CacheServer(
+        port=server.port, transfer_mode=mode, heartbeat_seconds=1, timeout_seconds=120
     )
+    transfer = roles.aggregated(client)
     try:
         server.start()
         engine = start_engine(model, transfer, logs / "vllm.log")

@@ -1,23 +1,29 @@
+"""The kv_transfer_config of each role."""
+
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from connectors.lmcache_mp import kv_transfer_config
+from connectors import lmcache_v1, roles
+from connectors.errors import ConnectorError
+from connectors.lmcache_mp import CacheServer
+from connectors.nixl import Nixl
 
 
 def test_aggregated_worker() -> None:
-    config = kv_transfer_config(5555, transfer_mode="lmcache_driven", timeout_seconds=5)
+    server = CacheServer(port=5556, transfer_mode="lmcache_driven", timeout_seconds=5)
 
-    assert json.loads(json.dumps(config)) == {
+    assert json.loads(json.dumps(roles.aggregated(server))) == {
         "kv_connector": "LMCacheMPConnector",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
         "kv_connector_module_path": "lmcache.integration.vllm.lmcache_mp_connector",
         "kv_connector_extra_config": {
             "lmcache.mp.host": "tcp://127.0.0.1",
-            "lmcache.mp.port": 5555,
+            "lmcache.mp.port": 5556,
             "lmcache.mp.mp_transfer_mode": "lmcache_driven",
             "lmcache.mp.heartbeat_interval": 10,
             "lmcache.mp.mq_timeout": 5,
@@ -25,20 +31,96 @@ def test_aggregated_worker() -> None:
     }
 
 
+def test_prefill_worker_has_the_sidecar_first_and_sends_over_nixl() -> None:
+    server = CacheServer()
+    config = roles.prefill(server, Nixl(buffer_device="cpu", backends=("UCX", "GDS")))
+
+    assert config["kv_connector"] == "MultiConnector"
+    assert config["kv_load_failure_policy"] == "recompute"
+    assert config["kv_connector_extra_config"]["connectors"] == [
+        roles.aggregated(server),
+        {
+            "kv_connector": "NixlConnector",
+            "kv_role": "kv_producer",
+            "kv_load_failure_policy": "recompute",
+            "kv_buffer_device": "cpu",
+            "kv_connector_extra_config": {"backends": ["UCX", "GDS"]},
+        },
+    ]
+
+
+def test_decode_worker_fetches_over_nixl_and_has_no_cache() -> None:
+    assert roles.decode(Nixl()) == {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_consumer",
+        "kv_load_failure_policy": "recompute",
+    }
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_handoff_through_the_cache_is_the_sidecar_on_both_sides(role: roles.Role) -> None:
+    server = CacheServer()
+
+    config = roles.kv_transfer_config(role, server, Nixl(), handoff="cache")
+
+    assert config == roles.aggregated(server)
+
+
+def test_fallback_has_no_connector() -> None:
+    assert roles.kv_transfer_config("fallback", CacheServer(), Nixl()) is None
+
+
 def test_unix_socket_host_is_passed_on() -> None:
-    extra = kv_transfer_config(5555, host="ipc:///run/kv")["kv_connector_extra_config"]
+    extra = roles.aggregated(CacheServer(host="ipc:///run/kv"))["kv_connector_extra_config"]
 
     assert f"{extra['lmcache.mp.host']}:{extra['lmcache.mp.port']}" == "ipc:///run/kv:5555"
 
 
-def test_host_without_a_transport_is_refused() -> None:
-    with pytest.raises(ValueError, match="localhost"):
-        kv_transfer_config(5555, host="localhost")
+def test_several_servers_take_the_place_of_host_and_port() -> None:
+    urls = ("tcp://a:5555", "ipc:///run/kv/b")
+    extra = roles.aggregated(CacheServer(urls=urls))["kv_connector_extra_config"]
+
+    assert extra["lmcache.mp.server_urls"] == list(urls)
+    assert "lmcache.mp.host" not in extra
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host": "localhost"}, "localhost"),
+        ({"urls": ("tcp://a:1", "grpc://b:1")}, "grpc://b:1"),
+        ({"port": 0}, "0 is not a port"),
+        ({"transfer_mode": "magic"}, "magic"),
+        ({"timeout_seconds": 0}, "timeout"),
+        ({"heartbeat_seconds": -1}, "heartbeat"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConnectorError, match=said):
+        CacheServer(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: lmcache_v1.in_process(disk="/data"), "size"),
+        (lambda: lmcache_v1.shared("host:1"), "scheme"),
+        (
+            lambda: lmcache_v1.consumer(
+                host="h", init_ports=[1, 2], alloc_ports=[3], buffer_bytes=1
+            ),
+            "each TP rank",
+        ),
+    ],
+)
+def test_lmcache_settings_that_cannot_work_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(ConnectorError, match=said):
+        make()
 
 
 def test_imports_nothing_outside_the_standard_library() -> None:
     program = (
-        "import sys, connectors.lmcache_mp as m;"
+        "import sys, connectors.cli, connectors.lmcache_v1;"
         "known = sys.stdlib_module_names | {'connectors'};"
         "print([n for n in sys.modules if n.split('.')[0] not in known])"
     )

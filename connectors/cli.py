@@ -1,0 +1,151 @@
+"""`kv-sidecar connector` and `kv-sidecar worker-args`: what their options mean, what they print."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from connectors import lmcache_v1, roles, versions
+from connectors.arguments import compact
+from connectors.lmcache_mp import CacheServer, TransferMode
+from connectors.nixl import BufferDevice, Nixl
+from connectors.roles import Handoff, Role
+from connectors.worker import DEFAULT_PORTS, Ports, Program, Worker, command, needs
+
+COMMANDS = ("connector", "worker-args")
+
+_V1_ROLES: dict[Role, Literal["kv_both", "kv_producer", "kv_consumer"]] = {
+    "aggregated": "kv_both",
+    "prefill": "kv_producer",
+    "decode": "kv_consumer",
+}
+
+
+def add_commands(commands: Any) -> None:
+    """Add both commands to argparse's `add_subparsers()`."""
+    connector = commands.add_parser("connector", help="print a role's --kv-transfer-config")
+    worker = commands.add_parser(
+        "worker-args",
+        help="print the command line of a worker",
+        epilog="Arguments after -- go to the worker and win over those of the role.",
+    )
+    for parser in (connector, worker):
+        _add_connector_options(parser)
+    _add_worker_options(worker)
+
+
+def run(given: argparse.Namespace, user_arguments: Sequence[str]) -> int:
+    """Print what `given` asks for, warnings to stderr.
+
+    Raises ConnectorError where no worker could run with it.
+    """
+    transfer = _nixl(given)
+    config = _config(given, transfer)
+    program = given.program if given.command == "worker-args" else None
+    if not given.skip_version_check:
+        versions.check(needs(config, program, given.role), versions.installed())
+    if given.command == "connector":
+        print(compact(config) if config else "")
+        return 0
+    return _print_worker(_worker(given, config, transfer), user_arguments)
+
+
+def _print_worker(worker: Worker, user_arguments: Sequence[str]) -> int:
+    line = command(worker, user_arguments)
+    for conflict in line.conflicts:
+        print(f"kv-sidecar: warning: {conflict}", file=sys.stderr)
+    print(line.shell())
+    return 0
+
+
+def _config(given: argparse.Namespace, transfer: Nixl) -> dict[str, Any] | None:
+    if given.lmcache_config and given.role in _V1_ROLES:
+        return lmcache_v1.kv_transfer_config(_V1_ROLES[given.role])
+    server = CacheServer(
+        host=given.host,
+        port=given.port,
+        urls=tuple(given.server_url),
+        transfer_mode=given.transfer_mode,
+        heartbeat_seconds=given.heartbeat,
+        timeout_seconds=given.timeout,
+    )
+    return roles.kv_transfer_config(given.role, server, transfer, given.handoff)
+
+
+def _nixl(given: argparse.Namespace) -> Nixl:
+    return Nixl(
+        buffer_device=given.buffer_device,
+        backends=tuple(given.nixl_backend),
+        ucx_tls=getattr(given, "ucx_tls", ""),
+        ucx_net_devices=getattr(given, "ucx_net_devices", ""),
+    )
+
+
+def _worker(given: argparse.Namespace, config: dict[str, Any] | None, transfer: Nixl) -> Worker:
+    usual = DEFAULT_PORTS[given.role]
+    return Worker(
+        model=given.model,
+        role=given.role,
+        config=config,
+        program=given.program,
+        ports=Ports(
+            system=given.system_port or usual.system,
+            side_channel=given.side_channel_port or usual.side_channel,
+            kv_events=given.kv_events_port,
+        ),
+        nixl=transfer,
+        side_channel_host=given.side_channel_host,
+        prefix_caching=given.prefix_caching,
+        lmcache_config=given.lmcache_config,
+        python=given.python,
+    )
+
+
+def _add_connector_options(parser: argparse.ArgumentParser) -> None:
+    server = CacheServer()
+    parser.add_argument("--role", required=True, choices=get_args(Role))
+    parser.add_argument(
+        "--handoff",
+        choices=get_args(Handoff),
+        default="nixl",
+        help="from prefill to decode: directly (nixl), or both through the sidecar (cache)",
+    )
+    add = parser.add_argument_group("sidecar").add_argument
+    add("--host", default=server.host, help="tcp://NAME or ipc:///PATH (default %(default)s)")
+    add("--port", type=_port, default=server.port, help="default %(default)s")
+    add("--server-url", action="append", default=[], help="for several sidecars: one each")
+    add("--transfer-mode", choices=get_args(TransferMode), default=server.transfer_mode)
+    add("--timeout", type=float, default=server.timeout_seconds, help="s (default %(default)s)")
+    add("--heartbeat", type=float, default=server.heartbeat_seconds, help="s (default %(default)s)")
+    add("--lmcache-config", metavar="FILE", default="", help="LMCacheConnectorV1 with it instead")
+    add = parser.add_argument_group("transfer").add_argument
+    add("--buffer-device", choices=get_args(BufferDevice), help="default the worker's device")
+    add("--nixl-backend", action="append", default=[], help="default UCX; may be repeated")
+    parser.add_argument(
+        "--skip-version-check", action="store_true", help="the worker runs somewhere else"
+    )
+
+
+def _add_worker_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("worker").add_argument
+    add("--model", required=True, help="name or directory")
+    add("--program", choices=get_args(Program), default="dynamo")
+    add("--python", default="python3", help="the interpreter that has Dynamo")
+    add("--system-port", type=_port, help="Dynamo's health port")
+    add("--side-channel-host", default="127.0.0.1", help="this worker as its peers see it")
+    add("--side-channel-port", type=_port, help="of NIXL's handshake")
+    add("--kv-events-port", type=_port, help="publish what the worker holds; default no")
+    add("--ucx-tls", default="")
+    add("--ucx-net-devices", default="")
+    add(
+        "--no-prefix-caching",
+        dest="prefix_caching",
+        action="store_false",
+        help="for measurements: all hits are the sidecar's",
+    )
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)

