@@ -10,6 +10,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import connectors.cli
+from connectors.errors import ConnectorError
 from sidecar import __version__
 from sidecar.config import Config, ConfigError, load
 from sidecar.config.show import as_yaml
@@ -25,11 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `serve` has its own parser: its options come from the table in sidecar.config.
         if arguments and arguments[0] == "serve":
             return _serve(arguments[1:])
-        given = _parser().parse_args(arguments)
-        return _wait(given.url, given.timeout) if given.command == "wait" else _status(given.url)
-    except ConfigError as error:
+        return _run_command(arguments)
+    except (ConfigError, ConnectorError) as error:
         _complain(str(error))
         return 2
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    own, users = arguments[:end], arguments[end + 1 :]
+    given = _parser().parse_args(own)
+    if users and given.command != "worker-args":
+        raise ConfigError(f"{given.command} takes no arguments after --")
+    if given.command in connectors.cli.COMMANDS:
+        return connectors.cli.run(given, users)
+    return _wait(given.url, given.timeout) if given.command == "wait" else _status(given.url)
 
 
 def _serve(arguments: Sequence[str]) -> int:
@@ -110,4 +122,5 @@ def _parser() -> argparse.ArgumentParser:
     for command in (status, wait):
         command.add_argument("--url", default=_URL, help=f"admin address (default {_URL})")
     wait.add_argument("--timeout", type=float, default=30.0, help="seconds (default 30)")
+    connectors.cli.add_commands(commands)
     return parser
