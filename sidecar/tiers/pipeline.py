@@ -61,8 +61,8 @@ class Tiers:
         self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
-            l1, arena, self.lanes, telemetry, bounds, around.busy, around.later,
-            self.loads.busy, self._kept,
+            l1, arena, self.lanes, telemetry, bounds, self.loads, around.busy, around.later,
+            self._kept,
         )  # fmt: skip
         self.prefetches = Prefetches(
             l1, leases, self.loads, self.lanes, telemetry, around.later,
@@ -72,6 +72,7 @@ class Tiers:
     def start(self) -> None:
         """Begin to find out what the backends have from before."""
         for lane in self.lanes:
+            lane.on_scanned = self.writes.pump
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
 
@@ -84,9 +85,9 @@ class Tiers:
             self.writes.pump()
 
     def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:
-        """A fuller object takes the place of this one: what is kept of it counts no more."""
+        """A fuller object takes the place of this one: it is to be written where that was."""
         for lane in self.lanes:
-            lane.catalog.remove(_name(space, chunk_hash))
+            lane.catalog.distrust(_name(space, chunk_hash))
 
     def clear(self, owned_only: bool) -> None:
         """Remove everything; with `owned_only` not from backends that others use too."""
@@ -99,17 +100,14 @@ class Tiers:
 
     def delete(self, lanes: Iterable[Lane], names: Sequence[ObjectName]) -> int:
         """Remove these objects from some adapters; how many of them were known."""
-        known = 0
-        for lane in lanes:
-            known += sum(lane.catalog.remove(name) for name in names)
-            lane.delete(names)
-        return known
+        return sum(lane.delete(names) for lane in lanes)
 
     def tick(self) -> None:
         """Once a second."""
         now = time.monotonic()
         for lane in self.lanes:
             lane.tick(now)
+        self.loads.drop_unwanted()
         self.loads.pump()
         self.writes.pump()
 
@@ -124,8 +122,8 @@ class Tiers:
         """Whether something is still being written that may yet come to its end."""
         return self.writes.objects > 0 and any(lane.writes.allows() for lane in self.lanes)
 
-    def close(self) -> bool:
-        """Let go of the backends. False if a call is stuck in one: its thread cannot be ended."""
+    def close(self) -> None:
+        """Let go of the backends, but for those in which a call is stuck."""
         for lane in self.lanes:
             lane.stop()
         deadline = time.monotonic() + _STOP_SECONDS
@@ -136,7 +134,6 @@ class Tiers:
                 lane.adapter.close()
             else:
                 log.warning("L2 %s has not answered: left behind", lane.label)
-        return all(lane.stopped() for lane in self.lanes)
 
     def _promote(self, entry: Entry, lane: Lane) -> None:
         """What came from far down is kept nearer from now on."""
