@@ -129,6 +129,7 @@ class App:
             post=self._loop.post,
             later=self._loop.call_later,
             busy=lambda: copies.idle_seconds() < _PAUSE_SECONDS,
+            busy_share=copies.busy_share,
         )
         settings = [spec.settings for spec in config.l2_adapter]
         return Tiers(settings, policy, l1, self._arena.bytes, leases, self._telemetry, around)

@@ -13,6 +13,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
+from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.prefetch import Prefetches
 from sidecar.tiers.settings import AdapterSettings
@@ -37,11 +38,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What L2 needs of the server: `busy()` tells that workers' transfers are under way."""
+    """What L2 needs of the server.
+
+    `busy()` tells that workers' transfers are under way, `busy_share()` for how much of the
+    time lately.
+    """
 
     post: Callable[[Callable[[], None]], None]
     later: Callable[[float, Callable[[], None]], None]
     busy: Callable[[], bool]
+    busy_share: Callable[[], float]
 
 
 class Tiers:
@@ -61,8 +67,8 @@ class Tiers:
         self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
-            l1, arena, self.lanes, telemetry, bounds, self.loads, around.busy, around.later,
-            self._kept,
+            l1, arena, self.lanes, telemetry, bounds, self.loads,
+            Manners(around.busy, around.busy_share), around.later, self._kept,
         )  # fmt: skip
         self.prefetches = Prefetches(
             l1, leases, self.loads, self.lanes, telemetry, around.later,
@@ -114,7 +120,7 @@ class Tiers:
     def begin_stop(self) -> None:
         """Answer who waits; write what is queued without waiting for a pause any more."""
         self.prefetches.finish_all()
-        self.writes.patient = False
+        self.writes.manners.patient = False
         self.writes.pump()
 
     @property

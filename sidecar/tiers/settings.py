@@ -43,7 +43,7 @@ class AdapterSettings(
     type: str
     name: Annotated[str, Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")] = ""
     max_capacity_gb: NotNegative = 0.0
-    num_workers: Workers = 4
+    num_workers: Workers = 6
     timeout_seconds: Positive = 5.0
     eviction: Eviction = Eviction()
 

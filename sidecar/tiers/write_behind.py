@@ -1,8 +1,7 @@
 """From the L1 into the backends, behind the requests' backs.
 
 What waits is pinned, so its bytes stay what they were; so the queue is bounded, and drops the
-newest when it is full. Writing gives way to the workers' transfers: it takes memory bandwidth
-and cores from them, and can as well be done in the next pause.
+newest when it is full.
 """
 
 import time
@@ -18,12 +17,11 @@ from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Bytes, NoSpace, TierError
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
+from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import seal
 
-# How long an object waits for a pause in the transfers.
-_PATIENCE_SECONDS = 2.0
-_LOOK_AGAIN_SECONDS = 0.02
+_LOOK_AGAIN_SECONDS = 0.01
 _RECORDS_GIVEN_UP = 8
 
 
@@ -60,20 +58,20 @@ class Bounds:
 class WriteBehind:
     """The queues of all lanes. Loop thread only.
 
-    `busy()` tells whether workers' transfers are under way; `later(seconds, fn)` is a timer;
-    `on_kept(entry)` is called when a lane has kept the entry and has let go of it.
+    `manners` say when; `later(seconds, fn)` is a timer; `on_kept(entry)` is called when a
+    lane has kept the entry and has let go of it.
     """
 
     def __init__(
         self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, bounds: Bounds,
-        loads: Loads, busy: Callable[[], bool],
+        loads: Loads, manners: Manners,
         later: Callable[[float, Callable[[], None]], None], on_kept: Callable[[Entry], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
         self._telemetry = telemetry
         self._bounds = bounds
-        self._busy = busy
+        self.manners = manners
         self._later = later
         self._loads = loads
         self._on_kept = on_kept
@@ -81,7 +79,6 @@ class WriteBehind:
         self._writing: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
         self._queued: dict[Lane, set[ObjectName]] = {lane: set() for lane in lanes}
         self._look_again = False
-        self.patient = True
         self.bytes = 0
         self.objects = 0
 
@@ -115,7 +112,7 @@ class WriteBehind:
             while waiting and not lane.writes.allows():
                 self._drop(lane, waiting.popleft(), "breaker")
             while lane.counted and waiting and len(self._writing[lane]) < lane.write_slots:
-                if self._gives_way(waiting[0]):
+                if not self.manners.allow(waiting[0].since, len(self._writing[lane])):
                     self._look_again_later()
                     break
                 self._begin(lane, waiting.popleft())
@@ -133,10 +130,6 @@ class WriteBehind:
             return "breaker"
         full = self.objects >= self._bounds.objects or self.bytes + size > self._bounds.bytes
         return "queue_full" if full else None
-
-    def _gives_way(self, write: _Write) -> bool:
-        waited = time.monotonic() - write.since
-        return self.patient and waited < _PATIENCE_SECONDS and self._busy()
 
     def _look_again_later(self) -> None:
         def look() -> None:
@@ -194,6 +187,7 @@ class WriteBehind:
         def done(is_new: bool, error: TierError | None) -> None:
             lane.catalog.reserved -= size
             del self._writing[lane][write.name]
+            self.manners.written(time.monotonic() - began)
             if error is None:
                 self._kept(lane, write, is_new, time.monotonic() - began)
             else:

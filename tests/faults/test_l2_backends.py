@@ -204,7 +204,7 @@ def test_a_disk_that_takes_seconds(faulty: Faulty, worker: L2Worker) -> None:
 
 
 def test_loads_that_hang_for_ever(faulty: Faulty, worker: L2Worker) -> None:
-    """Three of four threads: the one that is left brings L2 back."""
+    """Three threads: those that are left bring L2 back."""
     server = faulty.server
     faulty.inject(hang=["load"], first=3)
     with pinged(server):
