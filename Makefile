@@ -29,11 +29,11 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine
+	$(venv) base dev engine storage
 	$(RUN) -m pytest --timeout=600 $(TESTS)
 
 bench:
-	$(venv) base dev engine
+	$(venv) base dev engine storage
 	$(RUN) -m bench
 
 lint:

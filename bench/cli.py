@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,13 +15,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, idle, plot, report, servers
+from bench import cases, crowd, disk, idle, l2, plot, report, servers
 from bench.cases import Pools
 from bench.client import unlink_segments
 from bench.figures import Samples, rows
 from bench.servers import Server
 
-CASES = ("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle")
+CASES = ("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle", "l2")
 SETTLE = 3.0
 
 
@@ -35,6 +36,10 @@ class Settings:
     small_repeats: int
     idle_seconds: float
     l1_gb: int
+    l2_dir: str
+    l2_groups: int
+    l2_pairs: int
+    l2_seconds: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
     about = {"machine": report.machine(), "settings": asdict(settings)}
+    if "l2" in settings.cases:
+        about["l2"] = disk.about(Path(settings.l2_dir))
+        if shutil.which("fio") is None:
+            print("fio: not installed", file=sys.stderr)
     if idle.machine_load() > 0.1:
         print("warning: other processes are busy, the figures will be noisy", file=sys.stderr)
     rounds: dict[str, list[Samples]] = {name: [] for name in settings.servers}
@@ -85,20 +94,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="how often each server is started (3)")
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument(
+        "--l2-dir", default=tempfile.gettempdir(), help="folder on the disk to measure L2 on"
+    )
     parser.add_argument("--output", default="bench-results", help="folder for JSON and plot")
     return parser
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     quick = options.quick
+    cases = tuple(case for case in CASES if options.only is None or case in options.only)
     return Settings(
         servers=("peer", "ours") if options.server == "both" else (options.server,),
-        cases=tuple(case for case in CASES if options.only is None or case in options.only),
-        rounds=options.rounds or (1 if quick else 3),
+        cases=cases,
+        rounds=options.rounds or (1 if quick or cases == ("l2",) else 3),
         repeats=4 if quick else 8,
         small_repeats=20 if quick else 50,
         idle_seconds=5 if quick else 20,
         l1_gb=6,
+        l2_dir=os.path.abspath(options.l2_dir),
+        l2_groups=2 if quick else 3,
+        l2_pairs=2 if quick else 4,
+        l2_seconds=4,
     )
 
 
@@ -119,6 +136,23 @@ def _measure(settings: Settings, rounds: dict[str, list[Samples]]) -> None:
 
 
 def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: bool) -> Samples:
+    samples: Samples = {}
+    if set(settings.cases) != {"l2"}:
+        samples |= _l1_cases(name, settings, pools, logs, last)
+    if "l2" in settings.cases and (last or len(settings.cases) == 1):
+        plan = l2.Plan(
+            Path(settings.l2_dir),
+            settings.l1_gb,
+            settings.l2_groups,
+            settings.l2_pairs,
+            settings.l2_seconds,
+        )
+        samples |= l2.measure(name, plan, pools, logs)
+    return samples
+
+
+def _l1_cases(name: str, settings: Settings, pools: Pools, logs: Path, last: bool) -> Samples:
+    """The cases that one server without an L2 goes through."""
     samples: Samples = {}
     with servers.running(name, settings.l1_gb, logs) as server:
         if "ready" in settings.cases:

@@ -191,25 +191,33 @@ class Worker:
             raise BenchError(f"the server refused to {what} {len(request.tokens)} tokens")
         return seconds
 
-    def lookup(self, request: Request) -> tuple[float, int]:
-        """One lookup and its status query: seconds, and the chunks hit (locked for reading)."""
+    def lookup(self, request: Request, pause: float = 0.0) -> tuple[float, int]:
+        """One lookup, asked every `pause` seconds whether it is done.
+
+        Returns seconds, and the chunks hit (locked for reading).
+        """
         key = self.key(request, worker_id=None)
         start = time.perf_counter()
         self.rpc.lookup(key, 1).result(TIMEOUT)
-        hit = None
-        while hit is None:
-            hit = self.rpc.query_prefetch_status(request.request_id).result(TIMEOUT)
+        while (hit := self.rpc.query_prefetch_status(request.request_id).result(TIMEOUT)) is None:
+            time.sleep(pause)
         return time.perf_counter() - start, hit
 
     def lock(self, request: Request) -> None:
         """Looks up until everything is a hit: the stock server may publish after its reply."""
+        if not self.try_lock(request, TIMEOUT):
+            raise BenchError("not all chunks were found after a store")
+
+    def try_lock(self, request: Request, limit: float) -> bool:
+        """The same for at most `limit` seconds; whether everything is locked."""
         want = len(request.tokens) // CHUNK_TOKENS
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + limit
         while (hit := self.lookup(request)[1]) != want:
             self.free(request, hit)
             if time.monotonic() > deadline:
-                raise BenchError(f"{hit} of {want} chunks found after a store")
+                return False
             time.sleep(0.005)
+        return True
 
     def free(self, request: Request, chunks: int) -> None:
         """Gives back the read locks of a lookup that hit `chunks`, and ends the request."""

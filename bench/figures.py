@@ -9,35 +9,47 @@ Samples = dict[str, list[float]]
 """Figure key -> measured values, in the figure's unit."""
 
 MEMCPY = "memcpy"
+FIO_READ, FIO_WRITE = "fio_read", "fio_write"
+_REFERENCES = {MEMCPY: "memcpy", FIO_READ: "fio", FIO_WRITE: "fio"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Bounds on our median; those that are None do not count."""
+    """Bounds on our median; those that are None do not count.
+
+    `reference` is a figure of our own: ours must be `times_reference` times that.
+    """
 
     times_peer: float | None = None
     at_most: float | None = None
-    at_least_memcpy: bool = False
+    at_least: float | None = None
+    reference: str | None = None
+    times_reference: float = 1.0
 
     def text(self) -> str:
         parts = []
         if self.times_peer is not None:
             parts.append(f">= {self.times_peer:g}x peer")
-        if self.at_least_memcpy:
-            parts.append(">= memcpy")
+        if self.reference is not None:
+            times = "" if self.times_reference == 1 else f"{self.times_reference:g}x "
+            parts.append(f">= {times}{_REFERENCES[self.reference]}")
         if self.at_most is not None:
             parts.append(f"<= {self.at_most:g}")
+        if self.at_least is not None:
+            parts.append(f">= {self.at_least:g}")
         return ", ".join(parts)
 
-    def reached(self, ours: float, peer: float | None, memcpy: float | None) -> bool | None:
+    def reached(self, ours: float, peer: float | None, reference: float | None) -> bool | None:
         """None when a value to compare with was not measured."""
         checks: list[bool | None] = []
         if self.times_peer is not None:
             checks.append(None if peer is None else ours >= self.times_peer * peer)
-        if self.at_least_memcpy:
-            checks.append(None if memcpy is None else ours >= memcpy)
+        if self.reference is not None:
+            checks.append(None if reference is None else ours >= self.times_reference * reference)
         if self.at_most is not None:
             checks.append(ours <= self.at_most)
+        if self.at_least is not None:
+            checks.append(ours >= self.at_least)
         if False in checks:
             return False
         return None if None in checks or not checks else True
@@ -58,14 +70,12 @@ def _rate(key: str, title: str, case: str, target: Target = Target()) -> Figure:
 
 
 FIGURES = [
-    _rate(
-        "store", "store, handle mode, 256 MiB", "handle", Target(times_peer=5, at_least_memcpy=True)
-    ),
+    _rate("store", "store, handle mode, 256 MiB", "handle", Target(times_peer=5, reference=MEMCPY)),
     _rate(
         "retrieve",
         "retrieve, handle mode, 256 MiB",
         "handle",
-        Target(times_peer=3, at_least_memcpy=True),
+        Target(times_peer=3, reference=MEMCPY),
     ),
     _rate(MEMCPY, "memcpy of one thread, 256 MiB, same moments", "handle"),
     _rate("engine_store", "engine-driven store, 256 MiB", "engine"),
@@ -105,6 +115,63 @@ FIGURES = [
 ]
 
 
+L2 = {
+    "fs": "fs, the peer with its defaults",
+    "direct": "fs, the peer with use_odirect",
+    "nixl": "NIXL POSIX, both with use_direct_io",
+}
+_LOAD_TARGETS = {
+    "fs": Target(times_peer=1.8, reference=FIO_READ, times_reference=0.85),
+    "direct": Target(times_peer=1),
+    "nixl": Target(reference=FIO_READ, times_reference=0.85),
+}
+_STORE_TARGETS = {
+    "fs": Target(reference=FIO_WRITE, times_reference=0.85),
+    "direct": Target(),
+    "nixl": Target(reference=FIO_WRITE, times_reference=0.85),
+}
+
+
+def _l2(kind: str) -> list[Figure]:
+    """What is measured with each adapter."""
+    title, key = L2[kind], f"l2_{kind}"
+    return [
+        _rate(f"{key}_load", f"L2 load, {title}", "l2", _LOAD_TARGETS[kind]),
+        _rate(f"{key}_load_again", "  again, what is buffered in the page cache", "l2"),
+        Figure(f"{key}_ready", "  lookup to ready, 2k tokens that only L2 has", "ms", "l2"),
+        Figure(f"{key}_load_cpu", "  CPU of a load", "s/GB", "l2"),
+        _rate(f"{key}_store", f"L2 store, {title}", "l2", _STORE_TARGETS[kind]),
+        _rate(f"{key}_store_steady", "  from the first object to the last", "l2"),
+        Figure(f"{key}_store_cpu", "  CPU of a store", "s/GB", "l2"),
+    ]
+
+
+def _effect(key: str, title: str) -> list[Figure]:
+    """What an L2 leaves of a rate of the L1."""
+    kept = f"L2: rate of {title} with it, of that without"
+    return [
+        Figure(f"{key}_kept", kept, "%", "l2", Target(at_least=95), higher_is_better=True),
+        _rate(f"{key}_without", "  without", "l2"),
+        _rate(f"{key}_with", "  with", "l2"),
+    ]
+
+
+FIGURES += [
+    _rate(FIO_READ, "fio read, files of 32 MiB, same directory", "l2"),
+    _rate(FIO_WRITE, "fio write, files of 32 MiB, same directory", "l2"),
+    *(figure for kind in L2 for figure in _l2(kind)),
+    Figure(
+        "l2_restart", "L2: first hit after a restart, 20,480 objects", "s", "l2", Target(at_most=2)
+    ),
+    *(
+        figure
+        for pattern, how in (("burst", "in bursts"), ("nonstop", "without a pause"))
+        for what in ("store", "retrieve")
+        for figure in _effect(f"l2_{pattern}_{what}", f"{what}s {how}")
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure's medians; None where a server was not measured or has no such value."""
@@ -124,7 +191,6 @@ class Row:
 
 def rows(peer: Samples, ours: Samples) -> list[Row]:
     """The figures measured on either server, in the order of FIGURES."""
-    memcpy = ours.get(MEMCPY)
     result = []
     for figure in FIGURES:
         theirs, own = peer.get(figure.key), ours.get(figure.key)
@@ -134,8 +200,9 @@ def rows(peer: Samples, ours: Samples) -> list[Row]:
         our_median = median(own) if own else None
         reached = None
         if our_median is not None:
+            reference = ours.get(figure.target.reference or "")
             reached = figure.target.reached(
-                our_median, peer_median, median(memcpy) if memcpy else None
+                our_median, peer_median, median(reference) if reference else None
             )
         result.append(Row(figure, peer_median, our_median, reached))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def measure(root: int, seconds: float) -> Samples:
     Memory is RssAnon + RssFile: the resident pages less RssShmem, which holds the L1
     arena and the workers' KV blocks. CPU is the run time of all threads (schedstat).
     """
-    pids = _tree(root)
+    pids = tree(root)
     before, start = _run_seconds(pids), time.monotonic()
     time.sleep(seconds)
     used = _run_seconds(pids) - before
@@ -23,7 +24,8 @@ def measure(root: int, seconds: float) -> Samples:
     return {"idle_mb": [memory], "idle_cpu": [percent]}
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
+    """`root` and all processes below it."""
     found = [root]
     for pid in found:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -37,6 +39,15 @@ def _run_seconds(pids: list[int]) -> float:
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             nanoseconds += int(task.read_text().split()[0])
     return nanoseconds / 1e9
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time since their start, in steps of 10 ms; it counts threads that have ended."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _resident_beside_shm(pid: int) -> int:

@@ -32,8 +32,9 @@ def write(path: Path, results: Sequence[Row]) -> bool:
         panel.set_ylabel(row.figure.unit, fontsize=8)
         panel.margins(y=0.2)
         panel.tick_params(labelsize=8)
-        if row.figure.target.at_most is not None:
-            panel.axhline(row.figure.target.at_most, color="#c0392b", linestyle="--", linewidth=1)
+        for bound in (row.figure.target.at_most, row.figure.target.at_least):
+            if bound is not None:
+                panel.axhline(bound, color="#c0392b", linestyle="--", linewidth=1)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(panels):
         panel.set_visible(False)

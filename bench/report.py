@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_at_start": round(os.getloadavg()[0], 2),
-        **{name: _version(name) for name in ("lmcache", "kv-sidecar", "numpy", "torch")},
+        **{name: _version(name) for name in ("lmcache", "kv-sidecar", "numpy", "torch", "nixl")},
     }
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any
 
 import zmq
 from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
+
+from bench import idle
 
 START_LIMIT = 120.0
 ANSWER_LIMIT = 5.0
@@ -54,6 +56,27 @@ class Server:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self._http(path), timeout=5) as reply:
             return json.load(reply)
+
+    def metric(self, name: str) -> int:
+        """The sum of a metric over its labels; 0 before its first use."""
+        with urllib.request.urlopen(self._http("/metrics"), timeout=5) as reply:
+            lines = reply.read().decode().splitlines()
+        values = [line.split()[-1] for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        return int(sum(map(float, values)))
+
+    def clear_l1(self) -> None:
+        """Empties the L1 alone; the operation `clear` of the protocol may reach L2, too."""
+        request = urllib.request.Request(
+            self._http("/cache/clear"),
+            data=b'{"tier": "l1"}',
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            reply.read()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server and its children so far, ended threads included."""
+        return idle.cpu_seconds(idle.tree(self.process.pid))
 
     def _http(self, path: str) -> str:
         return f"http://127.0.0.1:{self.http_port}{path}"
@@ -94,7 +117,7 @@ def command(name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(name: str, l1_gb: int, log_dir: Path) -> Iterator[Server]:
+def running(name: str, l1_gb: int, log_dir: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
     """A server that is up; stopped, and its shared memory removed, on every way out."""
     port, http_port = _free_ports(2)
     shm_name = f"bench-{os.getpid()}-{secrets.token_hex(3)}"
@@ -102,6 +125,7 @@ def running(name: str, l1_gb: int, log_dir: Path) -> Iterator[Server]:
         *("--host", "127.0.0.1", "--port", str(port), "--http-port", str(http_port)),
         *("--l1-size-gb", str(l1_gb), "--supported-transfer-mode", "auto"),
         *("--shm-name", shm_name, "--max-workers", "2", "--eviction-policy", "LRU"),
+        *flags,
     ]
     log_path = log_dir / f"{name}.log"
     with log_path.open("ab") as log:

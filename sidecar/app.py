@@ -129,6 +129,7 @@ class App:
             post=self._loop.post,
             later=self._loop.call_later,
             busy=lambda: copies.idle_seconds() < _PAUSE_SECONDS,
+            busy_share=copies.busy_share,
         )
         settings = [spec.settings for spec in config.l2_adapter]
         return Tiers(settings, policy, l1, self._arena.bytes, leases, self._telemetry, around)
@@ -207,12 +208,13 @@ class App:
         self._admin.stop()
         self._arena.stop_populating()
         self._core.copies.stop(_DRAIN_SECONDS)
-        ended = self._core.tiers.close()
+        self._core.tiers.close()
         self._segment.remove()
         self._telemetry.close()
-        if not ended:
-            # A thread that is stuck in a backend may still move bytes of the arena, which
-            # Python would unmap on its way out.
+        if self._core.tiers.lanes:
+            # Not by way of Python's own end. A thread that is stuck in a backend may still move
+            # bytes of the arena, which would be unmapped; and backends' libraries take their
+            # time there, Mooncake's 14 s when its master is gone.
             logging.shutdown()
             os._exit(0)
 

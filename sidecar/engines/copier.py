@@ -14,6 +14,7 @@ from functools import partial
 log = logging.getLogger(__name__)
 
 Piece = Callable[[], None]
+_WINDOW_SECONDS = 1.0
 
 
 class Job:
@@ -43,6 +44,9 @@ class CopyPool:
         self._queue: queue.SimpleQueue[tuple[Job, Piece] | None] = queue.SimpleQueue()
         self._jobs: set[Job] = set()
         self._progress = 0.0
+        self._busy_since = self._busy_before = 0.0
+        self._window = (time.monotonic(), 0.0)
+        self._share = 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"copy-{i}", daemon=True)
             for i in range(threads)
@@ -61,7 +65,7 @@ class CopyPool:
         `ok` is False if a piece raised or the job was cancelled; every job ends. Loop thread.
         """
         if not self._jobs:
-            self._progress = time.monotonic()
+            self._progress = self._busy_since = time.monotonic()
         job = Job(len(pieces), on_done)
         self._jobs.add(job)
         for piece in pieces:
@@ -75,6 +79,16 @@ class CopyPool:
     def idle_seconds(self) -> float:
         """For how long there has been nothing to do; 0 when busy."""
         return 0.0 if self._jobs else time.monotonic() - self._progress
+
+    def busy_share(self) -> float:
+        """The share of the time with something to do, over a second or more before now."""
+        now = time.monotonic()
+        busy = self._busy_before + (now - self._busy_since if self._jobs else 0.0)
+        start, busy_then = self._window
+        if now - start >= _WINDOW_SECONDS:
+            self._share = (busy - busy_then) / (now - start)
+            self._window = (now, busy)
+        return self._share
 
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
@@ -109,4 +123,6 @@ class CopyPool:
 
     def _end(self, job: Job) -> None:
         self._jobs.discard(job)
+        if not self._jobs:
+            self._busy_before += time.monotonic() - self._busy_since
         job.on_done(not (job.failed or job.cancelled))

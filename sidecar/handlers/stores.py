@@ -100,7 +100,9 @@ class Stores:
         missing = frozenset(g for g, _ in instance.windows if (blocks[g] == null).any())
         space = core.l1.space(space_key)
         if space is not None and chunk_hash in space.writing:
-            return space.writing[chunk_hash], False
+            under_way = space.writing[chunk_hash]
+            if not core.tiers.loads.give_up(under_way):
+                return under_way, False
         ready = space.ready.get(chunk_hash) if space is not None else None
         # What lacks blocks of a windowed group is worth less than what we are offered now.
         if ready is not None:

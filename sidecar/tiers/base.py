@@ -53,9 +53,9 @@ class Adapter(Protocol):
     arena that begins on a page and is whole pages long. Adapters move it as it is.
 
     Methods block and may be called by several threads at once, but for `open` and `close`.
-    They raise TierError (or a subclass) when they fail; anything else is a bug. What a
-    deadline cuts off is not what the caller waits for: a call that has begun keeps its record
-    until it returns.
+    They raise TierError (or a subclass) when they fail; anything else is a bug. A call that
+    takes too long is not waited for, but has its record until it returns. Sequences of names
+    are never empty, and no two calls change what is under one name at the same time.
     """
 
     shared: bool
@@ -64,14 +64,17 @@ class Adapter(Protocol):
     def open(self, arena: Bytes) -> None:
         """Get ready to move bytes of `arena`, which stays where it is until `close`.
 
-        Raises AdapterUnusable. Called before anything is served.
+        Raises AdapterUnusable. Called before anything is served: the arena is at rest.
         """
 
     def close(self) -> None:
         """Give back what `open` took. No other call is under way, unless it is stuck."""
 
     def store(self, name: ObjectName, record: Bytes) -> None:
-        """Keep a copy of `record`. It is found under `name` only when it is complete."""
+        """Keep a copy of `record`. It is found under `name` only when it is complete.
+
+        It takes the place of what is there already, as far as the backend can do that.
+        """
 
     def load(self, name: ObjectName, record: Bytes) -> None:
         """Fill `record` with what `store` was given under `name`, to the last byte.
@@ -86,7 +89,10 @@ class Adapter(Protocol):
         """
 
     def delete(self, names: Sequence[ObjectName]) -> None:
-        """Remove these; those that are not there are removed already."""
+        """Remove these; those that are not there are removed already.
+
+        If one cannot be removed, it is not certain which of the others are.
+        """
 
     def scan(self) -> Iterator[list[Found]]:
         """All objects, in batches, in any order; what is stored meanwhile may be missing."""

@@ -43,10 +43,10 @@ class Breaker:
         self._open_until = None
         self._probing = False
 
-    def failed(self, why: str) -> bool:
-        """A call failed; whether that cut the backend off."""
+    def failed(self, why: str, hopeless: bool = False) -> bool:
+        """A call failed; whether that cut the backend off. If it is `hopeless`, once is enough."""
         self.last_failure = why
-        self._failures += 1
+        self._failures += _FAILURES_TO_OPEN if hopeless else 1
         was_probe, self._probing = self._probing, False
         if self._failures < _FAILURES_TO_OPEN or (self._open_until is not None and not was_probe):
             return False

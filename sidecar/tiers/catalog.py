@@ -2,22 +2,40 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.settings import Eviction
 
 
+@dataclass(slots=True)
+class Doomed:
+    """An object that is to go, of `size` bytes; `reason` why it is bad, None if it is not.
+
+    `failed`: it could not be removed so far.
+    """
+
+    size: int
+    reason: str | None
+    failed: bool = False
+
+
 class Catalog:
     """Names and record sizes of a backend's objects, the least recently used first.
 
-    `used_bytes` also counts what is being written. With a `capacity`, room is made by giving
-    up what was not used for longest. For one thread.
+    With a `capacity`, room is made by giving up what was not used for longest. What is given
+    up is not found any more, and `doomed` until it is gone. `reserved` bytes are being written.
+    For one thread.
     """
 
     def __init__(self, capacity: int | None, eviction: Eviction) -> None:
-        self.used_bytes = 0
+        self.reserved = 0
+        self.doomed: dict[ObjectName, Doomed] = {}
+        # Not what is wanted, or could not be read: to be stored again when there is a chance.
+        self.suspects: set[ObjectName] = set()
         self._sizes: OrderedDict[ObjectName, int] = OrderedDict()
+        self._kept_bytes = self._stuck_bytes = 0
         self._recovered: dict[ObjectName, None] = {}
         self._evicts = eviction.eviction_policy == "LRU"
         self._limit = None if capacity is None else int(capacity * eviction.trigger_watermark)
@@ -29,6 +47,11 @@ class Catalog:
     def __contains__(self, name: ObjectName) -> bool:
         return name in self._sizes
 
+    @property
+    def used_bytes(self) -> int:
+        """What is kept, what is being written, and what could not be removed."""
+        return self._kept_bytes + self.reserved + self._stuck_bytes
+
     def names(self) -> list[ObjectName]:
         """All of them, the least recently used first."""
         return list(self._sizes)
@@ -38,10 +61,10 @@ class Catalog:
         return self._sizes.get(name, 0)
 
     def add(self, name: ObjectName, size: int) -> None:
-        """It is there, as of now; `size` 0 if unknown."""
-        self.used_bytes += size - self._sizes.pop(name, 0)
+        """It is there, as of now, whatever was there before; `size` 0 if unknown."""
+        self.remove(name)
         self._sizes[name] = size
-        self._recovered.pop(name, None)
+        self._kept_bytes += size
 
     def touch(self, name: ObjectName) -> None:
         """It was used now."""
@@ -49,26 +72,41 @@ class Catalog:
             self._sizes.move_to_end(name)
             self._recovered.pop(name, None)
 
+    def distrust(self, name: ObjectName) -> None:
+        """If it is there, what is stored under this name next takes its place."""
+        if name in self._sizes:
+            self.suspects.add(name)
+
     def remove(self, name: ObjectName) -> bool:
         """It is not there any more; whether it was known."""
-        size = self._sizes.pop(name, None)
-        self.used_bytes -= size or 0
-        self._recovered.pop(name, None)
+        doomed = self.doomed.pop(name, None)
+        if doomed is not None and doomed.failed:
+            self._stuck_bytes -= doomed.size
+        return self._forget(name) is not None
+
+    def doom(self, name: ObjectName, reason: str | None = None) -> bool:
+        """It is to be removed, known or not; whether it was known."""
+        size = self._forget(name)
+        if name not in self.doomed:
+            self.doomed[name] = Doomed(size or 0, reason)
         return size is not None
 
-    def clear(self) -> None:
-        self._sizes.clear()
-        self._recovered.clear()
-        self.used_bytes = 0
+    def stuck(self, name: ObjectName) -> bool:
+        """A doomed object could not be removed; whether it still is to be."""
+        doomed = self.doomed.get(name)
+        if doomed is not None and not doomed.failed:
+            doomed.failed = True
+            self._stuck_bytes += doomed.size
+        return doomed is not None
 
     def recover(self, found: Iterable[Found]) -> None:
         """A scan has found these. They are older than all that was used since the start."""
         for name, size, _ in found:
-            if name not in self._sizes:
+            if name not in self._sizes and name not in self.doomed:
                 self._sizes[name] = size
                 self._sizes.move_to_end(name, last=False)
                 self._recovered[name] = None
-                self.used_bytes += size
+                self._kept_bytes += size
 
     def order_recovered(self, names: Iterable[ObjectName]) -> None:
         """Put recovered objects in the order of their use: `names`, the newest first."""
@@ -82,13 +120,13 @@ class Catalog:
         return self._limit is None or self.used_bytes + size <= self._limit
 
     def make_room(self, size: int, busy: Iterable[ObjectName]) -> list[ObjectName]:
-        """Give up what has to go so that `size` bytes fit, none of `busy`; as far as it can."""
+        """Doom what has to go so that `size` bytes fit, none of `busy`; as far as it can."""
         if self.fits(size) or self._limit is None:
             return []
         return self.give_up(self.used_bytes + size + self._surplus - self._limit, busy)
 
     def give_up(self, size: int, busy: Iterable[ObjectName]) -> list[ObjectName]:
-        """Give up the least recently used objects that take `size` bytes, none of `busy`."""
+        """Doom the least recently used objects that take `size` bytes, none of `busy`."""
         if not self._evicts:
             return []
         spared, found = set(busy), []
@@ -99,5 +137,12 @@ class Catalog:
                 found.append(name)
                 size -= taken
         for name in found:
-            self.remove(name)
+            self.doom(name)
         return found
+
+    def _forget(self, name: ObjectName) -> int | None:
+        size = self._sizes.pop(name, None)
+        self._kept_bytes -= size or 0
+        self._recovered.pop(name, None)
+        self.suspects.discard(name)
+        return size

@@ -6,7 +6,7 @@ load is never behind a store. All methods belong to the loop thread.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, NoSpace, TierEr
 from sidecar.tiers.breaker import Breaker
 from sidecar.tiers.catalog import Catalog
 from sidecar.tiers.names import ObjectName
+from sidecar.tiers.removal import Removal
 from sidecar.tiers.settings import AdapterSettings
 from sidecar.tiers.workers import Workers
 
@@ -23,16 +24,25 @@ T = TypeVar("T")
 Post = Callable[[Callable[[], None]], None]
 _SCAN_AGAIN_SECONDS = 30.0
 _ORDERED_A_TURN = 512
-_DELETED_A_CALL = 256
+
+
+class _Side:
+    """The threads and the breaker of one direction, `load` or `store`."""
+
+    def __init__(self, kind: str, workers: Workers) -> None:
+        self.kind = kind
+        self.workers = workers
+        self.breaker = Breaker(time.monotonic)
 
 
 class _Call:
     """A call that was handed to a thread: when it began there, whether it is overdue."""
 
-    __slots__ = ("began", "breaker", "late")
+    __slots__ = ("began", "late", "on_late", "side")
 
-    def __init__(self, breaker: Breaker) -> None:
-        self.breaker = breaker
+    def __init__(self, side: _Side, on_late: Callable[[], None]) -> None:
+        self.side = side
+        self.on_late = on_late
         self.began: float | None = None
         self.late = False
 
@@ -49,12 +59,15 @@ class Lane:
         self.adapter = adapter
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
-        self.reads, self.writes = Breaker(time.monotonic), Breaker(time.monotonic)
+        self.removal = Removal(self.catalog, adapter, self.write, self._put_aside)
         self.scanned = False
         self.epoch = 0  # counts how often everything was cleared
+        self.on_scanned: Callable[[], None] = lambda: None
         self._post = post
-        self._readers = Workers(f"l2-{label}-read", settings.num_workers, post)
-        self._writers = Workers(f"l2-{label}-write", max(1, settings.num_workers // 2), post)
+        readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
+        self._reading = _Side("load", Workers(f"l2-{label}-read", readers, post))
+        self._writing = _Side("store", Workers(f"l2-{label}-write", writers, post))
+        self.reads, self.writes = self._reading.breaker, self._writing.breaker
         self._calls: set[_Call] = set()
         self._scanner: Workers | None = None
         self._scanning = False
@@ -63,75 +76,84 @@ class Lane:
     @property
     def read_slots(self) -> int:
         """How many reads keep all threads busy, with one more each in wait."""
-        return 2 * self._readers.size
+        return 2 * self._reading.workers.size
 
     @property
     def write_slots(self) -> int:
-        return self._writers.size + 1
+        return self._writing.workers.size + 1
 
     @property
     def must_ask(self) -> bool:
-        """Whether what the catalog does not name may be there all the same."""
-        return self.adapter.shared or not self.scanned
+        """Whether what the catalog does not name may be there all the same.
+
+        What was there before everything was cleared is on its way out, whoever finds it.
+        """
+        return self.adapter.shared or not (self.scanned or self.epoch)
 
     @property
     def counted(self) -> bool:
         """Whether it is known how full it is: no capacity is kept by guessing."""
         return self.scanned or self.settings.capacity_bytes is None
 
-    def read(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
-        """Run a call that reads on a thread, then `done(result, error)` here."""
-        self._run(self._readers, self.reads, "load", call, done)
+    def read(
+        self, call: Callable[[], T], done: Callable[[T, TierError | None], None],
+        on_late: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Run a call that reads on a thread, then `done(result, error)` here.
+
+        `on_late` is called if it is overdue, before it has ended.
+        """
+        self._run(self._reading, call, done, on_late)
 
     def write(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
         """The same for a call that writes."""
-        self._run(self._writers, self.writes, "store", call, done)
+        self._run(self._writing, call, done, lambda: None)
 
     def find(self, names: Sequence[ObjectName], done: Callable[[], None]) -> None:
         """Ask the backend for `names`; what it has is in the catalog when `done` is called."""
+        epoch = self.epoch
 
         def found(sizes: list[int | None], error: TierError | None) -> None:
-            if error is None:
+            if error is None and epoch == self.epoch:
                 for name, size in zip(names, sizes, strict=True):
-                    if size is not None:
+                    if size is not None and name not in self.catalog.doomed:
                         self.catalog.add(name, size)
             done()
 
         self.read(partial(self.adapter.find, names), found)
 
-    def delete(self, names: Sequence[ObjectName]) -> None:
-        """Remove objects that the catalog has given up already."""
-        for at in range(0, len(names), _DELETED_A_CALL):
-            some = names[at : at + _DELETED_A_CALL]
-            self.write(partial(self.adapter.delete, some), lambda _, error: None)
+    def evict(self, names: Sequence[ObjectName]) -> None:
+        """The catalog has doomed these for want of room."""
+        self.telemetry.l2_evicted_objects_chunks.add(len(names), self.label)
+        self.removal.add(names)
+
+    def delete(self, names: Iterable[ObjectName]) -> int:
+        """Remove these, known or not; how many were known."""
+        names = list(names)
+        known = sum(self.catalog.doom(name) for name in names)
+        self.removal.add(names)
+        return known
 
     def condemn(self, name: ObjectName, reason: str) -> None:
         """A bad object: it is never looked at again, and put aside if that can be."""
-        self.catalog.remove(name)
         self.telemetry.l2_corrupt_objects.add(1, self.label, reason)
         log.warning("L2 %s: %s is not what it should be (%s)", self.label, name.path, reason)
-
-        def aside(kept: bool, error: TierError | None) -> None:
-            if kept:
-                self.telemetry.l2_quarantined_objects.add(1, self.label)
-
-        self.write(partial(self.adapter.set_aside, name, reason), aside)
+        self.catalog.doom(name, reason)
+        self.removal.add([name])
 
     def clear(self) -> None:
         """Remove everything, and what a scan or a store still brings from before now."""
-        names = self.catalog.names()
-        self.catalog.clear()
         self.epoch += 1
-        self.delete(names)
+        self.delete(self.catalog.names())
 
     def tick(self, now: float) -> None:
-        """Once a second: look for calls that are overdue, and for a scan that is due."""
-        for call in self._calls:
+        """Once a second: look for what is overdue, and for what is to be tried again."""
+        for call in list(self._calls):
             overdue = call.began is not None and now - call.began > self.settings.timeout_seconds
             if overdue and not call.late:
-                call.late = True
-                self.telemetry.l2_timeouts.add(1, self.label)
-                self._failed(call.breaker, TierError("timeout"))
+                self._overdue(call)
+        if self.writes.allows():
+            self.removal.retry()
         if not (self.scanned or self.adapter.shared or self._scanning) and now >= self._next_scan:
             self.start_scan(now)
 
@@ -140,49 +162,55 @@ class Lane:
         self._scanning = True
         self._next_scan = now + _SCAN_AGAIN_SECONDS
         self._scanner = Workers(f"l2-{self.label}-scan", 1, self._post)
-        self._scanner.submit(partial(self._scan, self.epoch), self._scan_ended)
+        self._scanner.submit(self._scan, self._scan_ended)
         self._scanner.stop()
 
     def stop(self) -> None:
-        """End the threads after what is queued; `wait_stopped` tells when they have."""
-        self._readers.stop()
-        self._writers.stop()
+        """End the threads after what is queued; `stopped` tells when they have."""
+        self._reading.workers.stop()
+        self._writing.workers.stop()
 
     def stopped(self) -> bool:
         """Whether no thread uses the arena, or the adapter, any more."""
-        scanning = self._scanner is not None and self._scanner.alive()
-        return not (scanning or self._readers.alive() or self._writers.alive())
+        pools = [self._reading.workers, self._writing.workers, self._scanner]
+        return not any(pool is not None and pool.alive() for pool in pools)
 
-    def _scan(self, epoch: int) -> None:
+    def _put_aside(self, name: ObjectName) -> None:
+        self.telemetry.l2_quarantined_objects.add(1, self.label)
+
+    def _scan(self) -> None:
         newest_first: list[tuple[float, ObjectName]] = []
         for batch in self.adapter.scan():
-            self._post(partial(self._recover, epoch, batch))
+            self._post(partial(self._recover, batch))
             newest_first += [(found.used_at, found.name) for found in batch]
         newest_first.sort(key=lambda item: item[0], reverse=True)
         for at in range(0, len(newest_first), _ORDERED_A_TURN):
             names = [name for _, name in newest_first[at : at + _ORDERED_A_TURN]]
             self._post(partial(self.catalog.order_recovered, names))
 
-    def _recover(self, epoch: int, batch: list[Found]) -> None:
-        if epoch == self.epoch:
+    def _recover(self, batch: list[Found]) -> None:
+        if self.epoch:  # it is from before a clear, or known
+            self.delete(found.name for found in batch if found.name not in self.catalog)
+        else:
             self.catalog.recover(batch)
-        else:  # from before a clear
-            self.delete([found.name for found in batch if found.name not in self.catalog])
 
     def _scan_ended(self, _: None, error: TierError | None) -> None:
         self._scanning = False
         if error is not None:
-            self._failed(self.reads, error)
+            self._failed(self._reading, error)
             return
         self.scanned = True
+        # A crash may have come between a store and the removal of what it took the place of.
+        self.evict(self.catalog.make_room(0, ()))
         count, size = len(self.catalog), self.catalog.used_bytes / 2**30
         log.info("L2 %s: %d objects, %.2f GiB", self.label, count, size)
+        self.on_scanned()
 
     def _run(
-        self, workers: Workers, breaker: Breaker, kind: str, work: Callable[[], T],
-        done: Callable[[T, TierError | None], None],
+        self, side: _Side, work: Callable[[], T], done: Callable[[T, TierError | None], None],
+        on_late: Callable[[], None],
     ) -> None:  # fmt: skip
-        call = _Call(breaker)
+        call = _Call(side, on_late)
 
         def timed() -> T:
             call.began = time.monotonic()
@@ -190,26 +218,34 @@ class Lane:
 
         def ended(result: T, error: TierError | None) -> None:
             self._calls.discard(call)
-            self._judge(call, kind, error)
+            self._judge(call, error)
             done(result, error)
 
         self._calls.add(call)
-        breaker.begin()
-        workers.submit(timed, ended)
+        side.breaker.begin()
+        side.workers.submit(timed, ended)
 
-    def _judge(self, call: _Call, kind: str, error: TierError | None) -> None:
+    def _judge(self, call: _Call, error: TierError | None) -> None:
         """What the outcome of a call says about the backend."""
         if error is not None and not isinstance(error, Missing | Corrupt):
-            self.telemetry.l2_errors.add(1, self.label, kind, error.cause)
+            self.telemetry.l2_errors.add(1, self.label, call.side.kind, error.cause)
         if call.late:
             return  # it was judged when it became overdue
         if error is None or isinstance(error, Missing | Corrupt | NoSpace):
-            call.breaker.succeeded()
+            call.side.breaker.succeeded()
         else:
-            self._failed(call.breaker, error)
+            self._failed(call.side, error)
 
-    def _failed(self, breaker: Breaker, error: TierError) -> None:
-        if breaker.failed(str(error)):
-            kind = "load" if breaker is self.reads else "store"
-            log.warning("L2 %s is cut off for %ss: %s", self.label, kind, error)
-            self.telemetry.l2_breaker_opened.add(1, self.label, kind)
+    def _overdue(self, call: _Call) -> None:
+        call.late = True
+        self.telemetry.l2_timeouts.add(1, self.label)
+        stuck = sum(other.late for other in self._calls if other.side is call.side)
+        # With no thread left there will be no third failure.
+        hopeless = stuck >= call.side.workers.size
+        self._failed(call.side, TierError("timeout"), hopeless)
+        call.on_late()
+
+    def _failed(self, side: _Side, error: TierError, hopeless: bool = False) -> None:
+        if side.breaker.failed(str(error), hopeless):
+            log.warning("L2 %s is cut off for %ss: %s", self.label, side.kind, error)
+            self.telemetry.l2_breaker_opened.add(1, self.label, side.kind)

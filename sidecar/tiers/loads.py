@@ -5,9 +5,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, State
+from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 class Load:
     """An object on its way from `lane`; `others` have not been tried yet.
 
-    `deadline` is on time.monotonic: when nobody waits for it any more.
+    `deadline` is on time.monotonic: when nobody waits for it any more. `running`: a thread is
+    at it. `withdrawn`: it will not be published, but the thread still has its slot.
+    `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read has
+    been replaced meanwhile, and says nothing of what is there now.
     """
 
     entry: Entry
@@ -32,14 +36,18 @@ class Load:
     lane: Lane
     others: list[Lane]
     epoch: int
+    running: bool = False
+    withdrawn: bool = False
+    store_waits: bool = False
+    outdated: bool = False
 
 
 @dataclass(slots=True)
 class _Queue:
-    """The loads of one lane: those that wait, and how many objects and bytes are in flight."""
+    """The loads of one lane: those that wait, and those in flight, with their bytes."""
 
     waiting: deque[Load] = field(default_factory=deque)
-    names: set[ObjectName] = field(default_factory=set)
+    running: set[Load] = field(default_factory=set)
     bytes: int = 0
 
 
@@ -96,28 +104,70 @@ class Loads:
         return entry
 
     def pump(self) -> None:
-        """Hand to the threads what they can take, dropping what nobody waits for any more."""
+        """Hand to the threads what they can take."""
         for lane, queue in self._queues.items():
-            while queue.waiting and len(queue.names) < lane.read_slots:
+            while queue.waiting and len(queue.running) < lane.read_slots:
                 load = queue.waiting.popleft()
                 if self._is_wanted(load) and lane.reads.allows():
                     self._start(lane, load)
                 else:
                     self._next_lane(load)
 
+    def drop_unwanted(self) -> None:
+        """Give back the slots of what nobody waits for, but of what a thread is at.
+
+        If a worker's store waits for such a one, it has the bytes: it need not wait.
+        """
+        for queue in self._queues.values():
+            waiting = list(queue.waiting)
+            queue.waiting.clear()
+            for load in waiting:
+                if self._is_wanted(load):
+                    queue.waiting.append(load)
+                else:
+                    self._abort(load)
+        for load in list(self._loads.values()):
+            if load.running and load.store_waits and not load.entry.leases:
+                self._withdraw(load)
+
+    def give_up(self, entry: Entry) -> bool:
+        """A store has the bytes of `entry`. Get a load of it out of the way, if it is one.
+
+        False if `entry` is no load, or one that a lookup waits for; the store has to wait
+        too, for no longer than the lookup does.
+        """
+        load = self._loads.get(entry)
+        if load is None:
+            return False
+        if entry.leases and load.lane.reads.allows():
+            load.store_waits = True
+            return False
+        if load.running:
+            self._withdraw(load)
+        else:
+            self._queues[load.lane].waiting.remove(load)
+            self._abort(load)
+        return True
+
     def forget_all(self) -> None:
         """What is on its way is not wanted: the cache has been cleared."""
         self._epoch += 1
+        self.drop_unwanted()
 
     def in_flight(self, lane: Lane) -> tuple[int, int]:
         """Loads of a lane that have begun: objects, bytes."""
         queue = self._queues[lane]
-        return len(queue.names), queue.bytes
+        return len(queue.running), queue.bytes
 
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What is being read from a lane now, or will be: not to be deleted there."""
         queue = self._queues[lane]
-        return queue.names | {load.name for load in queue.waiting}
+        return {load.name for load in (*queue.running, *queue.waiting)}
+
+    def replaced(self, lane: Lane, name: ObjectName) -> None:
+        """Something was stored under `name`."""
+        for load in self._queues[lane].running:
+            load.outdated = load.outdated or load.name == name
 
     def _is_wanted(self, load: Load) -> bool:
         waited_for = load.entry.leases and time.monotonic() < load.deadline
@@ -130,7 +180,8 @@ class Loads:
     def _start(self, lane: Lane, load: Load) -> None:
         entry, queue, began = load.entry, self._queues[lane], time.monotonic()
         record = self._arena[entry.start : entry.end]
-        queue.names.add(load.name)
+        load.running = True
+        queue.running.add(load)
         queue.bytes += len(record)
 
         def work() -> frozenset[int]:
@@ -138,7 +189,8 @@ class Loads:
             return verify(record, entry.space.key, entry.hash, entry.size)
 
         def done(missing: frozenset[int], error: TierError | None) -> None:
-            queue.names.discard(load.name)
+            load.running = False
+            queue.running.discard(load)
             queue.bytes -= len(record)
             if error is None:
                 rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
@@ -148,30 +200,34 @@ class Loads:
                 self._lost(lane, load, error)
             self.pump()
 
-        lane.read(work, done)
+        lane.read(work, done, on_late=partial(self._withdraw, load))
 
     def _arrived(self, lane: Lane, load: Load, missing: frozenset[int]) -> None:
         entry = load.entry
-        if load.epoch != self._epoch:
+        lane.catalog.touch(load.name)
+        if load.withdrawn or load.epoch != self._epoch:
             self._abort(load)
             return
         del self._loads[entry]
-        lane.catalog.touch(load.name)
         entry.missing, entry.sealed, entry.cold = missing, True, self._cold
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
         self._l1.commit(entry)
         self._on_loaded(entry, lane)
 
     def _lost(self, lane: Lane, load: Load, error: TierError) -> None:
-        if isinstance(error, Missing):
+        if load.outdated:
+            pass
+        elif isinstance(error, Missing):
             lane.catalog.remove(load.name)
         elif isinstance(error, Corrupt):
             lane.condemn(load.name, error.cause)
+        else:
+            lane.catalog.distrust(load.name)
         self._next_lane(load)
 
     def _next_lane(self, load: Load) -> None:
         """Try further down the cascade, or give up."""
-        if self._is_wanted(load):
+        if self._is_wanted(load) and not load.withdrawn:
             others = [lane for lane in load.others if lane.reads.allows()]
             if others:
                 load.lane, *load.others = others
@@ -180,9 +236,19 @@ class Loads:
             self._count_failure("not_found", load.entry.space.key.model_name)
         self._abort(load)
 
+    def _withdraw(self, load: Load) -> None:
+        """It is not waited for any more; its slot is free when the thread has ended."""
+        if not load.withdrawn:
+            load.withdrawn = True
+            del self._loads[load.entry]
+            self._l1.withdraw(load.entry)
+
     def _abort(self, load: Load) -> None:
-        del self._loads[load.entry]
-        if load.entry.state is State.WRITING:
+        """No thread is at it."""
+        if load.withdrawn:
+            self._l1.release_withdrawn(load.entry)
+        else:
+            del self._loads[load.entry]
             self._l1.abort(load.entry)
 
     def _count_failure(self, reason: str, model_name: str) -> None:

@@ -13,6 +13,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
+from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.prefetch import Prefetches
 from sidecar.tiers.settings import AdapterSettings
@@ -37,11 +38,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What L2 needs of the server: `busy()` tells that workers' transfers are under way."""
+    """What L2 needs of the server.
+
+    `busy()` tells that workers' transfers are under way, `busy_share()` for how much of the
+    time lately.
+    """
 
     post: Callable[[Callable[[], None]], None]
     later: Callable[[float, Callable[[], None]], None]
     busy: Callable[[], bool]
+    busy_share: Callable[[], float]
 
 
 class Tiers:
@@ -61,8 +67,8 @@ class Tiers:
         self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
-            l1, arena, self.lanes, telemetry, bounds, around.busy, around.later,
-            self.loads.busy, self._kept,
+            l1, arena, self.lanes, telemetry, bounds, self.loads,
+            Manners(around.busy, around.busy_share), around.later, self._kept,
         )  # fmt: skip
         self.prefetches = Prefetches(
             l1, leases, self.loads, self.lanes, telemetry, around.later,
@@ -72,6 +78,7 @@ class Tiers:
     def start(self) -> None:
         """Begin to find out what the backends have from before."""
         for lane in self.lanes:
+            lane.on_scanned = self.writes.pump
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
 
@@ -84,9 +91,9 @@ class Tiers:
             self.writes.pump()
 
     def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:
-        """A fuller object takes the place of this one: what is kept of it counts no more."""
+        """A fuller object takes the place of this one: it is to be written where that was."""
         for lane in self.lanes:
-            lane.catalog.remove(_name(space, chunk_hash))
+            lane.catalog.distrust(_name(space, chunk_hash))
 
     def clear(self, owned_only: bool) -> None:
         """Remove everything; with `owned_only` not from backends that others use too."""
@@ -99,24 +106,21 @@ class Tiers:
 
     def delete(self, lanes: Iterable[Lane], names: Sequence[ObjectName]) -> int:
         """Remove these objects from some adapters; how many of them were known."""
-        known = 0
-        for lane in lanes:
-            known += sum(lane.catalog.remove(name) for name in names)
-            lane.delete(names)
-        return known
+        return sum(lane.delete(names) for lane in lanes)
 
     def tick(self) -> None:
         """Once a second."""
         now = time.monotonic()
         for lane in self.lanes:
             lane.tick(now)
+        self.loads.drop_unwanted()
         self.loads.pump()
         self.writes.pump()
 
     def begin_stop(self) -> None:
         """Answer who waits; write what is queued without waiting for a pause any more."""
         self.prefetches.finish_all()
-        self.writes.patient = False
+        self.writes.manners.patient = False
         self.writes.pump()
 
     @property
@@ -124,8 +128,8 @@ class Tiers:
         """Whether something is still being written that may yet come to its end."""
         return self.writes.objects > 0 and any(lane.writes.allows() for lane in self.lanes)
 
-    def close(self) -> bool:
-        """Let go of the backends. False if a call is stuck in one: its thread cannot be ended."""
+    def close(self) -> None:
+        """Let go of the backends, but for those in which a call is stuck."""
         for lane in self.lanes:
             lane.stop()
         deadline = time.monotonic() + _STOP_SECONDS
@@ -136,7 +140,6 @@ class Tiers:
                 lane.adapter.close()
             else:
                 log.warning("L2 %s has not answered: left behind", lane.label)
-        return all(lane.stopped() for lane in self.lanes)
 
     def _promote(self, entry: Entry, lane: Lane) -> None:
         """What came from far down is kept nearer from now on."""

@@ -74,6 +74,7 @@ class Prefetches:
         self._waiting: deque[Prefetch] = deque()
         self._under_way: dict[Lookup, Prefetch] = {}
         self._running = 0
+        self._starting = False
 
     @property
     def active(self) -> int:
@@ -117,11 +118,13 @@ class Prefetches:
             self._finish(prefetch)
 
     def _start_waiting(self) -> None:
+        if self._starting:
+            return  # one that ends at once starts the next: in turn, not inside each other
+        self._starting = True
         while self._waiting and self._running < self._max_in_flight:
-            prefetch = self._waiting.popleft()
-            if not prefetch.finished:
-                self._running += 1
-                self._advance(prefetch)
+            self._running += 1
+            self._advance(self._waiting.popleft())
+        self._starting = False
 
     def _advance(self, prefetch: Prefetch) -> None:
         """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""
@@ -131,7 +134,6 @@ class Prefetches:
             objects = self._claim(prefetch, prefetch.hashes[chunk])
             if objects is None:
                 break
-            self._leases.extend(lookup, prefetch.hashes[chunk], objects)
             on_way = [e for of_rank in objects for e in of_rank if e.state is State.WRITING]
             prefetch.from_l2.append(bool(on_way))
             for entry in on_way:
@@ -142,7 +144,7 @@ class Prefetches:
         self._progress(prefetch)
 
     def _claim(self, prefetch: Prefetch, chunk_hash: bytes) -> list[tuple[Entry, ...]] | None:
-        """The objects of one chunk, there or on their way; None if something is missing.
+        """Lease the objects of one chunk, there or on their way; None if something is missing.
 
         It may be that a backend is being asked for it; then this is tried again.
         """
@@ -154,6 +156,21 @@ class Prefetches:
         if any(item is None for item in flat):
             self._ask(prefetch)
             return None
+        # A load makes room: not by evicting what was just found.
+        held = [item for item in flat if isinstance(item, Entry)]
+        for entry in held:
+            self._l1.lease(entry)
+        objects = self._load_rest(prefetch, chunk_hash, found)
+        if objects is not None:
+            self._leases.extend(prefetch.lookup, chunk_hash, objects)
+        for entry in held:
+            self._l1.unlease(entry)
+        return objects
+
+    def _load_rest(
+        self, prefetch: Prefetch, chunk_hash: bytes, found: list[list[Entry | list[Lane] | None]]
+    ) -> list[tuple[Entry, ...]] | None:
+        """Begin to load what was not found in the L1; None if there is no room."""
         objects = []
         for of_rank, wants in zip(found, prefetch.wants, strict=True):
             entries = [
@@ -246,6 +263,8 @@ class Prefetches:
             self._leases.settle(prefetch.lookup, hits)
         for callback in prefetch.waiters:
             callback()
+        if prefetch.arrived < len(prefetch.from_l2):
+            self._loads.drop_unwanted()
         self._start_waiting()
 
 

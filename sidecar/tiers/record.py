@@ -3,7 +3,8 @@
 A record is one page of header and the object, padded to whole pages:
 
     magic 8 | format version u16 | 0 u16 | length of meta u32 | length of the object u64 |
-    xxh3_128 of the object 16 | meta | xxh3_64 of all that 8 | zeros to 4096 | object | padding
+    xxh3_128 of the object 16 | meta | zeros | xxh3_64 of all that, the page's last 8 |
+    object | padding
 
 Meta is a msgpack array: model name, world size, rank, salt, layout fingerprint, chunk hash,
 and the KV groups whose blocks were null when it was stored. Integers are little-endian.
@@ -22,7 +23,7 @@ HEADER_BYTES = 4096
 _MAGIC = b"KVSIDECA"
 _VERSION = 1
 _FIXED = struct.Struct("<8sHHIQ16s")
-_DIGEST_BYTES = 8
+_DIGEST_AT = HEADER_BYTES - 8
 
 
 class Meta(msgspec.Struct, array_like=True, frozen=True):
@@ -47,9 +48,10 @@ def seal(record: Bytes, space: SpaceKey, hash: bytes, length: int, missing: froz
     """
     meta = msgspec.msgpack.encode(Meta(*space, hash, sorted(missing)))
     digest = xxhash.xxh3_128_digest(record[HEADER_BYTES : HEADER_BYTES + length].data)
-    head = _FIXED.pack(_MAGIC, _VERSION, 0, len(meta), length, digest) + meta
-    head += xxhash.xxh3_64_digest(head)
-    record[:HEADER_BYTES] = np.frombuffer(head.ljust(HEADER_BYTES, b"\0"), np.uint8)
+    head = (_FIXED.pack(_MAGIC, _VERSION, 0, len(meta), length, digest) + meta).ljust(
+        _DIGEST_AT, b"\0"
+    )
+    record[:HEADER_BYTES] = np.frombuffer(head + xxhash.xxh3_64_digest(head), np.uint8)
 
 
 def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozenset[int]:
@@ -64,9 +66,7 @@ def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozense
         raise Corrupt("magic")
     if version != _VERSION:
         raise Corrupt("version", f"format {version}")
-    if end + _DIGEST_BYTES > HEADER_BYTES:
-        raise Corrupt("header")
-    if xxhash.xxh3_64_digest(head[:end]) != head[end : end + _DIGEST_BYTES]:
+    if end > _DIGEST_AT or xxhash.xxh3_64_digest(head[:_DIGEST_AT]) != head[_DIGEST_AT:]:
         raise Corrupt("header")
     meta = _decode(head[_FIXED.size : end])
     if meta != Meta(*space, hash, meta.missing):

@@ -43,12 +43,16 @@ class AdapterSettings(
     type: str
     name: Annotated[str, Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")] = ""
     max_capacity_gb: NotNegative = 0.0
-    num_workers: Workers = 4
+    num_workers: Workers = 6
     timeout_seconds: Positive = 5.0
     eviction: Eviction = Eviction()
 
-    ignored: ClassVar[dict[str, str]] = {}
-    """Keys that LMCache knows and that change nothing here, with the reason."""
+    ignored: ClassVar[dict[str, str]] = {
+        "persist_enabled": "what is stored stays",
+        "affinity_tag": "there is one L1, and every adapter serves it",
+        "per_op_workers": "num_workers says how many threads read, and half as many write",
+    }
+    """Keys that LMCache knows and that change nothing here, with the reason; a subclass adds."""
 
     def build(self) -> Adapter:
         """The adapter, not opened yet. Raises AdapterUnusable, without waiting for anything."""

@@ -45,16 +45,15 @@ def parse(spec: Mapping[str, Any]) -> tuple[AdapterSettings, list[str]]:
         if type_name in _NOT_HERE:
             raise ValueError(f"type {type_name!r} is not implemented; there are: {_known()}")
         raise ValueError(f"type {type_name!r} is unknown; there are: {_known()}")
-    ignored = [key for key in spec if key in settings_type.ignored]
+    reasons = AdapterSettings.ignored | settings_type.ignored
+    ignored = [key for key in spec if key in reasons]
     wanted = {key: value for key, value in spec.items() if key not in ignored}
     try:
         # Not strict: LMCache's users write "true" and "10" in backend_params.
         settings = msgspec.convert(wanted, settings_type, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"{type_name}: {error}") from None
-    return settings, [
-        f"{type_name}: {k} changes nothing: {settings_type.ignored[k]}" for k in ignored
-    ]
+    return settings, [f"{type_name}: {k} changes nothing: {reasons[k]}" for k in ignored]
 
 
 def _known() -> str:

@@ -1,14 +1,14 @@
 """From the L1 into the backends, behind the requests' backs.
 
 What waits is pinned, so its bytes stay what they were; so the queue is bounded, and drops the
-newest when it is full. Writing gives way to the workers' transfers: it takes memory bandwidth
-and cores from them, and can as well be done in the next pause.
+newest when it is full.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, State
@@ -16,22 +16,19 @@ from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Bytes, NoSpace, TierError
 from sidecar.tiers.lane import Lane
+from sidecar.tiers.loads import Loads
+from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import seal
 
-# How long an object waits for a pause in the transfers.
-_PATIENCE_SECONDS = 2.0
-_LOOK_AGAIN_SECONDS = 0.02
+_LOOK_AGAIN_SECONDS = 0.01
+_RECORDS_GIVEN_UP = 8
 
 
 @dataclass(eq=False, slots=True)
 class _Batch:
-    """Objects that were offered together; they are let go of together, the last one first.
+    """Objects that were offered together, for the count of requests."""
 
-    So a sequence keeps its order in the L1: the tail is less recently used than the head.
-    """
-
-    writes: list["_Write"] = field(default_factory=list)
     left: int = 0
 
 
@@ -44,7 +41,6 @@ class _Write:
     batch: _Batch
     since: float
     epoch: int
-    kept: bool = False
 
     @property
     def bytes(self) -> int:
@@ -62,29 +58,27 @@ class Bounds:
 class WriteBehind:
     """The queues of all lanes. Loop thread only.
 
-    `busy()` tells whether workers' transfers are under way; `later(seconds, fn)` is a timer;
-    `reading(lane)` names what must not be deleted there; `on_kept(entry)` is called when a
+    `manners` say when; `later(seconds, fn)` is a timer; `on_kept(entry)` is called when a
     lane has kept the entry and has let go of it.
     """
 
     def __init__(
         self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, bounds: Bounds,
-        busy: Callable[[], bool], later: Callable[[float, Callable[[], None]], None],
-        reading: Callable[[Lane], set[ObjectName]], on_kept: Callable[[Entry], None],
+        loads: Loads, manners: Manners,
+        later: Callable[[float, Callable[[], None]], None], on_kept: Callable[[Entry], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
         self._telemetry = telemetry
         self._bounds = bounds
-        self._busy = busy
+        self.manners = manners
         self._later = later
-        self._reading = reading
+        self._loads = loads
         self._on_kept = on_kept
         self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
         self._writing: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
         self._queued: dict[Lane, set[ObjectName]] = {lane: set() for lane in lanes}
         self._look_again = False
-        self.patient = True
         self.bytes = 0
         self.objects = 0
 
@@ -92,11 +86,11 @@ class WriteBehind:
         """Have these written to `lane` in this order, but for what is there, or cannot be now."""
         batch = _Batch()
         for entry, name in objects:
-            if name in lane.catalog:
+            if name in lane.catalog and name not in lane.catalog.suspects:
                 lane.catalog.touch(name)
             elif name not in self._queued[lane]:
                 self._enqueue(lane, _Write(entry, name, batch, time.monotonic(), lane.epoch))
-        if batch.writes:
+        if batch.left:
             self._telemetry.l2_store_submitted_requests.add(1, lane.label)
 
     def _enqueue(self, lane: Lane, write: _Write) -> None:
@@ -107,7 +101,6 @@ class WriteBehind:
         self._l1.pin(write.entry)
         self.bytes += write.bytes
         self.objects += 1
-        write.batch.writes.append(write)
         write.batch.left += 1
         self._queued[lane].add(write.name)
         self._waiting[lane].append(write)
@@ -116,8 +109,10 @@ class WriteBehind:
     def pump(self) -> None:
         """Hand to the threads what they can take."""
         for lane, waiting in self._waiting.items():
+            while waiting and not lane.writes.allows():
+                self._drop(lane, waiting.popleft(), "breaker")
             while lane.counted and waiting and len(self._writing[lane]) < lane.write_slots:
-                if self._gives_way(waiting[0]):
+                if not self.manners.allow(waiting[0].since, len(self._writing[lane])):
                     self._look_again_later()
                     break
                 self._begin(lane, waiting.popleft())
@@ -130,21 +125,11 @@ class WriteBehind:
         """Objects that wait to be written to a lane."""
         return len(self._waiting[lane])
 
-    def drop_waiting(self, reason: str) -> None:
-        """Forget what no thread has begun to write."""
-        for lane, waiting in self._waiting.items():
-            while waiting:
-                self._drop(lane, waiting.popleft(), reason)
-
     def _why_not(self, lane: Lane, size: int) -> str | None:
         if not lane.writes.allows():
             return "breaker"
         full = self.objects >= self._bounds.objects or self.bytes + size > self._bounds.bytes
         return "queue_full" if full else None
-
-    def _gives_way(self, write: _Write) -> bool:
-        waited = time.monotonic() - write.since
-        return self.patient and waited < _PATIENCE_SECONDS and self._busy()
 
     def _look_again_later(self) -> None:
         def look() -> None:
@@ -156,31 +141,43 @@ class WriteBehind:
             self._later(_LOOK_AGAIN_SECONDS, look)
 
     def _begin(self, lane: Lane, write: _Write) -> None:
-        size = write.bytes
-        victims = lane.catalog.make_room(size, self._reading(lane))
-        self._telemetry.l2_evicted_objects_chunks.add(len(victims), lane.label)
+        reason = None
         if not lane.writes.allows():
-            self._drop(lane, write, "breaker")
+            reason = "breaker"
         elif write.entry.state is not State.READY or write.epoch != lane.epoch:
-            self._drop(lane, write, "cleared")
-        elif not lane.catalog.fits(size):
-            self._drop(lane, write, "capacity")
-        else:
-            self._write(lane, write, victims)
+            reason = "cleared"
+        elif not lane.removal.begin_change(write.name):
+            lane.removal.when_changed(write.name, partial(self._again, lane, write))
             return
-        lane.delete(victims)
+        elif not self._make_room(lane, write.bytes):
+            lane.removal.end_change(write.name)
+            reason = "capacity"
+        if reason is None:
+            self._write(lane, write)
+        else:
+            self._drop(lane, write, reason)
 
-    def _write(self, lane: Lane, write: _Write, victims: list[ObjectName]) -> None:
+    def _again(self, lane: Lane, write: _Write) -> None:
+        """Somebody else was changing what is under this name."""
+        self._waiting[lane].appendleft(write)
+        self.pump()
+
+    def _make_room(self, lane: Lane, size: int) -> bool:
+        lane.evict(lane.catalog.make_room(size, self._loads.busy(lane)))
+        return lane.catalog.fits(size)
+
+    def _write(self, lane: Lane, write: _Write) -> None:
         began, entry, size = time.monotonic(), write.entry, write.bytes
         record = self._arena[entry.start : entry.end]
-        lane.catalog.used_bytes += size
+        # Whose absence only the backend knows. What is to go, or is bad, does not count.
+        is_suspect = write.name in lane.catalog.suspects or write.name in lane.catalog.doomed
+        ask_first = lane.adapter.shared and not is_suspect
+        lane.catalog.reserved += size
         self._writing[lane][write.name] = write
 
         def work() -> bool:
-            if lane.must_ask and lane.adapter.find([write.name]) != [None]:
+            if ask_first and lane.adapter.find([write.name]) != [None]:
                 return False  # somebody else has stored it
-            if victims:
-                lane.adapter.delete(victims)
             _check_room(lane, size)
             if not entry.sealed:
                 _seal(record, entry)
@@ -188,36 +185,38 @@ class WriteBehind:
             return True
 
         def done(is_new: bool, error: TierError | None) -> None:
-            lane.catalog.used_bytes -= size
+            lane.catalog.reserved -= size
             del self._writing[lane][write.name]
+            self.manners.written(time.monotonic() - began)
             if error is None:
                 self._kept(lane, write, is_new, time.monotonic() - began)
             else:
                 self._failed(lane, write, error)
+            lane.removal.end_change(write.name)
             self.pump()
 
         lane.write(work, done)
 
     def _kept(self, lane: Lane, write: _Write, is_new: bool, seconds: float) -> None:
         write.entry.sealed = write.entry.sealed or is_new
+        lane.catalog.add(write.name, write.bytes)
+        self._loads.replaced(lane, write.name)
         if write.epoch != lane.epoch:  # cleared meanwhile
             lane.delete([write.name])
             self._drop(lane, write, "cleared")
             return
-        lane.catalog.add(write.name, write.bytes)
         self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
         if is_new:
             rate = write.bytes / max(seconds, 1e-9) / 1e9
             self._telemetry.l2_store_throughput.record(rate, lane.label)
-        write.kept = True
         self._release(lane, write)
+        self._on_kept(write.entry)
 
     def _failed(self, lane: Lane, write: _Write, error: TierError) -> None:
         if isinstance(error, NoSpace):
-            # Others fill the disk too: give way to them, an object for an object.
-            victims = lane.catalog.give_up(write.bytes, self._reading(lane))
-            self._telemetry.l2_evicted_objects_chunks.add(len(victims), lane.label)
-            lane.delete(victims)
+            # Others fill the disk too: give way to them, so far that the next stores fit.
+            size = _RECORDS_GIVEN_UP * write.bytes
+            lane.evict(lane.catalog.give_up(size, self._loads.busy(lane)))
         self._drop(lane, write, "no_space" if isinstance(error, NoSpace) else "error")
 
     def _drop(self, lane: Lane, write: _Write, reason: str) -> None:
@@ -225,17 +224,13 @@ class WriteBehind:
         self._release(lane, write)
 
     def _release(self, lane: Lane, write: _Write) -> None:
+        self.bytes -= write.bytes
+        self.objects -= 1
         self._queued[lane].discard(write.name)
+        self._l1.unpin(write.entry, used=False)
         write.batch.left -= 1
-        if write.batch.left:
-            return
-        self._telemetry.l2_store_completed_requests.add(1, lane.label)
-        for each in reversed(write.batch.writes):
-            self.bytes -= each.bytes
-            self.objects -= 1
-            self._l1.unpin(each.entry, used=False)
-            if each.kept:
-                self._on_kept(each.entry)
+        if not write.batch.left:
+            self._telemetry.l2_store_completed_requests.add(1, lane.label)
 
 
 def _check_room(lane: Lane, size: int) -> None:

@@ -292,9 +292,7 @@ def test_two_adapters_serve_as_one(
     assert scheduler.lookup(tokens, "again") == 3
     scheduler.free(tokens, 0, len(tokens), "again")
     assert rig.total("l2_prefetch_load_completed_chunks_total", l2_name="far") == 3
-    wait_until(
-        lambda: len(list((tmp_path / "near" / "objects").rglob("*.kv"))) == 3, "near again"
-    )
+    wait_until(lambda: len(list((tmp_path / "near" / "objects").rglob("*.kv"))) == 3, "near again")
     rig.close()
 
 
@@ -310,5 +308,3 @@ def test_skip_l1(new_server: Callable[..., Server], tmp_path: Path, mode: str) -
     assert worker.retrieve(tokens, rig.blocks(worker, 3, first=20))
     server.assert_no_leases()
     rig.close()
-
-

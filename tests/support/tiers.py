@@ -134,7 +134,9 @@ class Bench:
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        around = Surroundings(self._posted.put, self._later, lambda: self.busy)
+        around = Surroundings(
+            self._posted.put, self._later, lambda: self.busy, lambda: float(self.busy)
+        )
         given = [
             GivenSettings(type="memory", adapter=adapter, **(settings or {}))  # type: ignore[arg-type]
             for adapter in adapters

@@ -70,11 +70,10 @@ def test_other_formats() -> None:
     assert cause(error_page) == "magic"
 
 
-def test_a_flip_of_any_bit_that_counts_is_seen() -> None:
+def test_a_flip_of_any_bit_is_seen() -> None:
     record = sealed()
-    used = len(record[:HEADER_BYTES].tobytes().rstrip(b"\0"))
     dice = random.Random(7)
-    places = [*range(used), *(HEADER_BYTES + dice.randrange(LENGTH) for _ in range(200))]
+    places = [*range(HEADER_BYTES), *(HEADER_BYTES + dice.randrange(LENGTH) for _ in range(200))]
     for place in places:
         record[place] ^= 1 << dice.randrange(8)
         with pytest.raises(Corrupt):
@@ -88,9 +87,8 @@ def test_a_header_that_is_no_header(meta: bytes) -> None:
     record = sealed()
     fixed = bytearray(record[:40].tobytes())
     fixed[12:16] = len(meta).to_bytes(4, "little")
-    head = bytes(fixed) + meta
-    head += xxhash.xxh3_64_digest(head)
-    record[:HEADER_BYTES] = np.frombuffer(head.ljust(HEADER_BYTES, b"\0"), np.uint8)
+    head = (bytes(fixed) + meta).ljust(HEADER_BYTES - 8, b"\0")
+    record[:HEADER_BYTES] = np.frombuffer(head + xxhash.xxh3_64_digest(head), np.uint8)
     assert cause(record) == "header"
 
 

@@ -13,7 +13,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -21,7 +20,13 @@ from stat import S_ISREG
 from typing import Literal
 
 from sidecar.cache.lockfile import lock
-from sidecar.tiers.adapters.file_calls import entries, in_directory, size_of, sync_directory
+from sidecar.tiers.adapters.file_calls import (
+    entries,
+    in_directory,
+    in_threads,
+    size_of,
+    sync_directory,
+)
 from sidecar.tiers.adapters.file_io import FileIO, os_errors
 from sidecar.tiers.adapters.quarantine import Quarantine
 from sidecar.tiers.base import (
@@ -133,8 +138,8 @@ class Files:
 
     def scan(self) -> Iterator[list[Found]]:
         """Several folders at a time: a cold disk answers one question about as soon as eight."""
-        with os_errors(), ThreadPoolExecutor(_SCANNERS, "l2-scan") as pool:
-            yield from pool.map(self._scan_folder, self._folders())
+        with os_errors():
+            yield from in_threads(self._scan_folder, self._folders(), _SCANNERS)
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
         with os_errors():
@@ -159,7 +164,11 @@ class Files:
     def _publish(self, temp: str, name: ObjectName) -> None:
         file = self._file(name)
         folder = os.path.dirname(file)
-        in_directory(folder, lambda: os.replace(temp, file))
+        try:
+            in_directory(folder, lambda: os.replace(temp, file))
+        except IsADirectoryError:  # whoever made it: it is no record
+            self.set_aside(name, "directory")
+            os.replace(temp, file)
         if self._sync_policy == "full":
             # Its parents may be new, too.
             for directory in (folder, os.path.dirname(folder), self._objects):

@@ -1,11 +1,15 @@
 """File system calls where others make and remove files meanwhile."""
 
 import os
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 def size_of(file: str) -> int | None:
@@ -37,3 +41,34 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def in_threads(call: Callable[[_T], _U], items: Iterable[_T], threads: int) -> Iterator[_U]:
+    """What `call` returns for each item, as it comes; raises the first that it raises.
+
+    Not concurrent.futures: the interpreter would wait at its end for a call that is stuck.
+    """
+    todo: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Callable[[], _U]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (item := todo.get()) is not None:
+            try:
+                result = call(item)
+                done.put(lambda result=result: result)  # type: ignore[misc]
+            except Exception as error:
+                done.put(partial(_raise, error))
+
+    count = 0
+    for item in items:
+        todo.put(item)
+        count += 1
+    for _ in range(threads):
+        todo.put(None)
+        threading.Thread(target=work, daemon=True).start()
+    for _ in range(count):
+        yield done.get()()
+
+
+def _raise(error: Exception) -> Any:
+    raise error

@@ -41,9 +41,6 @@ class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, 
     ignored: ClassVar[dict[str, str]] = {
         "read_ahead_size": "a record is read whole",
         "read_io_depth": "num_workers says how many are read at once",
-        "persist_enabled": "what is stored always survives a restart",
-        "affinity_tag": "there is one L1, and every adapter serves it",
-        "per_op_workers": "num_workers says how many threads read, and half as many write",
     }
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -45,6 +45,9 @@ _ENVIRONMENT = {
     "MC_YLT_LOG_LEVEL": "off",
     "GLOG_minloglevel": "2",
 }
+# Closing one whose master is dead takes 7 to 14 s, and so does dropping the last reference to it.
+# It happens when the process ends, after everything else.
+_left_open: list[Any] = []
 _EXISTS, _GONE, _LEASED = 1, -704, -706
 _SIZE = re.compile(r"(\d+)\s*([kmg]?)b?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
@@ -67,12 +70,6 @@ class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
     rdma_devices: str = ""
     global_segment_size: Size = 16 << 20
     local_buffer_size: Size = 16 << 20
-
-    ignored: ClassVar[dict[str, str]] = {
-        "persist_enabled": "what is stored stays for as long as the server keeps it",
-        "affinity_tag": "there is one L1, and every adapter serves it",
-        "per_op_workers": "num_workers says how many threads read, and half as many write",
-    }
 
     def __post_init__(self) -> None:
         self.master()
@@ -131,10 +128,12 @@ class _Mooncake:
             log.warning("mooncake_store: %s; it will be tried again when it is needed", error)
 
     def close(self) -> None:
-        # Without its master the library waits for 7 to 14 s, and everybody else with it. It
-        # does so when the process ends as well, but then nobody else is there.
-        if self._store is not None and self._master_answers():
+        if self._store is None:
+            return
+        if self._master_answers():
             self._store.close()
+        else:
+            _left_open.append(self._store)
 
     def store(self, name: ObjectName, record: Bytes) -> None:
         """Leaves what is there: it is the same object, and others may be reading it."""

@@ -67,9 +67,6 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     ignored: ClassVar[dict[str, str]] = {
         "pool_size": "files are opened as they are needed",
         "file_size": "a file is as long as its record",
-        "persist_enabled": "what is stored always survives a restart",
-        "affinity_tag": "there is one L1, and every adapter serves it",
-        "per_op_workers": "num_workers says how many threads read, and half as many write",
     }
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 
@@ -36,7 +37,7 @@ class Quarantine:
                 files += 1
                 size += os.stat(path).st_size
                 if files > MAX_FILES or size > MAX_BYTES:
-                    os.unlink(path)
+                    _remove(path)
 
     def _newest_first(self) -> list[str]:
         found = []
@@ -45,3 +46,10 @@ class Quarantine:
             if match:
                 found.append((int(match[1]), f"{self.directory}/{name}"))
         return [path for _, path in sorted(found, reverse=True)]
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)

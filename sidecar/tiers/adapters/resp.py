@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -57,12 +57,6 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
     ttl_seconds: Annotated[int, Meta(gt=0)] | None = None
     request_timeout: Positive | None = None
     connection_timeout: Positive | None = None
-
-    ignored: ClassVar[dict[str, str]] = {
-        "persist_enabled": "what is stored stays for as long as the server keeps it",
-        "affinity_tag": "there is one L1, and every adapter serves it",
-        "per_op_workers": "num_workers says how many threads read, and half as many write",
-    }
 
     def __post_init__(self) -> None:
         if self.cluster_mode:

@@ -52,9 +52,6 @@ class S3Settings(AdapterSettings, frozen=True, kw_only=True):
     ignored: ClassVar[dict[str, str]] = {
         "s3_num_io_threads": "connections are opened as they are needed",
         "s3_prefer_http2": "HTTP/1.1 is used, which S3 itself speaks",
-        "persist_enabled": "what is stored stays for as long as the server keeps it",
-        "affinity_tag": "there is one L1, and every adapter serves it",
-        "per_op_workers": "num_workers says how many threads read, and half as many write",
     }
 
     def __post_init__(self) -> None:

@@ -1,0 +1,110 @@
+"""Removing objects from a backend: in the background, one batch at a time, until it is done.
+
+A name is changed by one call at a time: what is stored under it while the old one is being
+removed would be lost, or kept in the old one's stead.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from sidecar.tiers.base import Adapter, TierError
+from sidecar.tiers.catalog import Catalog
+from sidecar.tiers.names import ObjectName
+
+_DELETED_A_CALL = 256
+Run = Callable[[Callable[[], Any], Callable[[Any, TierError | None], None]], None]
+
+
+class Removal:
+    """The doomed objects of one catalog, on their way out. Loop thread only.
+
+    `run(call, done)` runs a call that writes on a thread; `on_aside(name)` is told of a bad
+    object that was kept for inspection.
+    """
+
+    def __init__(
+        self, catalog: Catalog, adapter: Adapter, run: Run, on_aside: Callable[[ObjectName], None]
+    ) -> None:
+        self._catalog = catalog
+        self._adapter = adapter
+        self._run = run
+        self._on_aside = on_aside
+        self._waiting: deque[ObjectName] = deque()
+        self._failed: list[ObjectName] = []
+        self._busy = False
+        self._changing: dict[ObjectName, list[Callable[[], None]]] = {}
+
+    def begin_change(self, name: ObjectName) -> bool:
+        """The caller changes what is under `name` now; False if somebody else does."""
+        if name in self._changing:
+            return False
+        self._changing[name] = []
+        return True
+
+    def when_changed(self, name: ObjectName, callback: Callable[[], None]) -> None:
+        """Call back when the change of `name` that is under way has ended."""
+        self._changing[name].append(callback)
+
+    def end_change(self, name: ObjectName) -> None:
+        for callback in self._changing.pop(name):
+            callback()
+
+    def add(self, names: Iterable[ObjectName]) -> None:
+        """These have been doomed."""
+        self._waiting.extend(names)
+        self._pump()
+
+    def retry(self) -> None:
+        """Try again what could not be removed."""
+        failed, self._failed = self._failed, []
+        self.add(failed)
+
+    def _pump(self) -> None:
+        while self._waiting and not self._busy:
+            batch = self._next_batch()
+            if batch:
+                self._busy = True
+                self._run(partial(self._remove, batch), partial(self._removed, batch))
+
+    def _next_batch(self) -> list[tuple[ObjectName, str | None]]:
+        """Names to remove now: some good ones together, or a bad one alone."""
+        batch: list[tuple[ObjectName, str | None]] = []
+        while self._waiting and len(batch) < _DELETED_A_CALL:
+            name = self._waiting[0]
+            doomed = self._catalog.doomed.get(name)
+            if doomed is not None and doomed.reason is not None and batch:
+                break
+            self._waiting.popleft()
+            if doomed is None:
+                continue  # stored anew
+            if not self.begin_change(name):
+                self.when_changed(name, partial(self.add, [name]))
+                continue
+            batch.append((name, doomed.reason))
+            if doomed.reason is not None:
+                break
+        return batch
+
+    def _remove(self, batch: Sequence[tuple[ObjectName, str | None]]) -> bool:
+        """On a thread. Whether it was kept for inspection."""
+        name, reason = batch[0]
+        if reason is not None:
+            return self._adapter.set_aside(name, reason)
+        self._adapter.delete([name for name, _ in batch])
+        return False
+
+    def _removed(
+        self, batch: Sequence[tuple[ObjectName, str | None]], kept: bool, error: TierError | None
+    ) -> None:
+        self._busy = False
+        for name, _ in batch:
+            if error is None:
+                self._catalog.remove(name)
+            elif self._catalog.stuck(name):
+                self._failed.append(name)
+            self.end_change(name)
+        if kept:
+            self._on_aside(batch[0][0])
+        self._pump()
