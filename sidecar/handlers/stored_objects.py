@@ -57,7 +57,7 @@ class StoredObjects:
             for name in lane.catalog.names()
             if name.hash in hashes and self.key_of(name) in wanted
         ]
-        return self._core.tiers.delete([lane], names)
+        return lane.delete(names)
 
     def delete_from_l1(
         self, keys: Sequence[tuple[bytes, str, int, str]], force: bool

@@ -35,7 +35,6 @@ class Load:
     deadline: float
     lane: Lane
     others: list[Lane]
-    epoch: int
     running: bool = False
     withdrawn: bool = False
     store_waits: bool = False
@@ -69,12 +68,11 @@ class Loads:
         self._on_loaded = on_loaded
         self._queues = {lane: _Queue() for lane in lanes}
         self._loads: dict[Entry, Load] = {}
-        self._epoch = 0
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
         """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
         load = self._loads.get(entry)
-        if load is None or load.epoch != self._epoch or not load.lane.reads.allows():
+        if load is None or not load.lane.reads.allows():
             return False  # of a backend that is cut off nobody knows when it answers
         load.deadline = max(load.deadline, deadline)
         return True
@@ -98,7 +96,7 @@ class Loads:
             self._count_failure("l1_oom", space.model_name)
             return None
         entry.on_settled = []
-        load = Load(entry, name, deadline, lanes[0], lanes[1:], self._epoch)
+        load = Load(entry, name, deadline, lanes[0], lanes[1:])
         self._loads[entry] = load
         self._enqueue(load)
         return entry
@@ -142,17 +140,14 @@ class Loads:
         if entry.leases and load.lane.reads.allows():
             load.store_waits = True
             return False
-        if load.running:
-            self._withdraw(load)
-        else:
-            self._queues[load.lane].waiting.remove(load)
-            self._abort(load)
+        self._let_go(load)
         return True
 
     def forget_all(self) -> None:
         """What is on its way is not wanted: the cache has been cleared."""
-        self._epoch += 1
-        self.drop_unwanted()
+        for load in list(self._loads.values()):
+            if self._loads.get(load.entry) is load:  # else it went with one before it
+                self._let_go(load)
 
     def in_flight(self, lane: Lane) -> tuple[int, int]:
         """Loads of a lane that have begun: objects, bytes."""
@@ -170,8 +165,7 @@ class Loads:
             load.outdated = load.outdated or load.name == name
 
     def _is_wanted(self, load: Load) -> bool:
-        waited_for = load.entry.leases and time.monotonic() < load.deadline
-        return bool(waited_for) and load.epoch == self._epoch
+        return bool(load.entry.leases) and time.monotonic() < load.deadline
 
     def _enqueue(self, load: Load) -> None:
         self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, load.lane.label)
@@ -205,7 +199,7 @@ class Loads:
     def _arrived(self, lane: Lane, load: Load, missing: frozenset[int]) -> None:
         entry = load.entry
         lane.catalog.touch(load.name)
-        if load.withdrawn or load.epoch != self._epoch:
+        if load.withdrawn:
             self._abort(load)
             return
         del self._loads[entry]
@@ -235,6 +229,13 @@ class Loads:
                 return
             self._count_failure("not_found", load.entry.space.key.model_name)
         self._abort(load)
+
+    def _let_go(self, load: Load) -> None:
+        if load.running:
+            self._withdraw(load)
+        else:
+            self._queues[load.lane].waiting.remove(load)
+            self._abort(load)
 
     def _withdraw(self, load: Load) -> None:
         """It is not waited for any more; its slot is free when the thread has ended."""

@@ -52,6 +52,10 @@ def space_name(key: SpaceKey) -> str:
     return _DIGEST_MARK + hashlib.blake2b(name.encode(), digest_size=32).hexdigest()
 
 
+def object_name(space: SpaceKey, chunk_hash: bytes) -> ObjectName:
+    return ObjectName(space_name(space), chunk_hash)
+
+
 def parse_space(name: str) -> SpaceKey | None:
     """The space that is called `name`; None if it is called by a digest, or is none."""
     match = _NAMED.fullmatch(name)

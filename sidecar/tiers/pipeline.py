@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.cache.entry import Entry
@@ -14,7 +14,7 @@ from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
-from sidecar.tiers.names import ObjectName, space_name
+from sidecar.tiers.names import object_name
 from sidecar.tiers.prefetch import Prefetches
 from sidecar.tiers.settings import AdapterSettings
 from sidecar.tiers.write_behind import Bounds, WriteBehind
@@ -85,7 +85,7 @@ class Tiers:
     def stored(self, entries: Sequence[Entry]) -> None:
         """These were published just now, in the order of their sequence: write them down."""
         if self.lanes:
-            objects = [(entry, _name(entry.space.key, entry.hash)) for entry in entries]
+            objects = [(entry, object_name(entry.space.key, entry.hash)) for entry in entries]
             for lane in self.lanes:
                 self.writes.offer(objects, lane)
             self.writes.pump()
@@ -93,20 +93,17 @@ class Tiers:
     def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:
         """A fuller object takes the place of this one: it is to be written where that was."""
         for lane in self.lanes:
-            lane.catalog.distrust(_name(space, chunk_hash))
+            lane.catalog.distrust(object_name(space, chunk_hash))
 
     def clear(self, owned_only: bool) -> None:
         """Remove everything; with `owned_only` not from backends that others use too."""
-        self.loads.forget_all()
         for lane in self.lanes:
             if owned_only and lane.adapter.shared:
                 log.warning("clear does not reach L2 %s: it is shared with others", lane.label)
             else:
                 lane.clear()
-
-    def delete(self, lanes: Iterable[Lane], names: Sequence[ObjectName]) -> int:
-        """Remove these objects from some adapters; how many of them were known."""
-        return sum(lane.delete(names) for lane in lanes)
+        # After the lanes: a lookup that gives up a load lets the next one begin.
+        self.loads.forget_all()
 
     def tick(self) -> None:
         """Once a second."""
@@ -143,7 +140,7 @@ class Tiers:
 
     def _promote(self, entry: Entry, lane: Lane) -> None:
         """What came from far down is kept nearer from now on."""
-        objects = [(entry, _name(entry.space.key, entry.hash))]
+        objects = [(entry, object_name(entry.space.key, entry.hash))]
         for nearer in self.lanes[: lane.index]:
             self.writes.offer(objects, nearer)
         self.writes.pump()
@@ -176,7 +173,3 @@ def labels(settings: Sequence[AdapterSettings]) -> list[str]:
         label = each.name or each.type
         found.append(f"{label}-{number}" if label in found else label)
     return found
-
-
-def _name(space: SpaceKey, chunk_hash: bytes) -> ObjectName:
-    return ObjectName(space_name(space), chunk_hash)

@@ -18,7 +18,7 @@ from sidecar.cache.leases import Leases, Lookup
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
-from sidecar.tiers.names import ObjectName, space_name
+from sidecar.tiers.names import ObjectName, object_name
 
 # How many chunks ahead a backend is asked for that has to be asked.
 _CHUNKS_ASKED = 32
@@ -193,20 +193,25 @@ class Prefetches:
             writing = space.writing.get(chunk_hash)
             if writing is not None:
                 return writing if self._loads.under_way(writing, prefetch.deadline) else None
-        return self._loads.where(_name(want, chunk_hash), want.size) or None
+        return self._loads.where(object_name(want.space, chunk_hash), want.size) or None
 
     def _load(
         self, prefetch: Prefetch, want: Want, chunk_hash: bytes, lanes: "Entry | list[Lane] | None"
     ) -> Entry | None:
         assert isinstance(lanes, list)
-        name = _name(want, chunk_hash)
+        name = object_name(want.space, chunk_hash)
         return self._loads.begin(want.space, name, want.size, prefetch.deadline, lanes)
 
     def _ask(self, prefetch: Prefetch) -> None:
         """Ask the backends that have to be asked for the next chunks, unless they were."""
         start = prefetch.lookup.hits
         hashes = prefetch.hashes[start : start + _CHUNKS_ASKED]
-        names = [_name(want, h) for h in hashes for of_rank in prefetch.wants for want in of_rank]
+        names = [
+            object_name(want.space, h)
+            for h in hashes
+            for of_rank in prefetch.wants
+            for want in of_rank
+        ]
         for lane in self._lanes:
             if not (lane.must_ask and lane.reads.allows()):
                 continue
@@ -266,7 +271,3 @@ class Prefetches:
         if prefetch.arrived < len(prefetch.from_l2):
             self._loads.drop_unwanted()
         self._start_waiting()
-
-
-def _name(want: Want, chunk_hash: bytes) -> ObjectName:
-    return ObjectName(space_name(want.space), chunk_hash)

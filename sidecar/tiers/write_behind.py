@@ -76,7 +76,7 @@ class WriteBehind:
         self._loads = loads
         self._on_kept = on_kept
         self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
-        self._writing: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
+        self._writing = dict.fromkeys(lanes, 0)  # how many
         self._queued: dict[Lane, set[ObjectName]] = {lane: set() for lane in lanes}
         self._look_again = False
         self.bytes = 0
@@ -111,15 +111,15 @@ class WriteBehind:
         for lane, waiting in self._waiting.items():
             while waiting and not lane.writes.allows():
                 self._drop(lane, waiting.popleft(), "breaker")
-            while lane.counted and waiting and len(self._writing[lane]) < lane.write_slots:
-                if not self.manners.allow(waiting[0].since, len(self._writing[lane])):
+            while lane.counted and waiting and self._writing[lane] < lane.write_slots:
+                if not self.manners.allow(waiting[0].since, self._writing[lane]):
                     self._look_again_later()
                     break
                 self._begin(lane, waiting.popleft())
 
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""
-        return len(self._writing[lane])
+        return self._writing[lane]
 
     def waiting(self, lane: Lane) -> int:
         """Objects that wait to be written to a lane."""
@@ -173,7 +173,7 @@ class WriteBehind:
         is_suspect = write.name in lane.catalog.suspects or write.name in lane.catalog.doomed
         ask_first = lane.adapter.shared and not is_suspect
         lane.catalog.reserved += size
-        self._writing[lane][write.name] = write
+        self._writing[lane] += 1
 
         def work() -> bool:
             if ask_first and lane.adapter.find([write.name]) != [None]:
@@ -186,7 +186,7 @@ class WriteBehind:
 
         def done(is_new: bool, error: TierError | None) -> None:
             lane.catalog.reserved -= size
-            del self._writing[lane][write.name]
+            self._writing[lane] -= 1
             self.manners.written(time.monotonic() - began)
             if error is None:
                 self._kept(lane, write, is_new, time.monotonic() - began)
