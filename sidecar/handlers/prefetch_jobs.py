@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from sidecar.cache.keys import chunk_hashes
+from sidecar.cache.leases import Lookup
 from sidecar.handlers.core import Core
 from sidecar.handlers.lookups import Lookups
 from sidecar.wire.messages import CacheKey
@@ -59,8 +60,7 @@ class PrefetchJobs:
         while len(self._jobs) > _MAX_JOBS:
             self._jobs.popitem(last=False)
         lookup = self._lookups.begin(_CLIENT, key, hashes, 1, partial(self._settled, job, key))
-        # Nobody comes for it: what was loaded is an ordinary object of the L1 from then on.
-        core.tiers.prefetches.when_settled(lookup, partial(core.leases.end, lookup))
+        core.tiers.prefetches.when_settled(lookup, partial(self._ended, job, lookup))
         return request_id, chunks
 
     def take(self, request_id: str) -> Job:
@@ -69,6 +69,12 @@ class PrefetchJobs:
         if job.found_keys is not None:
             del self._jobs[request_id]
         return job
+
+    def _ended(self, job: Job, lookup: Lookup) -> None:
+        """Nobody comes for it: what was loaded is an ordinary object of the L1 from now on."""
+        if job.found_keys is None:
+            job.found_keys = 0  # it had to give way to other lookups
+        self._core.leases.end(lookup)
 
     def _settled(self, job: Job, key: CacheKey, hits: int) -> None:
         job.found_keys = hits * key.world_size

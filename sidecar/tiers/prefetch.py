@@ -121,10 +121,12 @@ class Prefetches:
         if self._starting:
             return  # one that ends at once starts the next: in turn, not inside each other
         self._starting = True
-        while self._waiting and self._running < self._max_in_flight:
-            self._running += 1
-            self._advance(self._waiting.popleft())
-        self._starting = False
+        try:
+            while self._waiting and self._running < self._max_in_flight:
+                self._running += 1
+                self._advance(self._waiting.popleft())
+        finally:
+            self._starting = False
 
     def _advance(self, prefetch: Prefetch) -> None:
         """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""

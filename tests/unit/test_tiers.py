@@ -535,3 +535,32 @@ def test_the_padding_of_a_record_tells_nothing_of_others() -> None:
     body = np.frombuffer(memory.records[name(1)], np.uint8)[HEADER_BYTES:]
     assert body.tolist() == [1] * 100 + [0] * (4096 - 100)
     assert entry.state is State.READY
+
+
+def test_an_error_in_one_lookup_does_not_stop_those_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = Memory()
+    old = Bench(memory).start()
+    old.store(1, 2)
+    old.settle()
+    bench = Bench(memory).start()
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.tiers.loads, "where", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.begin("r", 1)
+    assert bench.lookup(2) == 1
+
+
+def test_who_waits_hears_of_a_lookup_that_had_to_give_way() -> None:
+    memory, gate = Memory(), threading.Event()
+    old = Bench(memory).start()
+    old.store(1)
+    old.settle()
+    memory.before = on("load", lambda: gate.wait(20) or None)
+    bench = Bench(memory).start()
+    lookup, heard = bench.begin("r", 1), []
+    bench.tiers.prefetches.when_settled(lookup, lambda: heard.append(lookup.ended))
+    assert bench.leases.end_oldest_unreported()
+    assert heard == [True]
+    gate.set()
