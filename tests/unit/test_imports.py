@@ -23,7 +23,8 @@ ALLOWED = {
         *("admin", "cache", "config", "engines", "handlers", "loop", "telemetry", "tiers"),
         "wire",
     },
-    "cli": {"app", "config"},
+    "commands": {"app", "config"},
+    "cli": {"commands", "config"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,0 +1,1 @@
+"""The subcommands of `kv-sidecar`, one file each; sidecar.cli lists them."""

@@ -1,0 +1,27 @@
+"""Talking to a running server's admin port, as a command does: JSON in, one line of reason out."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+URL = "http://127.0.0.1:8080"
+
+
+def get(url: str, path: str, timeout: float) -> Any:
+    """The JSON at `url` + `path`. Raises OSError or ValueError; `reason` says it in words."""
+    with urllib.request.urlopen(url.rstrip("/") + path, timeout=timeout) as reply:
+        return json.load(reply)
+
+
+def reason(error: Exception) -> str:
+    """What to tell the operator: the server's own words where it answered with some."""
+    if isinstance(error, urllib.error.HTTPError):
+        try:
+            body = json.load(error)
+            return str(body.get("reason") or body.get("error") or error)
+        except (ValueError, AttributeError):
+            return str(error)
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__
