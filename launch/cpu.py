@@ -1,0 +1,36 @@
+"""The same topology on a CPU: a model made on the spot, and settings for a few cores."""
+
+import os
+from pathlib import Path
+
+# No connection to a model hub is needed, nor tried.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# What a small machine has to spare for each worker's KV.
+_KV_GIB = "1"
+ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
+
+
+def small_model(directory: Path) -> str:
+    """The path of a 6 MB model in `directory`, which every stack makes anew."""
+    # numpy and safetensors: only where a model is made.
+    from examples.demo.model import make_model
+
+    return str(make_model(directory, hidden=256, layers=4))
+
+
+def environment(index: int, workers: int, own_model: bool) -> dict[str, str]:
+    """Variables of worker `index`: an equal share of the cores, or all workers fight for all."""
+    found = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", _KV_GIB)}
+    if own_model:
+        found |= _OFFLINE
+    if workers > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        found["VLLM_CPU_OMP_THREADS_BIND"] = cores(index, workers)
+    return found
+
+
+def cores(index: int, workers: int) -> str:
+    """The cores of worker `index` as vLLM takes them: `0,1`."""
+    all_cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(all_cores) // workers)
+    first = index * share % len(all_cores)
+    return ",".join(map(str, all_cores[first : first + share]))

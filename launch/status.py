@@ -1,0 +1,108 @@
+"""`launch/status.sh`: programs, health, ports and the cache's hit rate in one table."""
+
+import json
+import time
+import urllib.request
+import xmlrpc.client
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from launch import health, options
+from launch.plan import Check
+from launch.run_directory import RunDirectory
+from launch.stop import chosen
+from sidecar.commands.supervisor import Supervisor
+
+_METRICS = (
+    "lookup_requested_tokens_total",
+    "lookup_hit_tokens_total",
+    "l1_memory_usage_bytes",
+)
+_COLUMNS = ("program", "state", "pid", "up", "restarts", "health", "ports")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """0 when all programs run and are ready, else 1."""
+    given = options.stack_name(arguments, "status", "Show the programs of a running stack.")
+    directory = chosen(given.name)
+    if directory is None:
+        print("no stack is running")
+        return 1
+    found = report(directory)
+    print(json.dumps(found, indent=2) if given.json else "\n".join(table(found)))
+    return 0 if all(row["health"] == "ready" for row in found["programs"]) else 1
+
+
+def report(directory: RunDirectory) -> dict[str, Any]:
+    """What the record, supervisord, the programs and the sidecar say."""
+    record = directory.record()
+    try:
+        running = Supervisor(str(directory.socket)).programs()
+    except (OSError, xmlrpc.client.Error):
+        running = {}
+    programs = [_row(entry, running.get(entry["name"], {})) for entry in record["programs"]]
+    sidecar = record["programs"][0]["check"]["base"]
+    return {
+        "stack": directory.name,
+        "launcher": directory.launcher(),
+        "url": record["url"],
+        "model": record["model"],
+        "programs": programs,
+        "cache": _cache(sidecar),
+        "logs": str(directory.logs),
+    }
+
+
+def _row(entry: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    runs = info.get("statename") == "RUNNING"
+    return {
+        "program": entry["name"],
+        "state": info.get("statename", "GONE").lower(),
+        "pid": info.get("pid", 0),
+        "up": int(time.time() - info["start"]) if runs else 0,
+        "restarts": entry["restarts"],
+        "health": health.unready(Check(**entry["check"])) or "ready",
+        "ports": entry["ports"],
+    }
+
+
+def _cache(url: str) -> dict[str, float]:
+    """Empty where the sidecar does not answer."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except (OSError, HTTPException, ValueError):
+        return {}
+    samples = [sample for family in families for sample in family.samples]
+    return {
+        name: sum(sample.value for sample in samples if sample.name == f"lmcache_mp_{name}")
+        for name in _METRICS
+    }
+
+
+def table(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['stack']}: {found['model']} at {found['url']}/v1, logs in {found['logs']}"
+    if found["launcher"] is None:
+        yield "its launcher was killed: nothing restarts; launch/stop.sh ends the rest"
+    rows = [_COLUMNS, *(_cells(row) for row in found["programs"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield _hits(found["cache"])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    ports = " ".join(f"{name}:{port}" for name, port in row["ports"].items())
+    texts = {**row, "ports": ports, "pid": row["pid"] or "-", "up": f"{row['up']} s"}
+    return tuple(str(texts[column]) for column in _COLUMNS)
+
+
+def _hits(cache: dict[str, float]) -> str:
+    if not cache:
+        return "cache: the sidecar does not answer"
+    asked, hit = (cache[f"lookup_{what}_tokens_total"] for what in ("requested", "hit"))
+    rate = f"{hit / asked:.0%} of {asked:,.0f} tokens" if asked else "nothing was asked for yet"
+    return f"cache: hit rate {rate}, L1 {cache['l1_memory_usage_bytes'] / 2**30:.2f} GiB in use"
