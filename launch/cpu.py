@@ -5,6 +5,8 @@ from pathlib import Path
 
 # No connection to a model hub is needed, nor tried.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# Dynamo compiles parts of its worker, which on a CPU takes longer than they do.
+_NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}
 # What a small machine has to spare for each worker's KV.
 _KV_GIB = "1"
 ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
@@ -21,6 +23,7 @@ def small_model(directory: Path) -> str:
 def environment(index: int, workers: int, own_model: bool) -> dict[str, str]:
     """Variables of worker `index`: an equal share of the cores, or all workers fight for all."""
     found = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", _KV_GIB)}
+    found |= _NO_COMPILER
     if own_model:
         found |= _OFFLINE
     if workers > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:

@@ -10,7 +10,9 @@ from launch.plan import Check, Program
 from sidecar.commands import admin, wait
 
 _SECONDS = 2.0
-_PAUSE_SECONDS = 0.2
+_TICK_SECONDS = 0.2
+# Programs log each refusal: who loads a model for minutes is not asked five times a second.
+_LONGEST_PAUSE_SECONDS = 3.0
 NOT_ASKED = "not asked yet"
 
 
@@ -26,11 +28,13 @@ def unready(check: Check) -> str:
 
 
 class Prober:
-    """Asks each program in turn until the process ends."""
+    """Asks each program until it is ready, less and less often."""
 
     def __init__(self, programs: Sequence[Program]) -> None:
-        self._programs = programs
-        self._answers = {program.name: NOT_ASKED for program in programs}
+        self._checks = {program.name: program.check for program in programs}
+        self._answers = dict.fromkeys(self._checks, NOT_ASKED)
+        self._pauses = dict.fromkeys(self._checks, _TICK_SECONDS)
+        self._next = dict.fromkeys(self._checks, 0.0)
         threading.Thread(target=self._ask_all, daemon=True).start()
 
     def reason(self, name: str) -> str:
@@ -40,9 +44,13 @@ class Prober:
     def forget(self, name: str) -> None:
         """A new process has its name."""
         self._answers[name] = NOT_ASKED
+        self._pauses[name] = _TICK_SECONDS
 
     def _ask_all(self) -> None:
         while True:
-            for program in self._programs:
-                self._answers[program.name] = unready(program.check)
-            time.sleep(_PAUSE_SECONDS)
+            for name, check in self._checks.items():
+                if self._answers[name] and time.monotonic() >= self._next[name]:
+                    self._answers[name] = unready(check)
+                    self._pauses[name] = min(1.5 * self._pauses[name], _LONGEST_PAUSE_SECONDS)
+                    self._next[name] = time.monotonic() + self._pauses[name]
+            time.sleep(_TICK_SECONDS)

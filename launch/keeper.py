@@ -126,6 +126,7 @@ class Keeper:
     def _tidy_after(self, state: State) -> None:
         """End what a dead program started: it holds the GPU and ports that the next one needs."""
         if state.pid:
+            self.shared_memory |= shared_memory.mapped(processes.group(state.pid))
             processes.kill(lambda: processes.group(state.pid))
         self.shared_memory -= set(shared_memory.remove(self.shared_memory))
 
@@ -146,6 +147,7 @@ class Keeper:
         waited = now - state.started
         if not reason:
             state.ready_since = now
+            self.take_inventory()
             self._terminal.say(f"{state.program.name} is ready ({waited:.0f} s)")
         elif waited > self._stack.start_timeout:
             why = f"is not ready after {waited:.0f} s: {reason}"

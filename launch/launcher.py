@@ -70,8 +70,8 @@ class Launcher:
 
     def _stop(self) -> None:
         """In order and within a bound; then whatever is left is killed."""
+        asked = min(1, len(self._signals))
         self._keeper.take_inventory()
-        asked = len(self._signals)
         deadline = time.monotonic() + stop_seconds(self._stack.programs)
         try:
             self._daemon.supervisor.shutdown()

@@ -65,4 +65,5 @@ def waiting(program: Program, socket: str, timeout: float) -> tuple[str, ...]:
 
 def own_command(name: str, arguments: Sequence[str] = ()) -> tuple[str, ...]:
     """`kv-sidecar NAME` of the interpreter that runs the launcher."""
-    return (sys.executable, "-m", "sidecar", name, *arguments)
+    # -P: a directory called sidecar where the launcher was started is not ours.
+    return (sys.executable, "-P", "-m", "sidecar", name, *arguments)

@@ -6,7 +6,12 @@ from launch.options import Options
 from launch.plan import FRONTEND, SIDECAR, Check, Program, own_command
 from launch.ports import Ports
 
-_DYNAMO_LOOPBACK = {"DYN_TCP_RPC_HOST": "127.0.0.1", "DYN_REQUEST_PLANE": "tcp"}
+# Dynamo's health ports listen on all addresses by default.
+_DYNAMO_LOOPBACK = {
+    "DYN_REQUEST_PLANE": "tcp",
+    "DYN_TCP_RPC_HOST": "127.0.0.1",
+    "DYN_SYSTEM_HOST": "127.0.0.1",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
