@@ -190,6 +190,8 @@ class Instruments:
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
+        self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
+        self._gauge("healthy", "1 while the server would answer a worker, as /healthcheck tells")
 
     def _declare_l2_stores(self) -> None:
         self.l2_store_submitted_requests = self._counter(
@@ -215,6 +217,9 @@ class Instruments:
         )
         self._gauge("num_inflight_l2_stores", "Objects being written", _L1, _L2)
         self._gauge("num_queued_l2_stores", "Objects waiting to be written", labels=_L2)
+        self._gauge(
+            "l2_queue_age_seconds", "How long the next object to be written has waited", labels=_L2
+        )
 
     def _declare_l2_loads(self) -> None:
         self.l2_prefetch_lookup_requests = self._counter(
