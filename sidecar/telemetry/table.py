@@ -24,19 +24,24 @@ _LATENCIES = (
 
 
 class Instruments:
-    """The counters and histograms as attributes, the gauges by name."""
+    """The counters and histograms as attributes, the gauges by name; `groups` are for people."""
 
     def __init__(self) -> None:
         self.counters: list[Counter] = []
         self.histograms: list[Histogram] = []
         self.gauges: dict[str, Gauge] = {}
-        self._declare_lookups()
-        self._declare_l1()
-        self._declare_transfers()
-        self._declare_workers()
-        self._declare_l2_stores()
-        self._declare_l2_loads()
-        self._declare_l2_health()
+        self.groups: dict[str, list[Counter | Histogram | Gauge]] = {}
+        for group, declare in (
+            ("Lookups", self._declare_lookups),
+            ("L1", self._declare_l1),
+            ("Transfers", self._declare_transfers),
+            ("Workers and requests", self._declare_workers),
+            ("L2: stores", self._declare_l2_stores),
+            ("L2: loads", self._declare_l2_loads),
+            ("L2: adapters", self._declare_l2_health),
+        ):
+            self._group = self.groups[group] = []
+            declare()
 
     def _counter(
         self,
@@ -48,6 +53,7 @@ class Instruments:
     ) -> Counter:
         counter = Counter(Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {}))
         self.counters.append(counter)
+        self._group.append(counter)
         return counter
 
     def _histogram(
@@ -62,6 +68,7 @@ class Instruments:
         description = Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {})
         histogram = Histogram(description, bounds)
         self.histograms.append(histogram)
+        self._group.append(histogram)
         return histogram
 
     def _gauge(
@@ -72,7 +79,8 @@ class Instruments:
         labels: tuple[str, ...] = (),
     ) -> None:
         description = Description(f"lmcache_mp.{name}", "", text, labels, fixed or {})
-        self.gauges[name] = Gauge(description)
+        self.gauges[name] = gauge = Gauge(description)
+        self._group.append(gauge)
 
     def _declare_lookups(self) -> None:
         self.lookups_requests = self._counter("lookups", "requests", "Lookups answered", _LOOKUP)
