@@ -56,16 +56,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for server in servers.values():
             stack.callback(server.stop)
             server.spawn()
-        targets = {name: server.http.removeprefix("http://") for name, server in servers.items()}
-        prometheus = Prometheus(directory, targets)
-        stack.callback(prometheus.stop)
-        prometheus.wait_ready()
         workers = {}
         for number, (name, server) in enumerate(servers.items()):
             wait_until(server.healthy, f"{name} ready")
             client = stack.enter_context(RawClient(server.url))
             workers[name] = L2Worker(client, server, instance=100 + number)
             stack.callback(workers[name].pool.unlink)
+        targets = {name: server.http.removeprefix("http://") for name, server in servers.items()}
+        prometheus = Prometheus(directory, targets)
+        stack.callback(prometheus.stop)
+        prometheus.wait_ready()
         # What happens before the first scrape, no rate knows of.
         first = f"count(instance:lmcache_mp_lookups_requests:sum) == {len(servers)}"
         wait_until(lambda: prometheus.query(first), "all servers scraped")
