@@ -15,6 +15,8 @@ import yaml
 from dashboard_rows import ROWS, Panel
 
 FOLDER = Path(__file__).resolve().parent.parent / "k8s" / "monitoring"
+# kube-prometheus-stack takes only rules that bear its release's name.
+RELEASE = "kube-prometheus-stack"
 NOTICE = "# Made from rules.yaml by `make generate`.\n"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -70,7 +72,7 @@ def variables() -> list[dict[str, Any]]:
     return [
         {"name": "datasource", "type": "datasource", "query": "prometheus"},
         {"name": "instance", "type": "query", "datasource": SOURCE, "query": instances,
-         "definition": instances, "refresh": 2, "multi": True, "includeAll": True, "allValue": ".+",
+         "refresh": 2, "multi": True, "includeAll": True, "allValue": ".+",
          "current": {"text": "All", "value": "$__all"}},
     ]  # fmt: skip
 
@@ -80,7 +82,7 @@ def prometheus_rule(rules: str) -> str:
     head = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "kv-sidecar", "labels": {"app.kubernetes.io/name": "kv-sidecar"}},
+        "metadata": {"name": "kv-sidecar", "labels": {"release": RELEASE}},
         "spec": yaml.safe_load(rules),
     }
     text: str = yaml.safe_dump(head, sort_keys=False, width=100, allow_unicode=True)

@@ -45,7 +45,7 @@ class Core:
         """The span of a request; it ends with the answer."""
         span = self.telemetry.begin_span(
             request.operation.name, key.request_id, model_name=key.model_name,
-            worker_id=-1 if key.worker_id is None else key.worker_id, start=key.start, end=key.end,
+            worker_id=key.worker_id or 0, start=key.start, end=key.end,
         )  # fmt: skip
         if span is not NO_SPAN:
             request.on_end = span.end

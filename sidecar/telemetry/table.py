@@ -3,9 +3,7 @@
 Names, units and labels are those of LMCache 0.5.6 where it has the instrument.
 """
 
-from collections.abc import Mapping
-
-from sidecar.telemetry.instruments import Counter, Description, Gauge, Histogram
+from sidecar.telemetry.declarations import Declarations
 
 _LOOKUP = ("model_name", "cache_salt")
 _TRANSFER = ("device", "engine_id", "model_name")
@@ -23,15 +21,12 @@ _LATENCIES = (
 )
 
 
-class Instruments:
-    """The counters and histograms as attributes, the gauges by name; `groups` are for people."""
+class Instruments(Declarations):
+    """The counters and histograms as attributes, the gauges by name."""
 
     def __init__(self) -> None:
-        self.counters: list[Counter] = []
-        self.histograms: list[Histogram] = []
-        self.gauges: dict[str, Gauge] = {}
-        self.groups: dict[str, list[Counter | Histogram | Gauge]] = {}
-        for group, declare in (
+        super().__init__()
+        for heading, declare in (
             ("Lookups", self._declare_lookups),
             ("L1", self._declare_l1),
             ("Transfers", self._declare_transfers),
@@ -40,47 +35,8 @@ class Instruments:
             ("L2: loads", self._declare_l2_loads),
             ("L2: adapters", self._declare_l2_health),
         ):
-            self._group = self.groups[group] = []
+            self._begin_group(heading)
             declare()
-
-    def _counter(
-        self,
-        name: str,
-        unit: str,
-        text: str,
-        labels: tuple[str, ...] = (),
-        fixed: Mapping[str, str] | None = None,
-    ) -> Counter:
-        counter = Counter(Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {}))
-        self.counters.append(counter)
-        self._group.append(counter)
-        return counter
-
-    def _histogram(
-        self,
-        name: str,
-        unit: str,
-        text: str,
-        bounds: tuple[float, ...],
-        labels: tuple[str, ...] = (),
-        fixed: Mapping[str, str] | None = None,
-    ) -> Histogram:
-        description = Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {})
-        histogram = Histogram(description, bounds)
-        self.histograms.append(histogram)
-        self._group.append(histogram)
-        return histogram
-
-    def _gauge(
-        self,
-        name: str,
-        text: str,
-        fixed: Mapping[str, str] | None = None,
-        labels: tuple[str, ...] = (),
-    ) -> None:
-        description = Description(f"lmcache_mp.{name}", "", text, labels, fixed or {})
-        self.gauges[name] = gauge = Gauge(description)
-        self._group.append(gauge)
 
     def _declare_lookups(self) -> None:
         self.lookups_requests = self._counter("lookups", "requests", "Lookups answered", _LOOKUP)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.l2 import CHUNKS, L2Worker, clear_l1, fs_flags, wait_written
 from tests.support.otlp import attributes, collector
 from tests.support.raw import RawClient, make_key
@@ -54,6 +56,32 @@ def test_a_request_is_one_trace_from_lookup_to_l2(
     assert attributes(retrieve)["request_id"] == attributes(hit)["request_id"]
     assert retrieve.trace_id == hit.trace_id
     assert retrieve.start_time_unix_nano > hit.end_time_unix_nano
+
+
+def test_of_a_worker_that_copies_itself_too(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    pytest.importorskip("lmcache")
+    from tests.conformance.rig import Rig
+
+    with collector() as received:
+        traced = ("--otlp-endpoint", received.url, "--trace-sample-ratio", "1")
+        server = new_server(*traced, *fs_flags(tmp_path / "objects", name="disk")).start()
+        rig = Rig(server, "traced")
+        worker, scheduler, tokens = rig.worker(mode="engine_driven"), rig.scheduler(), rig.tokens(2)
+        assert worker.store(tokens, rig.blocks(worker, 2), request="r")
+        assert scheduler.lookup(tokens, "r") == 2
+        assert worker.retrieve(tokens, rig.blocks(worker, 2, first=20), request="r")
+        rig.close()
+        assert server.terminate() == 0
+    spans = received.spans()
+    (commit,) = _named(spans, "commit_store")
+    assert [s.name for s in _children(spans, commit)] == ["l2_store"] * 2
+    order = ("prepare_store", "commit_store", "lookup", "prepare_retrieve", "commit_retrieve")
+    requests = [span for name in order for span in _named(spans, name)]
+    assert [span.name for span in requests] == list(order)
+    assert [attributes(span)["request_id"] for span in requests] == ["r"] * len(order)
+    assert {span.trace_id for span in spans} == {commit.trace_id}
 
 
 def _named(spans: list[Any], name: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def test_generated_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics, monitoring = map(importlib.import_module, ("metrics_doc", "monitoring"))
     for path, text in (monitoring.files() | {metrics.PAGE: metrics.page()}).items():
         assert path.read_text() == text, f"{path.name} is old: make generate"
+
+
+def test_what_kustomize_makes_of_it() -> None:
+    ours = REPO / ".venv" / "bin" / "kubectl"
+    kubectl = str(ours) if ours.exists() else shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("needs kubectl")
+    command = [kubectl, "kustomize", str(RULES.parent)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    made = {each["kind"]: each for each in yaml.safe_load_all(run.stdout)}
+    dashboard = made["ConfigMap"]
+    assert dashboard["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert dashboard["data"]["dashboard.json"] == (RULES.parent / "dashboard.json").read_text()
+    assert made["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
 
 
 def test_the_dashboard_links_no_series_to_one_place() -> None:
