@@ -6,7 +6,7 @@
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
-storage the clients of every L2 backend, servers for their tests, Prometheus (after `engine`)
+storage the clients of every L2 backend, and servers for their tests (after `engine`)
 
 Only the standard library is used: this runs before anything is installed.
 """

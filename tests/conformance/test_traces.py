@@ -90,4 +90,4 @@ def _named(spans: list[Any], name: str) -> list[Any]:
 
 
 def _children(spans: list[Any], parent: Any) -> list[Any]:
-    return [s for s in spans if s.parent_span_id == parent.span_id and s.trace_id]
+    return [s for s in spans if s.parent_span_id == parent.span_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.config import load
 from tests.support.prometheus import RULES, in_fast_motion, program
 from tests.support.server import REPO
 
@@ -95,9 +97,17 @@ def test_what_kustomize_makes_of_it() -> None:
     assert made["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
 
 
-def test_the_dashboard_links_no_series_to_one_place() -> None:
+def test_the_dashboard_is_tied_to_no_site() -> None:
     text = (RULES.parent / "dashboard.json").read_text()
     assert not re.search(r"https?://|job=\\\"", text)
+
+
+def test_commands_of_the_page_are_valid() -> None:
+    text = (REPO / "docs" / "monitoring.md").read_text()
+    commands = re.findall(r"^kv-sidecar serve (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert load(shlex.split(command), {}).warnings == []
 
 
 def test_pages_name_only_metrics_that_exist() -> None:
