@@ -9,7 +9,7 @@ TESTS ?= tests/unit tests/conformance tests/faults tests/e2e tests/gpu
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench lint fmt clean
+.PHONY: help install demo test bench lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -18,6 +18,7 @@ help:
 	@echo "make test      lint and all tests (TESTS=tests/unit for some of them)"
 	@echo "make bench     this server and lmcache's, side by side"
 	@echo "make lint      ruff and mypy;  make fmt formats"
+	@echo "make generate  the files that are made from others: dashboard, rules, docs/metrics.md"
 	@echo "make clean     remove .venv and what the tools left"
 
 install:
@@ -46,6 +47,11 @@ fmt:
 	$(venv) base dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+generate:
+	$(venv) base
+	$(RUN) scripts/monitoring.py
+	$(RUN) scripts/metrics_doc.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

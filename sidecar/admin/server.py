@@ -5,9 +5,11 @@ import contextlib
 import logging
 import socket
 import threading
+from functools import partial
 
 from sidecar.admin import listeners
 from sidecar.admin.core import Service, WireLoop
+from sidecar.admin.health import unhealthy_reason
 from sidecar.config import Config
 from sidecar.telemetry import Telemetry
 
@@ -88,6 +90,8 @@ class AdminServer:
         from sidecar.admin.routes import create_app
         from sidecar.admin.web import serve
 
+        healthy = partial(unhealthy_reason, self._service, self._loop)
+        self._telemetry.gauge_source("healthy", lambda: int(healthy() is None))
         self._telemetry.start()
         app = create_app(self._config, self._service, self._loop, self._telemetry)
         metrics = [(create_metrics_app(self._telemetry), self._metrics)] if self._metrics else []

@@ -88,6 +88,8 @@ def _check(config: Config) -> None:
             )
     if config.disable_metrics and (config.prometheus_port or config.otlp_endpoint):
         raise ConfigError("--disable-metrics contradicts --prometheus-port and --otlp-endpoint")
+    if config.trace_sample_ratio and not config.otlp_endpoint:
+        raise ConfigError("--trace-sample-ratio needs --otlp-endpoint, where the traces go")
     if config.otlp_endpoint and not _has_otlp_exporter():
         raise ConfigError("--otlp-endpoint needs the OTLP exporter: pip install 'kv-sidecar[otlp]'")
 

@@ -171,6 +171,12 @@ class Config:
         "",
         "also push metrics to this OTLP/gRPC collector, such as http://localhost:4317",
     )
+    trace_sample_ratio: float = _option(
+        "observability",
+        _RATIO,
+        0.0,
+        "share of requests whose traces go to --otlp-endpoint, 0 to 1; 0 = off",
+    )
     prometheus_host: str = _option(
         "observability", values.host, "127.0.0.1", "address of --prometheus-port"
     )

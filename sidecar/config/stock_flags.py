@@ -75,7 +75,7 @@ REFUSED: dict[str, Refusal] = {
     "l1-use-hugepages": Refusal("the arena is POSIX shared memory, not the hugepage pool"),
     "l1-devdax-path": Refusal("L1 on a DAX device is not implemented", harmless=""),
     "gds-l1-path": Refusal("L1 on GPUDirect Storage is not implemented", harmless=""),
-    "enable-tracing": Refusal("OpenTelemetry traces are not implemented"),
+    "enable-tracing": Refusal("traces are set up by --trace-sample-ratio and --otlp-endpoint"),
     "lookup-hash-log-dir": Refusal("lookup hashes are not logged", harmless=""),
     "enable-gc-monitor": Refusal("garbage collections are not timed"),
     "enable-extra-logging": Refusal("there is no periodic log, see /metrics"),

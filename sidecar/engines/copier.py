@@ -20,12 +20,13 @@ _WINDOW_SECONDS = 1.0
 class Job:
     """One transfer: its pieces, and `on_done(ok)` to be run on the loop thread at the end."""
 
-    __slots__ = ("_left", "_lock", "cancelled", "failed", "on_done")
+    __slots__ = ("_left", "_lock", "cancelled", "failed", "on_done", "submitted")
 
     def __init__(self, pieces: int, on_done: Callable[[bool], None]) -> None:
         self.on_done = on_done
         self.cancelled = False
         self.failed = False
+        self.submitted = time.monotonic()
         self._left = pieces
         self._lock = threading.Lock()
 
@@ -75,6 +76,11 @@ class CopyPool:
     def stuck_seconds(self) -> float:
         """For how long there has been work and no piece of it has ended; 0 when idle."""
         return time.monotonic() - self._progress if self._jobs else 0.0
+
+    def oldest_seconds(self) -> float:
+        """For how long the oldest transfer that has not ended has been here. Any thread."""
+        began = min((job.submitted for job in list(self._jobs)), default=None)
+        return 0.0 if began is None else time.monotonic() - began
 
     def idle_seconds(self) -> float:
         """For how long there has been nothing to do; 0 when busy."""

@@ -13,6 +13,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.registry import Instance, Registry
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.pipeline import Tiers
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import BadPayload, CacheKey
@@ -40,13 +41,26 @@ class Core:
         """The cache's clock, in seconds."""
         return time.monotonic()
 
-    def publish(self, entries: list[Entry]) -> None:
-        """All bytes of these, in the order of their sequence, are in place."""
+    def trace(self, request: Request, key: CacheKey) -> Span:
+        """The span of a request; it ends with the answer."""
+        span = self.telemetry.begin_span(
+            request.operation.name, key.request_id, model_name=key.model_name,
+            worker_id=key.worker_id or 0, start=key.start, end=key.end,
+        )  # fmt: skip
+        if span is not NO_SPAN:
+            request.on_end = span.end
+        return span
+
+    def publish(self, entries: list[Entry], span: Span) -> None:
+        """All bytes of these, in the order of their sequence, are in place.
+
+        `span` is of the request that brought them.
+        """
         # The last chunk first: it is the least recently used then, and the one to lose.
         for entry in reversed(entries):
             self.l1.commit(entry)
         self.telemetry.l1_write_chunks.add(len(entries))
-        self.tiers.stored(entries)
+        self.tiers.stored(entries, span)
 
     def hashes(self, key: CacheKey, end: int) -> list[bytes]:
         """The chunk hashes of the sequence up to token `end`, a multiple of the chunk size.

@@ -8,6 +8,7 @@ from sidecar.cache.entry import Entry, Space
 from sidecar.cache.leases import Lookup
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core, scope_of, space_of
+from sidecar.telemetry.spans import Span
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey
@@ -51,6 +52,9 @@ class Lookups:
         `on_settled(hits)` is called when it is known, in chunks; that may be at once.
         """
         core = self._core
+        span = core.telemetry.begin_span(
+            "lookup", key.request_id, model_name=key.model_name, chunks=len(hashes)
+        )
         workers, why = self._workers(key, hashes)
         objects = self._prefix(key, hashes, workers)
         hits = len(objects[0]) if objects else 0
@@ -69,9 +73,10 @@ class Lookups:
         self._count_request(key, hashes, why)
         if goes_on:
             finished = partial(self._finished, key, windows, on_settled)
-            core.tiers.prefetches.begin(lookup, _wants(key, workers), hashes, finished)
+            core.tiers.prefetches.begin(lookup, _wants(key, workers), hashes, finished, span)
         else:
-            self._count_hits(key, hits, 0)
+            self._count_hits(key, hits, 0, span)
+            span.end()
             on_settled(hits)
         return lookup
 
@@ -121,7 +126,7 @@ class Lookups:
     ) -> int:
         """L2 has brought what it could: how much of it is a hit."""
         hits = _windowed(prefetch.lookup.objects, arrived, windows)
-        self._count_hits(key, hits, sum(prefetch.from_l2[:hits]))
+        self._count_hits(key, hits, sum(prefetch.from_l2[:hits]), prefetch.span)
         on_settled(hits)
         return hits
 
@@ -166,8 +171,9 @@ class Lookups:
         if why is not None:
             telemetry.lookup_early_exit_requests.add(1, why, *labels)
 
-    def _count_hits(self, key: CacheKey, hits: int, from_l2: int) -> None:
+    def _count_hits(self, key: CacheKey, hits: int, from_l2: int, span: Span) -> None:
         """Chunks of a hit, and how many of them were not in the L1."""
+        span.set(hit_chunks=hits, hit_l2_chunks=from_l2)
         telemetry, size = self._core.telemetry, self._core.config.chunk_size
         labels, from_l1 = (key.model_name, key.cache_salt), hits - from_l2
         if hits:

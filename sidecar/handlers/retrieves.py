@@ -43,6 +43,7 @@ class Retrieves:
         Whatever happens, the share of this worker in the lookup's leases ends.
         """
         core = self._core
+        core.trace(request, key)
         core.telemetry.num_submitted_retrieves.add(1, HostWorker.device)
         hashes: list[bytes] = []
         try:

@@ -53,6 +53,7 @@ class Slots:
     def prepare_store(self, request: Request, key: CacheKey, instance_id: int) -> object:
         """Slots for the chunks of `[start, end)` that are to be written."""
         core = self._core
+        core.trace(request, key)
         core.telemetry.num_submitted_stores.add(1, DEVICE)
         instance = core.instance(request, instance_id, key, "engine_driven")
         chunks = core.aligned_range(key)
@@ -72,6 +73,7 @@ class Slots:
     def commit_store(self, request: Request, key: CacheKey, instance_id: int, data: bytes) -> bool:
         """Publish what the worker has written."""
         core = self._core
+        span = core.trace(request, key)
         core.registry.hear(instance_id, request.client, core.now())
         name = _name(instance_id, key, core.hashes(key, key.end))
         prepared = self._writes.pop(name, None)
@@ -82,7 +84,7 @@ class Slots:
         if prepared.withdrawn or data:
             self._abandon(prepared)
             raise Refused("pickle" if data else "reservation_expired")
-        core.publish(prepared.entries)
+        core.publish(prepared.entries, span)
         core.telemetry.num_finished_stores.add(1, DEVICE)
         self._count_bytes("store", prepared)
         self._eviction.check()
@@ -91,6 +93,7 @@ class Slots:
     def prepare_retrieve(self, request: Request, key: CacheKey, instance_id: int) -> object:
         """The slots of all chunks of `[start, end)`, readable until commit_retrieve."""
         core = self._core
+        core.trace(request, key)
         core.telemetry.num_submitted_retrieves.add(1, DEVICE)
         instance = core.instance(request, instance_id, key, "engine_driven")
         chunks = core.aligned_range(key)
@@ -111,6 +114,7 @@ class Slots:
     def commit_retrieve(self, request: Request, key: CacheKey, instance_id: int) -> bool:
         """The worker has read the slots, or was told that there are none."""
         core = self._core
+        core.trace(request, key)
         core.registry.hear(instance_id, request.client, core.now())
         hashes = core.hashes(key, key.end)
         start = key.start // core.config.chunk_size

@@ -19,6 +19,7 @@ from sidecar.handlers.chunk_copies import (
 )
 from sidecar.handlers.core import Core, space_of
 from sidecar.handlers.eviction import Eviction
+from sidecar.telemetry.spans import Span
 from sidecar.wire.endpoint import DEFERRED, Request
 from sidecar.wire.messages import CacheKey
 
@@ -32,6 +33,7 @@ class _Store:
     answer: tuple[bytes, bool]
     copies: list[ChunkCopy]
     began: float
+    span: Span
     waits_for: int
 
 
@@ -57,13 +59,16 @@ class Stores:
         Chunks that are there already, or for which there is no room, are skipped.
         """
         core = self._core
+        span = core.trace(request, key)
         instance = core.instance(request, instance_id, key, "handle")
         tables = block_tables(core, instance, key, block_ids)
         hashes = core.hashes(key, key.end)
         core.admit(instance)
         core.telemetry.num_submitted_stores.add(1, HostWorker.device)
         copies, others = self._reserve(instance, key, hashes, tables)
-        store = _Store(request, instance, (event, True), copies, core.now(), 1 + len(others))
+        store = _Store(
+            request, instance, (event, True), copies, core.now(), span, 1 + len(others)
+        )  # fmt: skip
         for entry in others:
             _when_settled(entry, partial(self._one_done, store))
         if not copies:
@@ -127,7 +132,7 @@ class Stores:
             # Nothing of a worker that died meanwhile is published.
             ok = self._answer(store)
         if ok:
-            core.publish([copy.entry for copy in store.copies])
+            core.publish([copy.entry for copy in store.copies], store.span)
             count_bytes(core, "store", store.instance, store.copies, store.began)
             self._eviction.check()
         else:

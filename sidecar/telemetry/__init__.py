@@ -1,4 +1,4 @@
-"""Metrics: declared once, cheap to record, exported through OpenTelemetry."""
+"""Metrics and traces: cheap to record, exported through OpenTelemetry."""
 
 from sidecar.telemetry.telemetry import Telemetry
 

@@ -28,22 +28,26 @@ _CLOSE_MILLISECONDS = 2000
 _Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
+def resource(instance_id: str) -> Resource:
+    """Who it is that exports."""
+    return Resource.create(
+        {
+            "service.name": "kv-sidecar",
+            "service.version": __version__,
+            "service.instance.id": instance_id,
+        }
+    )
+
+
 class Pipeline:
     """A meter provider that reads the instruments, with its readers."""
 
-    def __init__(self, instruments: Instruments, otlp_endpoint: str, instance_id: str) -> None:
+    def __init__(self, instruments: Instruments, otlp_endpoint: str, resource: Resource) -> None:
         source = _HistogramSource(instruments.histograms)
         self._registry = CollectorRegistry()
         readers: list[MetricReader] = [_PrometheusReader(source, self._registry)]
         if otlp_endpoint:
             readers.append(_otlp_reader(source, otlp_endpoint))
-        resource = Resource.create(
-            {
-                "service.name": "kv-sidecar",
-                "service.version": __version__,
-                "service.instance.id": instance_id,
-            }
-        )
         self._provider = MeterProvider(
             metric_readers=readers,
             resource=resource,

@@ -3,9 +3,7 @@
 Names, units and labels are those of LMCache 0.5.6 where it has the instrument.
 """
 
-from collections.abc import Mapping
-
-from sidecar.telemetry.instruments import Counter, Description, Gauge, Histogram
+from sidecar.telemetry.declarations import Declarations
 
 _LOOKUP = ("model_name", "cache_salt")
 _TRANSFER = ("device", "engine_id", "model_name")
@@ -23,56 +21,22 @@ _LATENCIES = (
 )
 
 
-class Instruments:
+class Instruments(Declarations):
     """The counters and histograms as attributes, the gauges by name."""
 
     def __init__(self) -> None:
-        self.counters: list[Counter] = []
-        self.histograms: list[Histogram] = []
-        self.gauges: dict[str, Gauge] = {}
-        self._declare_lookups()
-        self._declare_l1()
-        self._declare_transfers()
-        self._declare_workers()
-        self._declare_l2_stores()
-        self._declare_l2_loads()
-        self._declare_l2_health()
-
-    def _counter(
-        self,
-        name: str,
-        unit: str,
-        text: str,
-        labels: tuple[str, ...] = (),
-        fixed: Mapping[str, str] | None = None,
-    ) -> Counter:
-        counter = Counter(Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {}))
-        self.counters.append(counter)
-        return counter
-
-    def _histogram(
-        self,
-        name: str,
-        unit: str,
-        text: str,
-        bounds: tuple[float, ...],
-        labels: tuple[str, ...] = (),
-        fixed: Mapping[str, str] | None = None,
-    ) -> Histogram:
-        description = Description(f"lmcache_mp.{name}", unit, text, labels, fixed or {})
-        histogram = Histogram(description, bounds)
-        self.histograms.append(histogram)
-        return histogram
-
-    def _gauge(
-        self,
-        name: str,
-        text: str,
-        fixed: Mapping[str, str] | None = None,
-        labels: tuple[str, ...] = (),
-    ) -> None:
-        description = Description(f"lmcache_mp.{name}", "", text, labels, fixed or {})
-        self.gauges[name] = Gauge(description)
+        super().__init__()
+        for heading, declare in (
+            ("Lookups", self._declare_lookups),
+            ("L1", self._declare_l1),
+            ("Transfers", self._declare_transfers),
+            ("Workers and requests", self._declare_workers),
+            ("L2: stores", self._declare_l2_stores),
+            ("L2: loads", self._declare_l2_loads),
+            ("L2: adapters", self._declare_l2_health),
+        ):
+            self._begin_group(heading)
+            declare()
 
     def _declare_lookups(self) -> None:
         self.lookups_requests = self._counter("lookups", "requests", "Lookups answered", _LOOKUP)
@@ -190,6 +154,8 @@ class Instruments:
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
+        self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
+        self._gauge("healthy", "1 while the server would answer a worker, as /healthcheck tells")
 
     def _declare_l2_stores(self) -> None:
         self.l2_store_submitted_requests = self._counter(
@@ -215,6 +181,9 @@ class Instruments:
         )
         self._gauge("num_inflight_l2_stores", "Objects being written", _L1, _L2)
         self._gauge("num_queued_l2_stores", "Objects waiting to be written", labels=_L2)
+        self._gauge(
+            "l2_queue_age_seconds", "How long the next object to be written has waited", labels=_L2
+        )
 
     def _declare_l2_loads(self) -> None:
         self.l2_prefetch_lookup_requests = self._counter(

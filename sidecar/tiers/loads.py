@@ -12,6 +12,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, Corrupt, Missing, TierError
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
@@ -27,7 +28,8 @@ class Load:
     `deadline` is on time.monotonic: when nobody waits for it any more. `running`: a thread is
     at it. `withdrawn`: it will not be published, but the thread still has its slot.
     `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read has
-    been replaced meanwhile, and says nothing of what is there now.
+    been replaced meanwhile, and says nothing of what is there now. `parent` is the span of the
+    lookup that began it, `span` that of the call under way.
     """
 
     entry: Entry
@@ -35,6 +37,8 @@ class Load:
     deadline: float
     lane: Lane
     others: list[Lane]
+    parent: Span
+    span: Span = NO_SPAN
     running: bool = False
     withdrawn: bool = False
     store_waits: bool = False
@@ -88,15 +92,16 @@ class Loads:
         return found
 
     def begin(
-        self, space: SpaceKey, name: ObjectName, size: int, deadline: float, lanes: list[Lane]
-    ) -> Entry | None:
+        self, space: SpaceKey, name: ObjectName, size: int, deadline: float, lanes: list[Lane],
+        span: Span,
+    ) -> Entry | None:  # fmt: skip
         """Begin to load an object; None if the L1 has no room. `pump` starts it."""
         entry = self._l1.reserve(space, name.hash, size)
         if entry is None:
             self._count_failure("l1_oom", space.model_name)
             return None
         entry.on_settled = []
-        load = Load(entry, name, deadline, lanes[0], lanes[1:])
+        load = Load(entry, name, deadline, lanes[0], lanes[1:], span)
         self._loads[entry] = load
         self._enqueue(load)
         return entry
@@ -175,6 +180,7 @@ class Loads:
         entry, queue, began = load.entry, self._queues[lane], time.monotonic()
         record = self._arena[entry.start : entry.end]
         load.running = True
+        load.span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
         queue.running.add(load)
         queue.bytes += len(record)
 
@@ -184,6 +190,7 @@ class Loads:
 
         def done(missing: frozenset[int], error: TierError | None) -> None:
             load.running = False
+            load.span.end(str(error) if error else "")
             queue.running.discard(load)
             queue.bytes -= len(record)
             if error is None:
@@ -194,7 +201,11 @@ class Loads:
                 self._lost(lane, load, error)
             self.pump()
 
-        lane.read(work, done, on_late=partial(self._withdraw, load))
+        lane.read(work, done, on_late=partial(self._overdue, load))
+
+    def _overdue(self, load: Load) -> None:
+        load.span.end("timeout")
+        self._withdraw(load)
 
     def _arrived(self, lane: Lane, load: Load, missing: frozenset[int]) -> None:
         entry = load.entry

@@ -10,6 +10,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
@@ -82,12 +83,15 @@ class Tiers:
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
 
-    def stored(self, entries: Sequence[Entry]) -> None:
-        """These were published just now, in the order of their sequence: write them down."""
+    def stored(self, entries: Sequence[Entry], span: Span = NO_SPAN) -> None:
+        """These were published just now, in the order of their sequence: write them down.
+
+        `span` is of the request that brought them.
+        """
         if self.lanes:
             objects = [(entry, object_name(entry.space.key, entry.hash)) for entry in entries]
             for lane in self.lanes:
-                self.writes.offer(objects, lane)
+                self.writes.offer(objects, lane, span)
             self.writes.pump()
 
     def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:

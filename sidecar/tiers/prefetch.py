@@ -16,6 +16,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup
 from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
@@ -39,7 +40,7 @@ class Prefetch:
 
     `arrived` chunks from the start are complete; `from_l2` tells for each chunk that the
     lookup holds whether something of it was loaded. `on_finished(hits)` may shorten the
-    hit, and returns what it made of it.
+    hit, and returns what it made of it. `span` is the lookup's and ends with it.
     """
 
     lookup: Lookup
@@ -47,6 +48,7 @@ class Prefetch:
     hashes: Sequence[bytes]
     on_finished: Callable[["Prefetch", int], int]
     deadline: float
+    span: Span
     arrived: int = 0
     from_l2: list[bool] = field(default_factory=list)
     absent: set[tuple[Lane, ObjectName]] = field(default_factory=set)
@@ -83,7 +85,7 @@ class Prefetches:
 
     def begin(
         self, lookup: Lookup, wants: list[list[Want]], hashes: Sequence[bytes],
-        on_finished: Callable[[Prefetch, int], int],
+        on_finished: Callable[[Prefetch, int], int], span: Span = NO_SPAN,
     ) -> None:  # fmt: skip
         """Extend a lookup that is `loading` by what L2 has; it is settled when that ends.
 
@@ -91,7 +93,7 @@ class Prefetches:
         `hits` chunks counts.
         """
         deadline = time.monotonic() + self._timeout
-        prefetch = Prefetch(lookup, wants, hashes, on_finished, deadline)
+        prefetch = Prefetch(lookup, wants, hashes, on_finished, deadline, span)
         prefetch.arrived = lookup.hits
         prefetch.from_l2 = [False] * lookup.hits
         self._under_way[lookup] = prefetch
@@ -202,7 +204,9 @@ class Prefetches:
     ) -> Entry | None:
         assert isinstance(lanes, list)
         name = object_name(want.space, chunk_hash)
-        return self._loads.begin(want.space, name, want.size, prefetch.deadline, lanes)
+        return self._loads.begin(
+            want.space, name, want.size, prefetch.deadline, lanes, prefetch.span
+        )
 
     def _ask(self, prefetch: Prefetch) -> None:
         """Ask the backends that have to be asked for the next chunks, unless they were."""
@@ -250,6 +254,7 @@ class Prefetches:
         """The deadline: what has arrived has to do."""
         if not prefetch.finished:
             self._telemetry.l2_prefetch_deadline_requests.add(1)
+            prefetch.span.set(deadline=True)
             self._finish(prefetch)
 
     def _finish(self, prefetch: Prefetch) -> None:
@@ -268,6 +273,7 @@ class Prefetches:
         if not prefetch.lookup.ended:
             hits = prefetch.on_finished(prefetch, prefetch.arrived)
             self._leases.settle(prefetch.lookup, hits)
+        prefetch.span.end()
         for callback in prefetch.waiters:
             callback()
         if prefetch.arrived < len(prefetch.from_l2):

@@ -14,6 +14,7 @@ from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, NoSpace, TierError
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
@@ -41,6 +42,7 @@ class _Write:
     batch: _Batch
     since: float
     epoch: int
+    span: Span
 
     @property
     def bytes(self) -> int:
@@ -82,14 +84,20 @@ class WriteBehind:
         self.bytes = 0
         self.objects = 0
 
-    def offer(self, objects: Iterable[tuple[Entry, ObjectName]], lane: Lane) -> None:
-        """Have these written to `lane` in this order, but for what is there, or cannot be now."""
+    def offer(
+        self, objects: Iterable[tuple[Entry, ObjectName]], lane: Lane, span: Span = NO_SPAN
+    ) -> None:
+        """Have these written to `lane` in this order, but for what is there, or cannot be now.
+
+        `span` is of the request that brought them.
+        """
         batch = _Batch()
         for entry, name in objects:
             if name in lane.catalog and name not in lane.catalog.suspects:
                 lane.catalog.touch(name)
             elif name not in self._queued[lane]:
-                self._enqueue(lane, _Write(entry, name, batch, time.monotonic(), lane.epoch))
+                now = time.monotonic()
+                self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
         if batch.left:
             self._telemetry.l2_store_submitted_requests.add(1, lane.label)
 
@@ -120,6 +128,11 @@ class WriteBehind:
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""
         return self._writing[lane]
+
+    def waiting_seconds(self, lane: Lane) -> float:
+        """For how long the first in the queue of a lane has waited. Any thread."""
+        first = list(self._waiting[lane])[:1]
+        return time.monotonic() - first[0].since if first else 0.0
 
     def waiting(self, lane: Lane) -> int:
         """Objects that wait to be written to a lane."""
@@ -169,6 +182,9 @@ class WriteBehind:
     def _write(self, lane: Lane, write: _Write) -> None:
         began, entry, size = time.monotonic(), write.entry, write.bytes
         record = self._arena[entry.start : entry.end]
+        span = write.span.child(
+            "l2_store", l2_name=lane.label, bytes=size, waited_seconds=began - write.since
+        )
         # Whose absence only the backend knows. What is to go, or is bad, does not count.
         is_suspect = write.name in lane.catalog.suspects or write.name in lane.catalog.doomed
         ask_first = lane.adapter.shared and not is_suspect
@@ -187,6 +203,7 @@ class WriteBehind:
         def done(is_new: bool, error: TierError | None) -> None:
             lane.catalog.reserved -= size
             self._writing[lane] -= 1
+            span.end(str(error) if error else "")
             self.manners.written(time.monotonic() - began)
             if error is None:
                 self._kept(lane, write, is_new, time.monotonic() - began)

@@ -42,7 +42,10 @@ class Refused(Exception):
 class Request:
     """One request under way. Exactly one answer goes out, whoever gives it first."""
 
-    __slots__ = ("_endpoint", "_op_frame", "_uid", "answered", "client", "operation", "received")
+    __slots__ = (
+        *("_endpoint", "_op_frame", "_uid"),
+        *("answered", "client", "on_end", "operation", "received"),
+    )
 
     def __init__(
         self, endpoint: "Endpoint", client: bytes, uid: bytes, op_frame: bytes, operation: Operation
@@ -54,6 +57,8 @@ class Request:
         self.operation = operation
         self.received = time.monotonic()
         self.answered = False
+        # Told why the request was refused, "" if it was not.
+        self.on_end: Callable[[str], None] | None = None
 
     def reply(self, value: Any) -> bool:
         """Answer with `value`; None means a reply without a value frame.
@@ -65,15 +70,17 @@ class Request:
     def refuse(self, reason: str, detail: str = "") -> None:
         """Answer with the negative and count it."""
         self._endpoint.on_refused(self.operation.name, reason, detail)
-        self._send(self.operation.negative)
+        self._send(self.operation.negative, reason)
 
-    def _send(self, value: bytes | None) -> bool:
+    def _send(self, value: bytes | None, refusal: str = "") -> bool:
         if self.answered:
             return False
         self.answered = True
         frames = [self.client, self._uid, self._op_frame]
         sent = self._endpoint.send(frames if value is None else [*frames, value])
         self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
+        if self.on_end is not None:
+            self.on_end(refusal)
         return sent
 
 

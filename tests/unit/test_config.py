@@ -49,6 +49,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "http_port": ("0", 0, "eighty"),
     "disable_metrics": ("yes", True, "maybe"),
     "otlp_endpoint": ("", "", "localhost:4317"),
+    "trace_sample_ratio": ("0", 0.0, "1.5"),
     "prometheus_host": ("10.0.0.1", "10.0.0.1", ""),
     "prometheus_port": ("9090", 9090, "-1"),
     "log_level": ("debug", "debug", "loud"),
@@ -205,6 +206,10 @@ def test_abbreviated_flags_are_not_guessed() -> None:
         (
             ["--disable-metrics", "--prometheus-port", "9090"],
             "--disable-metrics contradicts --prometheus-port and --otlp-endpoint",
+        ),
+        (
+            ["--trace-sample-ratio", "0.1"],
+            "--trace-sample-ratio needs --otlp-endpoint, where the traces go",
         ),
         (
             ["--host", "ipc:///" + "d" * 110],

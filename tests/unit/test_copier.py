@@ -34,6 +34,21 @@ def harness() -> Iterator[Harness]:
     assert not any(thread.is_alive() for thread in harness.pool._threads)
 
 
+def test_the_age_of_the_oldest_transfer(harness: Harness) -> None:
+    assert harness.pool.oldest_seconds() == 0
+    release = threading.Event()
+    before = time.monotonic()
+    harness.pool.submit([release.wait], lambda ok: None)
+    after = time.monotonic()
+    harness.pool.submit([lambda: None], lambda ok: None)
+    harness.posted.get(timeout=10)()  # the second has ended, the first is the oldest still
+    now, age = time.monotonic(), harness.pool.oldest_seconds()
+    assert now - after <= age <= time.monotonic() - before
+    release.set()
+    harness.posted.get(timeout=10)()
+    assert harness.pool.oldest_seconds() == 0
+
+
 def test_all_pieces_run_before_the_end(harness: Harness) -> None:
     ran: list[int] = []
     assert harness.run([lambda i=i: ran.append(i) for i in range(50)])  # type: ignore[misc]
