@@ -30,8 +30,9 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage
+	$(venv) base dev engine storage dynamo
 	$(RUN) -m pytest --timeout=600 $(TESTS)
+	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 
 bench:
 	$(venv) base dev engine storage
@@ -42,6 +43,7 @@ lint:
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	.venv/bin/shellcheck launch/*.sh .ci/run
 
 fmt:
 	$(venv) base dev

@@ -1,5 +1,6 @@
 """The commands behind the scripts. Exit codes: 2 wrong usage, 1 what stands in the way."""
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -39,6 +40,8 @@ def _launch(topology: Topology, arguments: Sequence[str]) -> int:
     directory = RunDirectory(parent() / given.name, given.log_dir)
     if len(str(directory.socket).encode()) > 107:
         raise UsageError(f"{directory.socket} is too long for a Unix socket: see LAUNCH_RUN_DIR")
+    if importlib.util.find_spec("supervisor") is None:
+        raise UsageError("supervisor is not installed: pip install 'kv-sidecar[launch]'")
     if given.dry_run:
         show(build(given, directory.path), directory)
         return 0

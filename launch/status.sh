@@ -1,6 +1,3 @@
 #!/bin/sh
 # The programs of a running stack, their health and ports, and the hit rate. See --help.
-set -eu
-here=$(dirname -- "$(readlink -f -- "$0")")
-. "$here/python.sh"
-exec "$python" "$here/__main__.py" status "$@"
+exec "$(dirname -- "$(readlink -f -- "$0")")/run.sh" status "$@"

