@@ -119,7 +119,7 @@ def make_venv() -> None:
 
 
 def install_base() -> None:
-    pip("kv-sidecar and what it needs", "-e", ".")
+    pip("kv-sidecar and what it needs", "-e", ".[launch]")
 
 
 def install_dev() -> None:
