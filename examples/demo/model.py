@@ -1,7 +1,11 @@
-"""A model made on the spot: a Llama with random weights and one token per byte of text."""
+"""A model made on the spot: a Llama with random weights and one token per byte of text.
+
+`python -m examples.demo.model DIR` makes one of 50 MB.
+"""
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +101,9 @@ def write_tokenizer(directory: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
+        sys.exit("usage: python -m examples.demo.model DIR, which is made")
+    make_model(Path(sys.argv[1]), hidden=512, layers=8)
