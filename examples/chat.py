@@ -83,11 +83,12 @@ def chat(client: OpenAI, model: str, given: Any) -> None:
 
 def main() -> int:
     parser = Parser(__doc__)
+    parser.add_sidecar_url()
     parser.add_argument("question", nargs="*", help="one for each turn (default: four of its own)")
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="%(default)s")
     parser.add_argument("--model", help="default: the first that the server lists")
     parser.add_argument("--api-key", default="none", help="where the server wants one")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (%(default)s)")
+    parser.add_count("--max-tokens", 48, "of an answer")
     given = parser.parse_args()
     parser.check(sidecar_counts, given.sidecar_url)
     client = OpenAI(base_url=given.base_url, api_key=given.api_key, max_retries=0, timeout=300)

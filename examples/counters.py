@@ -54,8 +54,7 @@ class Page:
     """One scrape of `url`/metrics. Raises OSError where nothing answers with such a page."""
 
     def __init__(self, url: str) -> None:
-        self._url = f"{url.rstrip('/')}/metrics"
-        with urllib.request.urlopen(self._url, timeout=10) as response:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=10) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         self._samples = [sample for family in families for sample in family.samples]
 
@@ -64,7 +63,7 @@ class Page:
         wanted = labels.items()
         found = [s.value for s in self._samples if s.name == name and wanted <= s.labels.items()]
         if not found:
-            raise ValueError(f"{self._url} has no {name}")
+            raise ValueError(f"no {name} on its /metrics")
         return int(sum(found))
 
 

@@ -16,33 +16,11 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from examples.counters import SidecarCounts, VllmCounts, sidecar_counts, vllm_counts
+from examples.counters import sidecar_counts, vllm_counts
+from examples.gain_report import Run, others, plot, table
 from examples.usage import Parser
-
-# The fields of VllmCounts.
-SOURCES = {
-    "computed": "computed",
-    "own_cache": "from vLLM's own cache",
-    "transferred": "from the sidecar",
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One load on one server: what `vllm bench serve` measured, and what was counted meanwhile."""
-
-    name: str
-    bench: dict[str, Any]
-    vllm: VllmCounts
-    sidecar: SidecarCounts
 
 
 def measure(name: str, url: str, given: argparse.Namespace) -> Run:
@@ -56,6 +34,8 @@ def measure(name: str, url: str, given: argparse.Namespace) -> Run:
             lines = "\n".join(done.stdout.splitlines()[-15:])
             sys.exit(f"{lines}\nvllm bench serve failed with code {done.returncode}")
         bench = json.loads(result.read_text())
+    if not bench["completed"]:
+        sys.exit(f"{name}: no request succeeded: {bench['errors'][0]}")
     return Run(name, bench, vllm_counts(url) - vllm, sidecar_counts(given.sidecar_url) - sidecar)
 
 
@@ -80,61 +60,18 @@ def bench_command(url: str, result: Path, given: argparse.Namespace) -> list[str
     return [*vllm, "bench", "serve", *pairs, *flags, *given.bench]
 
 
-def table(runs: list[Run]) -> str:
-    def row(name: str, cell: Callable[[Run], str]) -> str:
-        return f"{name:<28}" + "".join(f"{cell(run):>12}" for run in runs)
-
-    rows = [row("", lambda r: r.name), row("prompt tokens", lambda r: f"{r.vllm.prompt:,}")]
-    for field, source in SOURCES.items():
-        rows.append(row(f"  {source}", lambda r, f=field: f"{vars(r.vllm)[f]:,}"))
-        rows.append(row("", lambda r, f=field: f"{vars(r.vllm)[f] / max(r.vllm.prompt, 1):.1%}"))
-    rows += [
-        row("found by the sidecar in L1", lambda r: f"{r.sidecar.hit_l1:,}"),
-        row("                     in L2", lambda r: f"{r.sidecar.hit_l2:,}"),
-        row("requests done", lambda r: f"{r.bench['completed']}"),
-        row("requests failed", lambda r: f"{r.bench['failed']}"),
-        row("seconds in all", lambda r: f"{r.bench['duration']:.1f}"),
-        row("ms to first token, mean", lambda r: f"{r.bench['mean_ttft_ms']:,.0f}"),
-        row("                   median", lambda r: f"{r.bench['median_ttft_ms']:,.0f}"),
-        row("                   p99", lambda r: f"{r.bench['p99_ttft_ms']:,.0f}"),
-    ]
-    return "\n".join(rows)
-
-
-def others(run: Run) -> str | None:
-    """What the table must not hide: prompts that are not of this load."""
-    extra = run.vllm.prompt - run.bench["total_input_tokens"]
-    return f"{run.name}: {extra:+,} prompt tokens are not of this load" if extra else None
-
-
-def plot(runs: list[Run], file: Path) -> None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    tokens, waits = figure.subplots(1, 2)
-    names, below = [run.name for run in runs], np.zeros(len(runs))
-    for field, source in SOURCES.items():
-        heights = np.array([vars(run.vllm)[field] for run in runs])
-        tokens.bar(names, heights, bottom=below, label=source)
-        below += heights
-    tokens.set(ylabel="prompt tokens", ylim=(0, max(below) * 1.35))
-    tokens.legend()
-    for run in runs:
-        waits.ecdf(run.bench["ttfts"], label=run.name)
-    waits.set(xlabel="seconds to the first token", ylabel="share of the requests", xlim=(0, None))
-    waits.legend(loc="lower right")
-    figure.savefig(file)
-
-
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__)
+    parser.add_sidecar_url()
     add = parser.add_argument
     add("--base-url", default="http://127.0.0.1:8000", help="a vLLM with the sidecar (%(default)s)")
     add("--baseline-url", help="a vLLM without it")
-    add("--prefixes", type=int, default=8, help="different ones (%(default)s)")
-    add("--prompts", type=int, default=4, help="that begin with each (%(default)s)")
-    add("--prefix-tokens", type=int, default=2048, help="%(default)s")
-    add("--suffix-tokens", type=int, default=256, help="%(default)s")
-    add("--output-tokens", type=int, default=16, help="%(default)s")
-    add("--concurrency", type=int, default=4, help="requests at once (%(default)s)")
+    parser.add_count("--prefixes", 8, "different ones")
+    parser.add_count("--prompts", 4, "that begin with each")
+    parser.add_count("--prefix-tokens", 2048, "of each")
+    parser.add_count("--suffix-tokens", 256, "behind it")
+    parser.add_count("--output-tokens", 16, "of each answer")
+    parser.add_count("--concurrency", 4, "requests at once")
     add("--seed", type=int, default=secrets.randbelow(1 << 31), help="default: a new one")
     add("--plot", type=Path, default=Path("gain.png"), help="default %(default)s")
     add("bench", nargs="*", help="more arguments for vllm bench serve, after --")

@@ -63,6 +63,7 @@ def wait_rest_stored(url: str, before: SidecarCounts) -> int:
 
 def main() -> int:
     parser = Parser(__doc__)
+    parser.add_sidecar_url()
     parser.add_argument("--model", required=True, help="name or directory")
     parser.add_argument("--dtype", default="auto", help="as vLLM's (default %(default)s)")
     parser.add_argument("--host", default="tcp://127.0.0.1", help="the sidecar's (%(default)s)")

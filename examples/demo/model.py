@@ -5,12 +5,13 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from examples.usage import Parser
 
 HEAD_SIZE = 64
 VOCABULARY = 320
@@ -103,7 +104,14 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("directory", type=Path, help="where; it is made, too")
+    directory = parser.parse_args().directory
+    if directory.exists():
+        parser.error(f"{directory} exists")
+    make_model(directory, hidden=512, layers=8)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
-        sys.exit("usage: python -m examples.demo.model DIR, which is made")
-    make_model(Path(sys.argv[1]), hidden=512, layers=8)
+    main()
