@@ -8,6 +8,7 @@ what the server reports of it (vLLM does with --enable-prompt-tokens-details), v
 cache included. `looked up` and `found` are tokens, in whole chunks, by the sidecar's counters.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def ask(client: OpenAI, model: str, messages: Sequence[Any], max_tokens: int) ->
     return Reply(text, usage.prompt_tokens if usage else None, cached, seconds)
 
 
-def chat(client: OpenAI, model: str, given: Any) -> None:
+def chat(client: OpenAI, model: str, given: argparse.Namespace) -> None:
     """Ask the questions in turn, and print a line for each."""
     print(ROW.format("turn", "prompt", "cached", "looked up", "found", "first token", "answer"))
     messages = [{"role": "system", "content": SYSTEM}]
@@ -78,7 +79,7 @@ def chat(client: OpenAI, model: str, given: Any) -> None:
         counts = (reply.prompt_tokens, reply.cached_tokens, cache.looked_up, cache.hit)
         columns = ["-" if count is None else f"{count:,}" for count in counts]
         seconds = f"{reply.first_token_seconds:.2f} s"
-        print(ROW.format(turn, *columns, seconds, repr(reply.text)[:60]), flush=True)
+        print(ROW.format(turn, *columns, seconds, repr(reply.text)[:40]), flush=True)
 
 
 def main() -> int:

@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 STORE_SECONDS = 60
 
 
+@dataclass(frozen=True)
 class Counts:
-    """A dataclass of integers; a later reading minus an earlier one is another of its kind."""
+    """Integers only; a later reading minus an earlier one is another of its kind."""
 
     def __sub__(self, before: Self) -> Self:
         return type(self)(*(x - y for x, y in zip(astuple(self), astuple(before), strict=True)))

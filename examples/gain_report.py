@@ -1,6 +1,6 @@
 """What examples.gain shows of its runs: a table and a plot."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,24 +34,28 @@ class Run:
 
 
 def table(runs: list[Run]) -> str:
-    def row(name: str, cell: Callable[[Run], str]) -> str:
-        return f"{name:<28}" + "".join(f"{cell(run):>12}" for run in runs)
-
-    rows = [row("", lambda r: r.name), row("prompt tokens", lambda r: f"{r.vllm.prompt:,}")]
+    rows = [row("", (r.name for r in runs)), row("prompt tokens", (r.vllm.prompt for r in runs))]
     for field, source in SOURCES.items():
-        rows.append(row(f"  {source}", lambda r, f=field: f"{vars(r.vllm)[f]:,}"))
-        rows.append(row("", lambda r, f=field: f"{vars(r.vllm)[f] / max(r.vllm.prompt, 1):.1%}"))
+        tokens = [vars(r.vllm)[field] for r in runs]
+        rows.append(row(f"  {source}", tokens))
+        shares = (x / max(r.vllm.prompt, 1) for x, r in zip(tokens, runs, strict=True))
+        rows.append(row("", (f"{share:.1%}" for share in shares)))
     rows += [
-        row("found by the sidecar in L1", lambda r: f"{r.sidecar.hit_l1:,}"),
-        row("                     in L2", lambda r: f"{r.sidecar.hit_l2:,}"),
-        row("requests done", lambda r: f"{r.bench['completed']}"),
-        row("requests failed", lambda r: f"{r.bench['failed']}"),
-        row("seconds in all", lambda r: f"{r.bench['duration']:.1f}"),
-        row("ms to first token, mean", lambda r: f"{r.bench['mean_ttft_ms']:,.0f}"),
-        row("                   median", lambda r: f"{r.bench['median_ttft_ms']:,.0f}"),
-        row("                   p99", lambda r: f"{r.bench['p99_ttft_ms']:,.0f}"),
+        row("found by the sidecar in L1", (r.sidecar.hit_l1 for r in runs)),
+        row("                     in L2", (r.sidecar.hit_l2 for r in runs)),
+        row("requests done", (r.bench["completed"] for r in runs)),
+        row("requests failed", (r.bench["failed"] for r in runs)),
+        row("seconds in all", (f"{r.bench['duration']:.1f}" for r in runs)),
+        row("ms to first token, mean", (round(r.bench["mean_ttft_ms"]) for r in runs)),
+        row("                   median", (round(r.bench["median_ttft_ms"]) for r in runs)),
+        row("                   p99", (round(r.bench["p99_ttft_ms"]) for r in runs)),
     ]
     return "\n".join(rows)
+
+
+def row(name: str, cells: Iterable[str | int]) -> str:
+    texts = (cell if isinstance(cell, str) else f"{cell:,}" for cell in cells)
+    return f"{name:<28}" + "".join(f"{text:>12}" for text in texts)
 
 
 def others(run: Run) -> str | None:
