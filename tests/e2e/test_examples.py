@@ -123,6 +123,13 @@ def test_the_second_offline_run_takes_what_the_first_stored(parts: Parts) -> Non
     assert parts.counted(before).chunks_stored == parts.counted(before).chunks_loaded == chunks
 
 
+def test_a_url_of_something_else_is_told(parts: Parts) -> None:
+    done = run_example("gain", "--base-url", parts.server.http, "--sidecar-url", parts.server.http)
+
+    assert done.returncode == 2
+    assert f"{parts.server.http}: no vllm:prompt_tokens_by_source_total" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "why"),
     [
