@@ -29,7 +29,7 @@ class VllmCounts(Counts):
 
     computed: int
     own_cache: int  # vLLM's prefix cache
-    transferred: int  # over the connector, which is: from the sidecar
+    transferred: int  # over the connector: from the sidecar, where that is all it has
 
     @property
     def prompt(self) -> int:
