@@ -11,15 +11,16 @@ from pathlib import Path
 
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
+from examples.counters import wait_stored
 
 from . import report
 from .client import complete, request_body
 from .engine import Engine, start_engine
-from .measure import MAX_TOKENS, Measured, measure, wait_stored
+from .measure import MAX_TOKENS, Measured, measure
 from .model import make_model
 from .process import ProcessFailed
 from .progress import Progress
-from .sidecar import Sidecar, start_sidecar
+from .sidecar import CHUNK_SIZE, Sidecar, start_sidecar
 
 PROMPT_TOKENS = 3500
 PROMPT = "".join(f"The square of {i} is {i * i}. " for i in range(200))[:PROMPT_TOKENS]
@@ -47,7 +48,9 @@ class Demo:
         self._stack.callback(self.sidecar.process.stop)
         self._start_engine("worker 1")
         cold = self._send("cold")
-        say(f"store: {wait_stored(self.sidecar, PROMPT)} chunks are in the sidecar")
+        chunks = PROMPT_TOKENS // CHUNK_SIZE
+        wait_stored(self.sidecar.url, chunks)
+        say(f"store: {chunks} chunks are in the sidecar")
         say("worker 1: stopping; what it computed is gone from vLLM")
         self.engine.process.stop()
         self._start_engine("worker 2")

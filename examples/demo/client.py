@@ -1,11 +1,9 @@
-"""What a client of vLLM and a scraper see: streamed completions, and counters."""
+"""What a client of vLLM sees: streamed completions."""
 
 import json
 import time
 import urllib.request
 from dataclasses import dataclass
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from .engine import MODEL_NAME
 
@@ -56,17 +54,3 @@ def complete(url: str, prompt: str, max_tokens: int, timeout: float = 300) -> Co
     if first_token_seconds is None:
         raise RuntimeError(f"{url} ended the stream without a token")
     return Completion(text, tuple(token_ids), first_token_seconds)
-
-
-def counter(url: str, name: str, **labels: str) -> int:
-    """The sum of a counter's series with these labels at `url`/metrics; 0 where there is none."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
-        return int(
-            sum(
-                sample.value
-                for family in families
-                for sample in family.samples
-                if sample.name == name and labels.items() <= sample.labels.items()
-            )
-        )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,19 @@ def start_engine(
     log: Path,
     *,
     cores: str | None = None,
+    more: Sequence[str] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Engine:
     """Start a vLLM and wait until it serves `model` (30 to 60 s on two cores).
 
     `transfer` is its kv_transfer_config. `cores` binds its threads: two engines on one machine
-    need a core each or both crawl. Raises ProcessFailed.
+    need a core each or both crawl. `more` ends its command line. Raises ProcessFailed.
     """
     port = free_port()
     env = dict(ENVIRONMENT)
     if cores is not None:
         env["VLLM_CPU_OMP_THREADS_BIND"] = cores
-    process = Process("vLLM", command(model, transfer, port), log, env)
+    process = Process("vLLM", [*command(model, transfer, port), *more], log, env)
     engine = Engine(process, f"http://127.0.0.1:{port}")
     try:
         process.wait_ready(f"{engine.url}/health", READY_SECONDS, tick)

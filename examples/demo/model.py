@@ -1,4 +1,7 @@
-"""A model made on the spot: a Llama with random weights and one token per byte of text."""
+"""A model made on the spot: a Llama with random weights and one token per byte of text.
+
+`python -m examples.demo.model DIR` makes one of 50 MB.
+"""
 
 import json
 import math
@@ -7,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from examples.usage import Parser
 
 HEAD_SIZE = 64
 VOCABULARY = 320
@@ -97,3 +102,16 @@ def write_tokenizer(directory: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("directory", type=Path, help="where; it is made, too")
+    directory = parser.parse_args().directory
+    if directory.exists():
+        parser.error(f"{directory} exists")
+    make_model(directory, hidden=512, layers=8)
+
+
+if __name__ == "__main__":
+    main()

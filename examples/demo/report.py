@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .client import counter
+from examples.counters import counter
+
 from .engine import Engine
 from .measure import Measured
 from .sidecar import Sidecar
@@ -14,23 +15,21 @@ def table(cold: Measured, warm: Measured) -> str:
     rows = [
         ("", "cold", "warm", ""),
         ("time to first token", f"{slow:.2f} s", f"{fast:.2f} s", f"{slow / fast:.1f} x sooner"),
-        ("prompt tokens", *both(cold, warm, "vllm_computed", "vllm_retrieved"), ""),
-        ("  computed by vLLM", *both(cold, warm, "vllm_computed"), ""),
-        ("  retrieved from the sidecar", *both(cold, warm, "vllm_retrieved"), ""),
+        row("prompt tokens", cold.vllm.prompt, warm.vllm.prompt),
+        row("  computed by vLLM", cold.vllm.computed, warm.vllm.computed),
+        row("  retrieved from the sidecar", cold.vllm.transferred, warm.vllm.transferred),
         ("the sidecar's counters", "", "", ""),
-        ("  tokens looked up", *both(cold, warm, "looked_up"), ""),
-        ("  tokens found", *both(cold, warm, "hit"), ""),
-        ("  chunks stored", *both(cold, warm, "chunks_stored"), ""),
-        ("  chunks loaded", *both(cold, warm, "chunks_loaded"), ""),
+        row("  tokens looked up", cold.sidecar.looked_up, warm.sidecar.looked_up),
+        row("  tokens found", cold.sidecar.hit, warm.sidecar.hit),
+        row("  chunks stored", cold.sidecar.chunks_stored, warm.sidecar.chunks_stored),
+        row("  chunks loaded", cold.sidecar.chunks_loaded, warm.sidecar.chunks_loaded),
         ("identical output", "", "yes" if same else "NO", ""),
     ]
     return "\n".join(f"{a:<30}{b:>10}{c:>10}   {d}".rstrip() for a, b, c, d in rows)
 
 
-def both(cold: Measured, warm: Measured, *names: str) -> tuple[str, str]:
-    """The sum of these counts for each of the two, with thousands separators."""
-    columns = [sum(vars(m.counts)[name] for name in names) for m in (cold, warm)]
-    return f"{columns[0]:,}", f"{columns[1]:,}"
+def row(what: str, cold: int, warm: int) -> tuple[str, str, str, str]:
+    return what, f"{cold:,}", f"{warm:,}", ""
 
 
 def memory(sidecar: Sidecar) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.client import Completion, counter
+from examples.counters import counter
+from examples.demo.client import Completion
 from examples.demo.engine import Engine
 from tests.support.server import Server, wait_until
 
