@@ -39,12 +39,12 @@ bench:
 	$(RUN) -m bench
 
 k8s:
-	$(venv) base k8s
+	$(venv) base dev k8s
 	@$(RUN) -m k8s.render
 
 # Not in `make test`: a base image takes a minute to make.
 images:
-	$(venv) base dev
+	$(venv) base dev images
 	$(RUN) -m pytest --timeout=1200 tests/images
 
 lint:

