@@ -5,10 +5,10 @@
 
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
-engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
-storage the clients of every L2 backend, and servers for their tests (after `engine`)
 k8s     kubectl
 images  buildah and debootstrap, with which images are built (as root)
+engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
+storage the clients of every L2 backend, and servers for their tests (after `engine`)
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -126,6 +126,10 @@ def install_storage() -> None:
         npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
+    install_redis_server()
+
+
+def install_redis_server() -> None:
     debian("redis-server")
     if not shutil.which("redis-server"):
         print("  without redis-server its tests are skipped")
