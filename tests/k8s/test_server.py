@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -142,12 +141,14 @@ def test_what_probes_meet_from_start_to_end(run: Callable[..., Container]) -> No
     """Starting, healthy, stuck, healthy again, draining, gone."""
     (startup, liveness, readiness) = probes("vllm-node")
     started = run(rendered("vllm-sidecar"), KV_SIDECAR_L2_ADAPTER=STUCK_L2)
-    seen = [started.answer(startup)]
-    while seen[-1] != "200":
-        assert seen[-1] in ("refused", "timeout", "503") and started.process.poll() is None
-        time.sleep(0.02)
+    seen = []
+
+    def is_up() -> bool:
         seen.append(started.answer(startup))
-    assert len(seen) > 1
+        return seen[-1] == "200"
+
+    wait_until(is_up, "started")
+    assert seen[:-1] and set(seen[:-1]) <= {"refused", "timeout", "503"}
     assert started.answer(liveness) == started.answer(readiness) == "200"
 
     started.process.send_signal(signal.SIGSTOP)
