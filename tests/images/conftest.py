@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ WORKER_BASE = """FROM localhost/base
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install msgspec numpy pyyaml
 ENV PATH=/opt/venv/bin:$PATH
 """
-MINUTES = 600
+TIMEOUT = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,21 +51,28 @@ class Buildah:
         self._command = ["buildah", "--root", str(root / "store"), "--runroot", str(root / "run")]
         self._environment = os.environ | {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 
-    def arguments(self, *arguments: str) -> list[str]:
+    def _arguments(self, *arguments: str) -> list[str]:
         return [*self._command, *arguments]
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs to its end; the caller looks at the exit code."""
-        return subprocess.run(
-            self.arguments(*arguments),
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=MINUTES,
-        )
+        # Not pipes: of a command in a container, buildah 1.28 now and then loses what it wrote
+        # into one.
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            done = subprocess.run(
+                self._arguments(*arguments),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=TIMEOUT,
+            )
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, done.returncode, out.read(), err.read())
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.arguments(*arguments), env=self._environment, text=True)
+        return subprocess.Popen(self._arguments(*arguments), env=self._environment, text=True)
 
     def build(self, tag: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`docker build -t TAG ARGUMENTS`, with the packages for pip at hand."""
@@ -103,10 +111,10 @@ def _make_base(folder: Path) -> None:
         ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, str(tree)],
         check=True,
         stdout=subprocess.DEVNULL,
-        timeout=MINUTES,
+        timeout=TIMEOUT,
     )
     archive = ["tar", "-C", str(tree), "--numeric-owner", "-cf", str(folder / "rootfs.tar"), "."]
-    subprocess.run(archive, check=True, timeout=MINUTES)
+    subprocess.run(archive, check=True, timeout=TIMEOUT)
     shutil.rmtree(tree)
     (folder / "Containerfile").write_text("FROM scratch\nADD rootfs.tar /\n")
 
@@ -116,7 +124,7 @@ def _fetch_wheels(folder: Path) -> None:
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     options = ["--only-binary=:all:", "--python-version", PYTHON, "-q", "-d", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, *wanted]
-    subprocess.run(command, check=True, timeout=MINUTES)
+    subprocess.run(command, check=True, timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="session")
