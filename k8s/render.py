@@ -67,7 +67,7 @@ def _pod(name: str, template: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     if kubectl() is None:
-        sys.exit("kubectl is needed: install it, or npm, with which `make k8s` brings it")
+        sys.exit("kubectl is needed: install it, or npm, which brings one for x86_64")
     sizes.write()
     _BUILT.mkdir(parents=True, exist_ok=True)
     for overlay in OVERLAYS:
