@@ -102,6 +102,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     yield tool
     tool("rm", "--all")
     tool("rmi", "--all", "--force")
+    shutil.rmtree(root)
 
 
 def _make_base(folder: Path) -> None:
