@@ -4,12 +4,12 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
-TESTS ?= tests/unit tests/conformance tests/faults tests/e2e tests/gpu
+TESTS ?= tests/unit tests/k8s tests/conformance tests/faults tests/e2e tests/gpu
 
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench lint fmt generate clean
+.PHONY: help install demo test bench k8s images lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -17,7 +17,9 @@ help:
 	@echo "               (KEEP=1 leaves it running)"
 	@echo "make test      lint and all tests (TESTS=tests/unit for some of them)"
 	@echo "make bench     this server and lmcache's, side by side"
-	@echo "make lint      ruff and mypy;  make fmt formats"
+	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
+	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
+	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
 	@echo "make generate  the files that are made from others: dashboard, rules, docs/metrics.md"
 	@echo "make clean     remove .venv and what the tools left"
 
@@ -30,7 +32,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage dynamo
+	$(venv) base dev engine storage k8s dynamo
 	$(RUN) -m pytest --timeout=600 $(TESTS)
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 
@@ -38,12 +40,23 @@ bench:
 	$(venv) base dev engine storage
 	$(RUN) -m bench
 
+k8s:
+	$(venv) base dev k8s
+	@$(RUN) -m k8s.render
+
+# Not in `make test`: a base image takes a minute to make.
+images:
+	$(venv) base dev images
+	$(RUN) -m pytest --timeout=1200 tests/images
+
 lint:
 	$(venv) base dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	.venv/bin/shellcheck launch/*.sh .ci/run
+	$(RUN) -m yamllint --strict .
+	.venv/bin/hadolint Dockerfile Dockerfile.worker
 
 fmt:
 	$(venv) base dev

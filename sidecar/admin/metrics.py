@@ -1,6 +1,7 @@
-"""``GET /metrics``, on the admin port and alone on a port of its own."""
+"""``GET /metrics``, on the admin port and on a port of its own that changes nothing."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -21,10 +22,18 @@ async def metrics_response(telemetry: Telemetry) -> Response:
     return Response(page, headers={"content-type": _CONTENT_TYPE})
 
 
-def create_metrics_app(telemetry: Telemetry) -> Starlette:
-    """An application that knows ``/metrics`` and nothing else."""
+def create_metrics_app(
+    telemetry: Telemetry, health: Callable[[], Awaitable[Response]]
+) -> Starlette:
+    """An application that knows ``/metrics`` and ``/healthcheck``, and nothing else.
+
+    For scrapers and for the kubelet's probes: whoever reaches it can change nothing.
+    """
 
     async def metrics(_: Request) -> Response:
         return await metrics_response(telemetry)
 
-    return Starlette(routes=[Route("/metrics", metrics)])
+    async def healthcheck(_: Request) -> Response:
+        return await health()
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthcheck", healthcheck)])

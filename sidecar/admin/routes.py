@@ -16,7 +16,7 @@ from sidecar import __version__
 from sidecar.admin import checksums, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.core import Service, WireLoop
-from sidecar.admin.health import unhealthy_reason
+from sidecar.admin.health import health_response, unhealthy_reason
 from sidecar.admin.metrics import metrics_response
 from sidecar.config import Config
 from sidecar.config.show import by_group
@@ -77,12 +77,7 @@ class _Routes:
         return {"status": "ok", "service": "kv-sidecar HTTP API"}
 
     async def healthcheck(self) -> Response:
-        reason = await self._unhealthy_reason()
-        if reason is None:
-            return JSONResponse({"status": "healthy"})
-        return JSONResponse(
-            {"status": "unhealthy", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE
-        )
+        return await health_response(self._service, self._loop)
 
     async def status(self) -> Response:
         unhealthy = await self._unhealthy_reason()

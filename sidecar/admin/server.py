@@ -86,6 +86,9 @@ class AdminServer:
             listeners.close(self._admin + self._metrics)
 
     async def _serve(self) -> None:
+        from starlette.types import ASGIApp
+
+        from sidecar.admin.health import health_response
         from sidecar.admin.metrics import create_metrics_app
         from sidecar.admin.routes import create_app
         from sidecar.admin.web import serve
@@ -94,5 +97,8 @@ class AdminServer:
         self._telemetry.gauge_source("healthy", lambda: int(healthy() is None))
         self._telemetry.start()
         app = create_app(self._config, self._service, self._loop, self._telemetry)
-        metrics = [(create_metrics_app(self._telemetry), self._metrics)] if self._metrics else []
-        await serve([(app, self._admin), *metrics], self._stop, self._started.set)
+        sites: list[tuple[ASGIApp, list[socket.socket]]] = [(app, self._admin)]
+        if self._metrics:
+            health = partial(health_response, self._service, self._loop)
+            sites.append((create_metrics_app(self._telemetry, health), self._metrics))
+        await serve(sites, self._stop, self._started.set)

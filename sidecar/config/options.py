@@ -181,7 +181,10 @@ class Config:
         "observability", values.host, "127.0.0.1", "address of --prometheus-port"
     )
     prometheus_port: int = _option(
-        "observability", _FREE_PORT, 0, "serve /metrics, and nothing else, here too; 0 = off"
+        "observability",
+        _FREE_PORT,
+        0,
+        "serve /metrics and /healthcheck, and nothing else, here too; 0 = off",
     )
     log_level: str = _option(
         "observability",

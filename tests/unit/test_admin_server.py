@@ -18,12 +18,17 @@ def free_port() -> int:
         return port
 
 
-def test_metrics_on_their_own_port_alone() -> None:
+def test_metrics_and_health_on_their_own_port_alone() -> None:
     port = free_port()
     site = Site(prometheus_port=port)
     url = f"http://127.0.0.1:{port}"
     assert "lmcache_mp_refusals_total" in httpx.get(f"{url}/metrics").text
-    for path in ("/", "/status", "/healthcheck", "/config"):
+    assert httpx.get(f"{url}/healthcheck").json() == {"status": "healthy"}
+    site.service.reason = "shutting down"
+    reply = httpx.get(f"{url}/healthcheck")
+    assert (reply.status_code, reply.json()["reason"]) == (503, "shutting down")
+    assert httpx.post(f"{url}/healthcheck").status_code == 405
+    for path in ("/", "/status", "/config"):
         assert httpx.get(url + path).status_code == 404
     assert httpx.post(f"{url}/cache/clear").status_code == 404
     assert httpx.post(f"{url}/metrics").status_code == 405

@@ -1,0 +1,1 @@
+"""The Kubernetes manifests, and what renders and checks them (`make k8s`)."""
