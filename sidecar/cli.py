@@ -8,11 +8,11 @@ from typing import NoReturn
 import connectors.cli
 from connectors.errors import ConnectorError
 from sidecar import __version__
-from sidecar.commands import serve, status, wait
+from sidecar.commands import serve, size, status, wait
 from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
-_COMMANDS = (status, wait)
+_COMMANDS = (status, wait, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,8 +10,14 @@ URL = "http://127.0.0.1:8080"
 
 def get(url: str, path: str, timeout: float) -> Any:
     """The JSON at `url` + `path`. Raises OSError or ValueError; `reason` says it in words."""
+    return json.loads(get_text(url, path, timeout))
+
+
+def get_text(url: str, path: str, timeout: float) -> str:
+    """The text there. Raises the same."""
     with urllib.request.urlopen(url.rstrip("/") + path, timeout=timeout) as reply:
-        return json.load(reply)
+        text: str = reply.read().decode()
+        return text
 
 
 def reason(error: Exception) -> str:
