@@ -8,11 +8,11 @@ from typing import NoReturn
 import connectors.cli
 from connectors.errors import ConnectorError
 from sidecar import __version__
-from sidecar.commands import serve, size, status, wait
+from sidecar.commands import doctor, serve, size, status, wait
 from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
-_COMMANDS = (status, wait, size)
+_COMMANDS = (status, wait, doctor, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +32,10 @@ def _run_command(arguments: Sequence[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, users = arguments[:end], arguments[end + 1 :]
     given = _parser().parse_args(own)
-    if users and given.command != "worker-args":
+    if users and given.command not in ("worker-args", "doctor"):
         raise ConfigError(f"{given.command} takes no arguments after --")
+    if given.command == "doctor":
+        return doctor.run(given, users)
     if given.command in connectors.cli.COMMANDS:
         return connectors.cli.run(given, users)
     run: Callable[[argparse.Namespace], int] = given.run

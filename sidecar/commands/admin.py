@@ -15,7 +15,18 @@ def get(url: str, path: str, timeout: float) -> Any:
 
 def get_text(url: str, path: str, timeout: float) -> str:
     """The text there. Raises the same."""
-    with urllib.request.urlopen(url.rstrip("/") + path, timeout=timeout) as reply:
+    return _text(urllib.request.Request(url.rstrip("/") + path), timeout)
+
+
+def send(url: str, path: str, method: str, body: Any, timeout: float) -> Any:
+    """The JSON that answers a request with `body` as JSON. Raises the same."""
+    data, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+    request = urllib.request.Request(url.rstrip("/") + path, data, headers, method=method)
+    return json.loads(_text(request, timeout))
+
+
+def _text(request: urllib.request.Request, timeout: float) -> str:
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
         text: str = reply.read().decode()
         return text
 

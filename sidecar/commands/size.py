@@ -62,9 +62,7 @@ def _figures(given: argparse.Namespace, model: Model, size: KVSize) -> dict[str,
         "bytes_per_chunk": size.chunk_bytes(given.chunk_size),
     }
     if given.l1_size_gb:
-        fit = sizing.fit(
-            size, int(given.l1_size_gb * 2**30), given.chunk_size, given.prompt_tokens
-        )
+        fit = sizing.fit(size, int(given.l1_size_gb * 2**30), given.chunk_size, given.prompt_tokens)
         figures |= {
             "l1_tokens": fit.tokens,
             "prompt_tokens": given.prompt_tokens,

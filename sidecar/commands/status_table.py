@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from sidecar.commands.output import amount
 
 Json = Mapping[str, Any]
@@ -27,6 +25,9 @@ def hits(metrics: str) -> Hits | None:
 
     Raises ValueError for text that is no scrape.
     """
+    # Here, not above: the other subcommands do not need it.
+    from prometheus_client.parser import text_string_to_metric_families
+
     totals: dict[str, float] = {}
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
@@ -102,7 +103,7 @@ def _workers(workers: Sequence[Json]) -> list[str]:
 
 
 def _worker(worker: Json) -> tuple[str, ...]:
-    mode = {"handle": "lmcache_driven"}.get(worker["kind"], worker["kind"])
+    mode = "lmcache_driven" if worker["kind"] == "handle" else worker["kind"]
     seen = f"{_duration(worker['last_seen_seconds'])} ago"
     return (
         str(worker["instance_id"]),
@@ -153,7 +154,8 @@ def _columns(rows: Sequence[Iterable[str]]) -> list[str]:
 
 def _duration(seconds: float) -> str:
     """The two largest units: 3d 4h, 5m 2s."""
-    left, parts = math.floor(seconds), []
+    left = math.floor(seconds)
+    parts: list[str] = []
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, length)
         if count or parts or unit == "s":

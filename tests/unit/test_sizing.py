@@ -8,7 +8,7 @@ import pytest
 
 from connectors import sizing
 from connectors.errors import ConnectorError
-from connectors.model_config import Attention, model, read
+from connectors.model_config import Attention, model
 from connectors.sizing import fit, kv_size
 from sidecar.cache import arena
 from sidecar.cli import main
@@ -57,7 +57,12 @@ def test_windows_are_found() -> None:
 @pytest.mark.parametrize(
     ("said", "full", "windowed", "states"),
     [
-        ({"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 8}, 2, 2, 0),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 8},
+            2,
+            2,
+            0,
+        ),
         ({"layer_types": ["linear_attention"] * 3 + ["full_attention"]}, 1, 0, 3),
         ({"full_attention_interval": 4}, 1, 0, 3),
         ({"hybrid_override_pattern": "M-M*"}, 1, 0, 2),

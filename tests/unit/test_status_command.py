@@ -64,7 +64,19 @@ def test_adapters_with_breakers() -> None:
     broken = copy.deepcopy(ADAPTER) | {"label": "bucket", "capacity_bytes": None}
     broken["breakers"]["store"] = {"state": "open", "last_failure": "ENOSPC"}  # type: ignore[index]
     lines = table(l2=[ADAPTER, broken])
-    assert line(lines, "disk").split() == "disk fs 300 B of 1.172 KiB 3 4 ok ok".split()
+    assert line(lines, "disk").split() == [
+        "disk",
+        "fs",
+        "300",
+        "B",
+        "of",
+        "1.172",
+        "KiB",
+        "3",
+        "4",
+        "ok",
+        "ok",
+    ]
     assert line(lines, "bucket").endswith("cut off (ENOSPC)")
     assert "no L2" in table()
 

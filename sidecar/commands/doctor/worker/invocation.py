@@ -1,0 +1,155 @@
+"""A worker's command line, taken apart."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from connectors import lmcache_mp
+from connectors.arguments import split
+from connectors.roles import Role
+from connectors.versions import Need
+from connectors.worker import Program, needs
+from sidecar.config import ConfigError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """`options` by name (`--block-size`), with the tokens that follow; the last one counts.
+
+    `environ` is this process's, changed as the command's own `env` says. `config` is its
+    `--kv-transfer-config`, None without one; `unreadable` says why one that was given is not.
+    """
+
+    program: Program
+    options: Mapping[str, tuple[str, ...]]
+    environ: Mapping[str, str]
+    config: Config | None = None
+    unreadable: str = ""
+
+    def value(self, name: str) -> str | None:
+        """The value of an option; None if it is not given."""
+        tokens = self.options.get(name)
+        return None if tokens is None else " ".join(tokens[1:])
+
+    def switched_off(self, name: str) -> bool:
+        """`--no-x`, or `--x false`."""
+        tokens = self.options.get(name, ("",))
+        return tokens[0].startswith("--no-") or tokens[1:] == ("false",)
+
+    def switched_on(self, name: str) -> bool:
+        return name in self.options and not self.switched_off(name)
+
+    @property
+    def connectors(self) -> Sequence[Config]:
+        """The connectors in the config; those of a MultiConnector, without it."""
+        if self.config is None:
+            return ()
+        children = extra(self.config).get("connectors")
+        return children if isinstance(children, list) else [self.config]
+
+    def connector(self, name: str) -> Config | None:
+        return next((c for c in self.connectors if c.get("kv_connector") == name), None)
+
+    @property
+    def client(self) -> Config | None:
+        """The sidecar's client."""
+        return self.connector(lmcache_mp.NAME)
+
+    @property
+    def client_extra(self) -> Config:
+        return extra(self.client or {})
+
+    def needs(self) -> set[Need]:
+        """What the environment must be able to do for it."""
+        role: Role = "aggregated"
+        for one_of_a_pair in ("prefill", "decode"):
+            if self.value("--disaggregation-mode") == one_of_a_pair:
+                role = one_of_a_pair
+        return needs(dict(self.config) if self.config else None, self.program, role)
+
+
+def extra(config: Config) -> Config:
+    """The `kv_connector_extra_config`; empty where there is none."""
+    found = config.get("kv_connector_extra_config")
+    return found if isinstance(found, dict) else {}
+
+
+def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
+    """What `[env ...] vllm serve ...` or `python -m dynamo.vllm ...` says.
+
+    Raises ConfigError for any other program.
+    """
+    changed, words = _environment(command, environ)
+    program, arguments = _program(words)
+    options = {argument.name: _spread(argument.tokens) for argument in split(arguments)}
+    config, unreadable = _transfer_config(options)
+    return Invocation(program, options, changed, config, unreadable)
+
+
+def _environment(
+    command: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """The variables that the program sees, and the words from the program on."""
+    changed, words = dict(environ), list(command)
+    while words:
+        word = words[0]
+        if word == "-u" and len(words) > 1:
+            changed.pop(words[1], None)
+            words.pop(0)
+        elif word.partition("=")[0].isidentifier() and "=" in word:
+            name, _, value = word.partition("=")
+            changed[name] = value
+        elif word not in ("env", "exec"):
+            break
+        words.pop(0)
+    return changed, words
+
+
+def _program(words: list[str]) -> tuple[Program, list[str]]:
+    names = [PurePath(word).name for word in words]
+    if names[:2] == ["vllm", "serve"]:
+        return "vllm", words[2:]
+    for module, program in _MODULES.items():
+        if words[1:3] == ["-m", module]:
+            return program, words[3:]
+    shown = os.path.basename(words[0]) if words else "nothing"
+    raise ConfigError(
+        f"{shown!r} after -- is no worker: give it as 'vllm serve ...' or "
+        "'python -m dynamo.vllm ...'"
+    )
+
+
+_MODULES: dict[str, Program] = {
+    "dynamo.vllm": "dynamo",
+    "vllm.entrypoints.openai.api_server": "vllm",
+}
+
+
+def _spread(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """`--x=1` as `--x 1`."""
+    flag, equals, value = tokens[0].partition("=")
+    return (flag, value, *tokens[1:]) if equals else tokens
+
+
+def _transfer_config(options: Mapping[str, tuple[str, ...]]) -> tuple[Config | None, str]:
+    tokens = options.get("--kv-transfer-config")
+    if tokens is None:
+        return None, ""
+    if "." in tokens[0]:
+        return None, "it is given in parts (--kv-transfer-config.key), which are not read here"
+    try:
+        config = json.loads(" ".join(tokens[1:]))
+    except (ValueError, RecursionError) as error:
+        return None, f"not valid JSON: {error}"
+    if not isinstance(config, dict) or not isinstance(config.get("kv_connector"), str):
+        return None, "not an object with a kv_connector"
+    children = extra(config).get("connectors", [])
+    named = isinstance(children, list) and all(
+        isinstance(child, dict) and isinstance(child.get("kv_connector"), str) for child in children
+    )
+    return (config, "") if named else (None, "its connectors are not a list of connectors")
