@@ -8,11 +8,11 @@ from typing import NoReturn
 import connectors.cli
 from connectors.errors import ConnectorError
 from sidecar import __version__
-from sidecar.commands import doctor, serve, size, status, wait
+from sidecar.commands import completion, doctor, serve, size, status, wait
 from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
-_COMMANDS = (status, wait, doctor, size)
+_COMMANDS = (serve, status, wait, doctor, size, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kv-sidecar", description="A KV-cache server for vLLM workers.")
     parser.add_argument("--version", action="version", version=f"kv-sidecar {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="run the server (serve --help lists its options)")
     for command in _COMMANDS:
         command.add(commands)
     connectors.cli.add_commands(commands)
+    parser.set_defaults(parser=parser)
     return parser

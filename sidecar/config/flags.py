@@ -52,7 +52,14 @@ def parse(arguments: Sequence[str]) -> Given:
         ConfigError: an unknown flag, one without its value, or a stock flag we cannot honour.
         SystemExit: after printing the help text, where that was asked for.
     """
-    namespace, unknown = serve_parser().parse_known_args(arguments)
+    parser = _Parser(
+        prog="kv-sidecar serve",
+        usage="%(prog)s --l1-size-gb GIB [OPTIONS]",
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add_serve_options(parser)
+    namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         spelling = unknown[0].split("=")[0]
         raise ConfigError(f"unknown argument {spelling}{suggestion(spelling, map(flag, OPTIONS))}")
@@ -61,19 +68,12 @@ def parse(arguments: Sequence[str]) -> Given:
     return given
 
 
-def serve_parser() -> argparse.ArgumentParser:
-    """The command line of `serve`; a mistake is a ConfigError."""
-    parser = _Parser(
-        prog="kv-sidecar serve",
-        usage="%(prog)s --l1-size-gb GIB [OPTIONS]",
-        description=_DESCRIPTION,
-        allow_abbrev=False,
-    )
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Add all that `serve` takes."""
     parser.add_argument(
         "--print-config", action="store_true", help="print each value and its origin, then exit"
     )
     add_options(parser)
-    return parser
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
