@@ -10,7 +10,7 @@ from typing import Any
 
 from sidecar.cache.segment import SHM_DIR
 from sidecar.commands.doctor.live.client import Client, LiveFailed
-from sidecar.commands.doctor.live.prompt import Prompt
+from sidecar.commands.doctor.live.prompt import Prompt, registered
 
 _NAME = re.compile(r"/?([A-Za-z0-9._-]{1,200})")
 _ITEMS, _ITEM_BYTES = 8, 2  # of one token
@@ -19,8 +19,8 @@ _ITEMS, _ITEM_BYTES = 8, 2  # of one token
 def round_trip(client: Client, prompt: Prompt) -> None:
     """Write a slot, have it published, find and read it, compare. Raises LiveFailed."""
     size = len(prompt.tokens) * _ITEMS * _ITEM_BYTES
-    address = client.call("register_kv_cache_engine_driven_context", _registration(prompt))
-    try:
+    with registered(client, prompt, "unregister_kv_cache_engine_driven_context"):
+        address = client.call("register_kv_cache_engine_driven_context", _registration(prompt))
         with _arena(address) as arena:
             content = secrets.token_bytes(size)
             at = _slot(client.call("prepare_store", *_about(prompt)), size, len(arena))
@@ -33,9 +33,6 @@ def round_trip(client: Client, prompt: Prompt) -> None:
             client.call("commit_retrieve", *_about(prompt))
             if read != content:
                 raise LiveFailed("other bytes came back than were stored")
-    finally:
-        client.call("end_session", prompt.request_id)
-        client.call("unregister_kv_cache_engine_driven_context", prompt.instance_id)
 
 
 def _about(prompt: Prompt) -> tuple[dict[str, Any], int]:

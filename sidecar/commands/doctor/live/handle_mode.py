@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sidecar.cache.segment import SHM_DIR
 from sidecar.commands.doctor.live.client import Client, LiveFailed
-from sidecar.commands.doctor.live.prompt import Prompt, extension
+from sidecar.commands.doctor.live.prompt import Prompt, extension, registered
 
 # One layer of one head: [blocks, head, tokens, K and V].
 _TOKEN_ITEMS, _ITEM_BYTES = 8, 2
@@ -20,19 +20,18 @@ def round_trip(client: Client, prompt: Prompt, null_block: int) -> None:
     """Store a block, retrieve it into another, compare. Raises LiveFailed."""
     source, target = [block for block in range(_BLOCKS) if block != null_block][:2]
     size = len(prompt.tokens) * _TOKEN_ITEMS * _ITEM_BYTES
-    with _segment(_BLOCKS * size) as (name, memory):
+    with (
+        _segment(_BLOCKS * size) as (name, memory),
+        registered(client, prompt, "unregister_kv_cache"),
+    ):
         _register(client, prompt, name)
-        try:
-            content = secrets.token_bytes(size)
-            memory[source * size : (source + 1) * size] = content
-            _transfer(client, "store", prompt, source)
-            prompt.look_up(client)
-            _transfer(client, "retrieve", prompt, target, 0)
-            if memory[target * size : (target + 1) * size] != content:
-                raise LiveFailed("other bytes came back than were stored")
-        finally:
-            client.call("end_session", prompt.request_id)
-            client.call("unregister_kv_cache", prompt.instance_id)
+        content = secrets.token_bytes(size)
+        memory[source * size : (source + 1) * size] = content
+        _transfer(client, "store", prompt, source)
+        prompt.look_up(client)
+        _transfer(client, "retrieve", prompt, target, 0)
+        if memory[target * size : (target + 1) * size] != content:
+            raise LiveFailed("other bytes came back than were stored")
 
 
 def _register(client: Client, prompt: Prompt, name: str) -> None:

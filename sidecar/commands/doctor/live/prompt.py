@@ -1,6 +1,8 @@
 """A made-up prompt of one chunk, and the requests about it."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,22 @@ class Prompt:
         found = client.wait_for("query_prefetch_status", self.request_id)
         if found != 1:
             raise LiveFailed("what was stored is not found")
+
+
+@contextmanager
+def registered(client: Client, prompt: Prompt, unregister: str) -> Iterator[None]:
+    """Leave nothing of the prompt's session behind, nor, by `unregister`, of its worker."""
+    try:
+        yield
+    except LiveFailed:
+        # Perhaps found and never fetched.
+        with suppress(LiveFailed):
+            client.call("free_lookup_locks", prompt.key(None), 1)
+        raise
+    finally:
+        with suppress(LiveFailed):
+            client.call("end_session", prompt.request_id)
+            client.call(unregister, prompt.instance_id)
 
 
 def new_prompt(client: Client) -> Prompt:

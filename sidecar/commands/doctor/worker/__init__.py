@@ -7,10 +7,10 @@ from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker import addresses, flags, transfer, variables
 from sidecar.commands.doctor.worker.invocation import Invocation
 
-_CHECKS = (*transfer.CHECKS, *addresses.CHECKS, *flags.CHECKS, *variables.CHECKS)
+CHECKS = (*transfer.CHECKS, *addresses.CHECKS, *flags.CHECKS, *variables.CHECKS)
 
 
 def check(worker: Invocation, around: Surroundings) -> Iterator[Finding]:
     """What is wrong with it, or one finding that says nothing is."""
-    findings = [finding for each in _CHECKS if (finding := each(worker, around))]
-    yield from findings or [ok("worker", f"none of the {len(_CHECKS)} known traps")]
+    findings = [finding for each in CHECKS if (finding := each(worker, around))]
+    yield from findings or [ok("worker", f"none of the {len(CHECKS)} known traps")]
