@@ -9,10 +9,12 @@ from typing import Any
 
 from connectors.errors import ConnectorError
 
-_FULL = {"full_attention", "attention", "hybrid", "full", "deepseek_sparse_attention"}
+Config = Mapping[str, Any]
+
+_FULL = ("full_attention", "attention", "hybrid", "full", "deepseek_sparse_attention")
 _WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-_RECURRENT = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "linear"}
-_WITHOUT_CACHE = {"mlp", "moe"}
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "linear")
+_WITHOUT_CACHE = ("mlp", "moe")
 # Where only the class knows it: of each so many layers, the last attends to everything.
 _INTERVAL_OF_CLASS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 
@@ -29,10 +31,10 @@ FULL = LayerKind()
 STATE = LayerKind(recurrent=True)
 
 
-def layer_kinds(text: Mapping[str, Any], layers: int) -> list[LayerKind]:
+def layer_kinds(text: Config, layers: int) -> list[LayerKind]:
     """Of each of `layers` layers that has KV of its own or a state.
 
-    Raises ConnectorError for a kind that is unknown.
+    Raises ConnectorError for what cannot be understood.
     """
     for key in ("layer_types", "layers_block_type"):
         if isinstance(text.get(key), list):
@@ -47,45 +49,54 @@ def layer_kinds(text: Mapping[str, Any], layers: int) -> list[LayerKind]:
     return _by_interval(text, layers)
 
 
-def _listed(text: Mapping[str, Any], key: str, layers: int) -> list[LayerKind]:
+def _listed(text: Config, key: str, layers: int) -> list[LayerKind]:
     names = text[key]
     if len(names) != layers:
         raise ConnectorError(f"{key} has {len(names)} entries for {layers} layers")
     # The last layers use the KV of earlier ones (Gemma 3n).
-    own = layers - (text.get("num_kv_shared_layers") or 0)
+    own = layers - _whole(text, "num_kv_shared_layers")
     return [_kind(text, key, name) for name in names[:own] if name not in _WITHOUT_CACHE]
 
 
-def _kind(text: Mapping[str, Any], key: str, name: object) -> LayerKind:
+def _kind(text: Config, key: str, name: object) -> LayerKind:
     if name in _FULL:
         return FULL
     if name in _RECURRENT:
         return STATE
-    if name in _WINDOWED:
-        window = text.get(_WINDOWED[str(name)])
-        return LayerKind(window=window) if isinstance(window, int) else FULL
+    if isinstance(name, str) and name in _WINDOWED:
+        return LayerKind(window=_whole(text, _WINDOWED[name]) or None)
     raise ConnectorError(f"{key} has the unknown kind {name!r}")
 
 
-def _by_interval(text: Mapping[str, Any], layers: int) -> list[LayerKind]:
-    if text.get("full_attention_interval"):
-        return _every(text["full_attention_interval"], STATE, layers)
-    if text.get("attn_layer_period"):
-        period, offset = text["attn_layer_period"], text.get("attn_layer_offset") or 0
+def _by_interval(text: Config, layers: int) -> list[LayerKind]:
+    if interval := _whole(text, "full_attention_interval"):
+        return _every(interval, STATE, layers)
+    if period := _whole(text, "attn_layer_period"):
+        offset = _whole(text, "attn_layer_offset")
         return [FULL if i % period == offset else STATE for i in range(layers)]
-    window = text.get("sliding_window")
-    if not isinstance(window, int) or text.get("use_sliding_window") is False:
+    window = _whole(text, "sliding_window")
+    if not window or text.get("use_sliding_window") is False:
         return [FULL] * layers
     interval = (
-        text.get("sliding_window_pattern")
-        or text.get("_sliding_window_pattern")
-        or _INTERVAL_OF_CLASS.get(str(text.get("model_type")))
+        _whole(text, "sliding_window_pattern")
+        or _whole(text, "_sliding_window_pattern")
+        or _INTERVAL_OF_CLASS.get(str(text.get("model_type")), 0)
     )
-    if isinstance(interval, int):
-        return _every(interval, LayerKind(window=window), layers)
-    first = text.get("max_window_layers") or 0
-    return [FULL if i < first else LayerKind(window=window) for i in range(layers)]
+    if interval:
+        return _every(interval, LayerKind(window), layers)
+    first = _whole(text, "max_window_layers")
+    return [FULL if i < first else LayerKind(window) for i in range(layers)]
 
 
 def _every(interval: int, between: LayerKind, layers: int) -> list[LayerKind]:
     return [FULL if (i + 1) % interval == 0 else between for i in range(layers)]
+
+
+def _whole(text: Config, key: str) -> int:
+    """A count; 0 where there is none."""
+    value = text.get(key)
+    if value is None or value is False:
+        return 0
+    if not isinstance(value, int) or value < 0:
+        raise ConnectorError(f"{key} is {value!r}, not a whole number")
+    return value

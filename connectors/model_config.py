@@ -54,7 +54,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Model:
-    """The KV cache of a model.
+    """The KV cache of a model; `dtype` is that of its KV, where the worker is not told another.
 
     `latent`: MLA, one vector for all heads, so every rank of a tensor-parallel group has the
     same. `rope_elements` of it stay in the model's dtype where the rest is fp8, and
@@ -179,7 +179,16 @@ def _name(config: Config) -> str:
 
 
 def _dtype(config: Config, text: Config) -> str:
-    """The dtype that vLLM runs the model in by itself: float32 weights become float16."""
+    """What `auto` means to vLLM: the model's dtype, where float32 becomes float16.
+
+    A checkpoint with scales for its KV says so, and means fp8.
+    """
+    quantized = config.get("quantization_config")
+    if isinstance(quantized, dict):
+        if quantized.get("kv_cache_scheme"):
+            return "fp8"
+        if quantized.get("kv_cache_quant_algo"):
+            return str(quantized["kv_cache_quant_algo"]).lower()
     for place in (config, text):
         dtype = place.get("dtype") or place.get("torch_dtype")
         if dtype:

@@ -160,9 +160,13 @@ def meets(have: str | None, since: str) -> bool:
 def advice(gate: Gate, have: str | None) -> str:
     """What `gate` asks for, why, and how to get it, as one line."""
     wanted = f"{gate.package} {gate.since} or newer" if gate.since else gate.package
-    requirement = f"'{gate.package}>={gate.since}'" if gate.since else gate.package
     found = f"{have} is installed" if have else "it is not installed"
-    return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: pip install {requirement}"
+    return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: {remedy(gate)}"
+
+
+def remedy(gate: Gate) -> str:
+    """The command that brings what `gate` asks for."""
+    return "pip install " + (f"'{gate.package}>={gate.since}'" if gate.since else gate.package)
 
 
 def _version(names: tuple[str, ...]) -> str | None:

@@ -205,7 +205,7 @@ def test_a_place_outside_of_the_arena_is_not_touched(
 
 def check(server: Server) -> list[Finding]:
     """The live checks alone, told by the server which modes there are."""
-    surroundings = around(*of(server), server=running_server(server.http))
+    surroundings = around(*of(server), server=running_server(around(*of(server)).config))
     return list(live.check(surroundings, server.http))
 
 

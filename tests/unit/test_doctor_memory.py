@@ -43,6 +43,15 @@ def test_without_a_size_nothing_is_compared() -> None:
     assert "--l1-size-gb" in findings["/dev/shm"]["what"]
 
 
+def test_a_container_with_less_memory_than_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "memory.current").write_text(f"{300 << 20}\n")
+    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
+    finding = memory.available(around(), cgroup=tmp_path)
+    assert (finding.level, finding.what) == ("problem", "724 MiB available; the L1 needs 1 GiB")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available(around("--l1-size-gb", "0.01"), cgroup=tmp_path).level == "ok"
+
+
 @pytest.fixture
 def low_memlock() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)

@@ -6,8 +6,9 @@ import socket
 from pathlib import Path
 
 from sidecar.commands.doctor import ports
+from sidecar.commands.doctor.surroundings import running_server
 from tests.support.doctor import around, only
-from tests.support.server import free_port
+from tests.support.server import Server, free_port
 
 
 def test_a_port_that_is_taken() -> None:
@@ -36,3 +37,12 @@ def test_a_unix_socket_without_its_directory(tmp_path: Path) -> None:
     assert problem.what.startswith(f"{tmp_path}/run is no directory")
     (tmp_path / "run").mkdir()
     assert only(ports.check(around("--host", where, "--http-port", "0")), "problem") == []
+
+
+def test_a_server_with_another_port_for_workers_is_another_server(
+    own_server: Server,
+) -> None:
+    other = around("--http-port", str(own_server.http_port), "--port", str(free_port()))
+    assert running_server(other.config) is None
+    (problem,) = only(ports.check(other), "problem")
+    assert "Address already in use" in problem.what

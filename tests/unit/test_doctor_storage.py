@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sidecar.commands.doctor import storage
+from sidecar.commands.doctor import bounded, storage
 from tests.support.disks import mounted
 from tests.support.doctor import around, doctor, only
 
@@ -41,6 +42,17 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     with mounted(tmp_path / "ro", "tmpfs", "-o", "ro") as disk:
         (problem,) = only(storage.check(around("--l2-adapter", fs(disk))), "problem")
     assert problem.what == "Read-only file system"
+
+
+def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(bounded, "_SECONDS", 0.2)
+    try:
+        (finding,) = bounded.in_time("L2", lambda: [never.wait()])  # type: ignore[list-item]
+    finally:
+        never.set()
+    assert (finding.check, finding.level) == ("L2", "problem")
+    assert finding.what == "no answer within 0.2 s"
 
 
 def test_a_full_disk(small_disk: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from connectors import sizing
 from connectors.errors import ConnectorError
@@ -132,6 +134,38 @@ def test_a_file_that_is_no_json_or_not_there_is_one_line(
     assert "is not JSON" in capsys.readouterr().err
     with pytest.raises(ConnectorError, match="dtype 'int4' is unknown"):
         kv_size(model({**LLAMA_8B, "torch_dtype": "int4"}))
+
+
+_KEYS = [
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size",
+    "kv_lora_rank", "qk_rope_head_dim", "index_head_dim", "sliding_window", "layer_types",
+    "sliding_window_pattern", "full_attention_interval", "attn_layer_period", "attn_layer_offset",
+    "attn_layer_indices", "attn_type_list", "hybrid_override_pattern", "max_window_layers",
+    "num_kv_shared_layers", "text_config", "torch_dtype", "quantization_config", "architectures",
+]  # fmt: skip
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.sampled_from(["M*", "mamba"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS), _VALUES))
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_a_model_or_one_line(said: dict[str, Any]) -> None:
+    base = {"num_hidden_layers": 4, "num_attention_heads": 2, "hidden_size": 64}
+    try:
+        assert kv_size(model({**base, **said}), "fp8", tp=2).rank_bytes >= 0
+    except ConnectorError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_checkpoint_with_scales_has_fp8_kv() -> None:
+    scheme = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}
+    modelopt = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
+    for quantized in (scheme, modelopt):
+        found = model({**LLAMA_8B, "quantization_config": quantized})
+        assert kv_size(found).token_bytes == 64 * KIB
 
 
 @pytest.mark.parametrize("arguments", [["--tp", "0"], ["--tp", "x"], ["--l1-size-gb", "-1"]])

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from connectors import versions
 from connectors.versions import Need
 from sidecar.commands.doctor import gpu, live, memory, packages, ports, storage, worker
+from sidecar.commands.doctor.bounded import in_time
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.surroundings import Surroundings, admin_url, running_server
 from sidecar.commands.doctor.worker.invocation import Invocation, parse
+from sidecar.commands.output import complain
 from sidecar.config import flags
 from sidecar.config.loading import resolve
 
@@ -43,13 +45,15 @@ def examine(given: argparse.Namespace, users: Sequence[str]) -> int:
 
 def _surroundings(given: argparse.Namespace, environ: Mapping[str, str]) -> Surroundings:
     loaded = resolve(flags.read(given), environ, _ANY_SIZE)
+    for warning in loaded.warnings:
+        complain(f"warning: {warning}")
     config = loaded.config
     return Surroundings(
         config=config,
         l1_bytes=None if loaded.sources["l1_size_gb"] == "default" else config.l1_size_bytes,
         environ=environ,
         installed=versions.installed(),
-        server=running_server(admin_url(config)),
+        server=running_server(config),
     )
 
 
@@ -60,8 +64,8 @@ def _findings(around: Surroundings, invocation: Invocation | None) -> Iterator[F
     yield memory.available(around)
     yield memory.memlock(around)
     yield memory.huge_pages()
-    yield from storage.check(around)
-    yield gpu.visible(around.environ)
+    yield from in_time("L2", lambda: storage.check(around))
+    yield from in_time("GPU", lambda: [gpu.visible(around.environ)])
     yield from ports.check(around)
     if invocation:
         yield from worker.check(invocation, around)

@@ -1,5 +1,6 @@
 """Room for the L1: /dev/shm, what may be locked, and pages set aside."""
 
+import math
 import os
 import re
 import resource
@@ -36,9 +37,11 @@ def shm(around: Surroundings) -> Finding:
     )
 
 
-def available(around: Surroundings, meminfo: Path = _MEMINFO) -> Finding:
-    """Whether there is memory behind it: a tmpfs promises more than the machine has."""
-    there = _kib(meminfo, "MemAvailable") * 1024
+def available(
+    around: Surroundings, meminfo: Path = _MEMINFO, cgroup: Path = Path("/sys/fs/cgroup")
+) -> Finding:
+    """Whether there is memory behind it: a tmpfs promises more than machine and pod have."""
+    there = min(_kib(meminfo, "MemAvailable") * 1024, _left_to_the_pod(cgroup))
     wanted = around.l1_bytes
     if wanted is None or around.server or wanted <= there:
         return ok("memory", f"{amount(there)} available")
@@ -46,7 +49,7 @@ def available(around: Surroundings, meminfo: Path = _MEMINFO) -> Finding:
         "memory",
         f"{amount(there)} available; the L1 needs {amount(wanted)}",
         "the kernel kills somebody while the L1 fills up",
-        "lower --l1-size-gb",
+        "lower --l1-size-gb, or raise the memory limit of the container",
     )
 
 
@@ -86,6 +89,16 @@ def _locks(settings: AdapterSettings) -> bool:
     if isinstance(settings, MooncakeSettings):
         return settings.protocol == "rdma"
     return isinstance(settings, NixlSettings) and settings.backend in ("GDS", "GDS_MT")
+
+
+def _left_to_the_pod(cgroup: Path) -> float:
+    """Bytes that the container's limit (cgroup v2) leaves; shared memory counts, too."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = (cgroup / "memory.current").read_text()
+    except OSError:
+        return math.inf
+    return math.inf if limit == "max" else int(limit) - int(used)
 
 
 def _kib(meminfo: Path, name: str) -> int:

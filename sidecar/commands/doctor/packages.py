@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from connectors.versions import GATES, Gate, Installed, Need, Package, advice, meets
+from connectors.versions import GATES, Gate, Installed, Need, Package, meets, remedy
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
 
 _PACKAGES: tuple[Package, ...] = ("vllm", "lmcache", "nixl", "ai-dynamo")
@@ -46,7 +46,7 @@ def fits(gate: Gate, installed: Installed, needs: Collection[Need]) -> Finding |
         return None
     what = f"{have or 'absent'}: cannot do {gate.need}"
     if gate.need in needs:
-        return problem(gate.package, what, gate.reason, advice(gate, have).rpartition(": ")[2])
+        return problem(gate.package, what, gate.reason, remedy(gate))
     if have:
-        return warning(gate.package, what, gate.reason, advice(gate, have).rpartition(": ")[2])
+        return warning(gate.package, what, gate.reason, remedy(gate))
     return None

@@ -17,6 +17,8 @@ def check(around: Surroundings) -> Iterator[Finding]:
         places.append(("metrics port", config.prometheus_host, config.prometheus_port))
     yield from filter(None, [all_different(places)])
     for name, host, port in places:
+        if not port:
+            continue
         if host.startswith("ipc://"):
             yield unix_socket(name, Path(f"{host.removeprefix('ipc://')}:{port}"))
         elif around.server:
@@ -29,6 +31,8 @@ def all_different(places: list[tuple[str, str, int]]) -> Finding | None:
     """One port for two purposes."""
     taken: dict[int, str] = {}
     for name, host, port in places:
+        if not port:
+            continue
         if host.startswith("ipc://") or not port:
             continue
         if port in taken:

@@ -16,6 +16,7 @@ from sidecar.tiers.adapters.files import DirectorySettings
 from sidecar.tiers.adapters.nixl import NixlSettings
 
 _PAGE = 4096
+_NO_DIRECT = "no O_DIRECT here"
 _SETUP_IO_URING = 425  # of the system call, on every architecture
 _PARAMS_BYTES = 120  # struct io_uring_params
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
@@ -30,21 +31,30 @@ def check(around: Surroundings, mounts: Path = Path("/proc/mounts")) -> Iterator
     for spec in around.config.l2_adapter:
         settings = spec.settings
         if isinstance(settings, DirectorySettings) and settings.directory:
-            directory = Path(settings.directory)
-            yield writable(directory, settings.direct)
-            yield room(directory, settings)
-            yield on_a_disk(directory, mounts)
+            yield from directory(settings, mounts)
     yield io_uring(around)
+
+
+def directory(settings: DirectorySettings, mounts: Path) -> Iterator[Finding]:
+    """One directory; where this user may not even look, that is all that can be said."""
+    path = Path(settings.directory)
+    try:
+        yield writable(path, settings.direct)
+        yield room(path, settings)
+        yield on_a_disk(path, mounts)
+    except OSError as error:
+        yield _unusable(path, str(error.strerror))
 
 
 def writable(directory: Path, direct: bool) -> Finding:
     """Write a page there and read it back, past the page cache if the adapter would."""
-    name = f"L2 {directory}"
     try:
         _probe(_existing(directory), direct)
     except ProbeFailed as error:
-        return problem(name, str(error), "the server refuses to start", _remedy(error))
-    return ok(name, "a page written and read back" + (" with O_DIRECT" if direct else ""))
+        return _unusable(directory, str(error))
+    return ok(
+        f"L2 {directory}", "a page written and read back" + (" with O_DIRECT" if direct else "")
+    )
 
 
 def room(directory: Path, settings: DirectorySettings) -> Finding:
@@ -119,7 +129,7 @@ def _probe(directory: Path, direct: bool) -> None:
             os.close(fd)
     except OSError as error:
         refused = direct and error.errno == errno.EINVAL
-        raise ProbeFailed("no O_DIRECT here" if refused else str(error.strerror)) from error
+        raise ProbeFailed(_NO_DIRECT if refused else str(error.strerror)) from error
     finally:
         with suppress(OSError):
             path.unlink()
@@ -134,10 +144,11 @@ def _write_and_read(fd: int) -> None:
         raise ProbeFailed("a page came back with other bytes")
 
 
-def _remedy(error: ProbeFailed) -> str:
-    if "O_DIRECT" in str(error):
-        return 'take another file system, or "use_odirect": false ("use_direct_io" for NIXL)'
-    return "see to it that this user may write there, and that the disk is not full or broken"
+def _unusable(directory: Path, reason: str) -> Finding:
+    do = "see to it that this user may write there, and that the disk is not full or broken"
+    if reason == _NO_DIRECT:
+        do = 'take another file system, or "use_odirect": false ("use_direct_io" for NIXL)'
+    return problem(f"L2 {directory}", reason, "the server refuses to start", do)
 
 
 def _file_system(directory: Path, mounts: Path) -> str:

@@ -53,11 +53,16 @@ def local(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def running_server(url: str) -> Mapping[str, Any] | None:
-    """The configuration of the kv-sidecar whose admin port is `url`; None if there is none."""
+def running_server(config: Config) -> Mapping[str, Any] | None:
+    """What the server tells that has the admin port of `config`.
+
+    None if there is none, or if it is another one, with another port for workers.
+    """
     try:
-        config = admin.get(url, "/config", _TIMEOUT_SECONDS)
+        told = admin.get(admin_url(config), "/config", _TIMEOUT_SECONDS)
     except (OSError, ValueError):
         return None
-    known = isinstance(config, dict) and isinstance(config.get("mp"), dict)
-    return config if known and "supported_transfer_mode" in config["mp"] else None
+    match told:
+        case {"mp": {"port": config.port, "chunk_size": int(), "supported_transfer_mode": str()}}:
+            return dict(told)
+    return None

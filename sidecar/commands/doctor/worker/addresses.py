@@ -121,7 +121,7 @@ def _urls(worker: Invocation) -> list[str]:
     settings = worker.client_extra
     given = settings.get(f"{_PREFIX}server_urls")
     if given:
-        return given.split(",") if isinstance(given, str) else list(map(str, given))
+        return list(map(str, given)) if isinstance(given, list) else str(given).split(",")
     host = settings.get(f"{_PREFIX}host", _DEFAULT_HOST)
     return [f"{host}:{settings.get(f'{_PREFIX}port', _DEFAULT_PORT)}"]
 

@@ -37,9 +37,8 @@ class Invocation:
         return None if tokens is None else " ".join(tokens[1:])
 
     def switched_off(self, name: str) -> bool:
-        """`--no-x`, or `--x false`."""
-        tokens = self.options.get(name, ("",))
-        return tokens[0].startswith("--no-") or tokens[1:] == ("false",)
+        """`--no-x`."""
+        return self.options.get(name, ("",))[0].startswith("--no-")
 
     def switched_on(self, name: str) -> bool:
         return name in self.options and not self.switched_off(name)
@@ -49,8 +48,8 @@ class Invocation:
         """The connectors in the config; those of a MultiConnector, without it."""
         if self.config is None:
             return ()
-        children = extra(self.config).get("connectors")
-        return children if isinstance(children, list) else [self.config]
+        children: list[Config] = extra(self.config).get("connectors", [self.config])
+        return children
 
     def connector(self, name: str) -> Config | None:
         return next((c for c in self.connectors if c.get("kv_connector") == name), None)
@@ -75,8 +74,8 @@ class Invocation:
 
 def extra(config: Config) -> Config:
     """The `kv_connector_extra_config`; empty where there is none."""
-    found = config.get("kv_connector_extra_config")
-    return found if isinstance(found, dict) else {}
+    found: Config = config.get("kv_connector_extra_config", {})
+    return found
 
 
 def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -86,7 +85,10 @@ def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     """
     changed, words = _environment(command, environ)
     program, arguments = _program(words)
-    options = {argument.name: _spread(argument.tokens) for argument in split(arguments)}
+    options = {
+        _LONG.get(argument.name, argument.name): _spread(argument.tokens)
+        for argument in split(arguments)
+    }
     config, unreadable = _transfer_config(options)
     return Invocation(program, options, changed, config, unreadable)
 
@@ -124,6 +126,8 @@ def _program(words: list[str]) -> tuple[Program, list[str]]:
     )
 
 
+# vLLM's short form, as `split` names it.
+_LONG = {"---dcp": "--decode-context-parallel-size"}
 _MODULES: dict[str, Program] = {
     "dynamo.vllm": "dynamo",
     "vllm.entrypoints.openai.api_server": "vllm",
@@ -146,10 +150,15 @@ def _transfer_config(options: Mapping[str, tuple[str, ...]]) -> tuple[Config | N
         config = json.loads(" ".join(tokens[1:]))
     except (ValueError, RecursionError) as error:
         return None, f"not valid JSON: {error}"
+    if not _is_connector(config):
+        return None, "not an object with a kv_connector and, perhaps, its extra config"
+    children = extra(config).get("connectors", [config])
+    if not (isinstance(children, list) and children and all(map(_is_connector, children))):
+        return None, "its connectors are not a list of connectors"
+    return config, ""
+
+
+def _is_connector(config: Any) -> bool:
     if not isinstance(config, dict) or not isinstance(config.get("kv_connector"), str):
-        return None, "not an object with a kv_connector"
-    children = extra(config).get("connectors", [])
-    named = isinstance(children, list) and all(
-        isinstance(child, dict) and isinstance(child.get("kv_connector"), str) for child in children
-    )
-    return (config, "") if named else (None, "its connectors are not a list of connectors")
+        return False
+    return isinstance(config.get("kv_connector_extra_config", {}), dict)

@@ -25,15 +25,16 @@ def metrics_folder(worker: Invocation, around: Surroundings) -> Finding | None:
 
 def hash_seed(worker: Invocation, around: Surroundings) -> Finding | None:
     """Keys and block hashes that are hashes of Python's differ between processes without it."""
-    uses_hashes = worker.connector(lmcache_v1.NAME) or "--kv-events-config" in worker.options
-    if not uses_hashes or worker.environ.get("PYTHONHASHSEED", "random").isdecimal():
+    if worker.environ.get("PYTHONHASHSEED", "random").isdecimal():
         return None
-    return problem(
-        "PYTHONHASHSEED",
-        "not set",
-        "each worker hashes in its own way: no cache is shared, and KV events do not match",
-        "PYTHONHASHSEED=0 for every worker",
-    )
+    do = "PYTHONHASHSEED=0 for every worker"
+    if worker.connector(lmcache_v1.NAME):
+        why = f"the keys of {lmcache_v1.NAME} are hashes of Python's: no cache is shared"
+        return problem("PYTHONHASHSEED", "not set", why, do)
+    if "--kv-events-config" in worker.options:
+        why = "older vLLM, and faster hashes of newer ones, begin with it: KV events do not match"
+        return warning("PYTHONHASHSEED", "not set", why, do)
+    return None
 
 
 def side_channel(worker: Invocation, around: Surroundings) -> Finding | None:
@@ -42,7 +43,7 @@ def side_channel(worker: Invocation, around: Surroundings) -> Finding | None:
         return None
     if worker.program == "dynamo" and len(worker.connectors) == 1:
         return None
-    return problem(
+    return warning(
         _SIDE_CHANNEL,
         "not set",
         "peers are told localhost: a worker on another host does not find this one",
