@@ -31,6 +31,7 @@ _KV_HEADS = (
     "num_attention_groups",
 )  # fmt: skip
 _WIDTH = ("hidden_size", "n_embd", "d_model")
+_MOST_LAYERS = 10_000
 # Shapes that are not one per model, or not one per token: vLLM computes these in code.
 _NOT_COMPUTED = {
     "compress_ratios": "KV that is compressed by layer",
@@ -99,7 +100,7 @@ def model(config: Config) -> Model:
     # The one model that compresses by kv_lora_rank but caches what it expands to.
     if latent and rope and text.get("model_type") != "minicpm3":
         return _latent_model(config, text, latent, rope)
-    kinds = layer_kinds(text, _number(text, _LAYERS))
+    kinds = layer_kinds(text, _layers(text))
     kv_heads = _number(text, _KV_HEADS, default=_HEADS)
     elements = 2 * _head_size(text)
     windows = [kind.window for kind in kinds if not kind.recurrent]
@@ -115,7 +116,7 @@ def model(config: Config) -> Model:
 
 
 def _latent_model(config: Config, text: Config, latent: int, rope: int) -> Model:
-    kinds = layer_kinds(text, _number(text, _LAYERS))
+    kinds = layer_kinds(text, _layers(text))
     layers = sum(not kind.recurrent for kind in kinds)
     indexer = _positive(text, "index_head_dim")
     return Model(
@@ -145,6 +146,13 @@ def _refuse(config: Config, text: Config) -> None:
     for key, what in _NOT_COMPUTED.items():
         if text.get(key):
             raise ConnectorError(f"{what} ({key}): not computed here")
+
+
+def _layers(text: Config) -> int:
+    layers = _number(text, _LAYERS)
+    if layers > _MOST_LAYERS:
+        raise ConnectorError(f"{layers} layers are more than any model has")
+    return layers
 
 
 def _head_size(text: Config) -> int:

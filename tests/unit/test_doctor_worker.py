@@ -100,7 +100,13 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "problem",
         "given in parts",
     ),
-    ("extra config of another type", vllm(client(kv_connector_extra_config=[])), {}, "problem", "extra config"),
+    (
+        "extra config of another type",
+        vllm(client(kv_connector_extra_config=[])),
+        {},
+        "problem",
+        "extra config",
+    ),
     (
         "no children",
         vllm({"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": []}}),

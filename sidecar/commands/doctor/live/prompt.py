@@ -11,13 +11,17 @@ import msgspec
 from sidecar.cache.keys import BYTES_PER_TOKEN, chunk_hashes
 from sidecar.commands.doctor.live.client import Client, LiveFailed
 
+_MODEL = "kv-sidecar-doctor"
 _LARGEST_CHUNK = 1 << 20
 _RANK_0_OF_1 = 1 << 24 | 1 << 8  # world, worker, world, worker: a byte each
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One chunk of random tokens for a model that nobody has, so nobody can hit it."""
+    """One chunk of random tokens for a model that nobody has, so nobody can hit it.
+
+    `model` is always the same: it becomes a label in the server's metrics.
+    """
 
     tokens: tuple[int, ...]
     model: str
@@ -76,9 +80,9 @@ def new_prompt(client: Client) -> Prompt:
     size = client.call("get_chunk_size")
     if not isinstance(size, int) or not 0 < size <= _LARGEST_CHUNK:
         raise LiveFailed(f"the server's chunk size is {size!r}")
-    name = f"kv-sidecar-doctor-{secrets.token_hex(8)}"
     tokens = tuple(secrets.randbelow(1 << 17) for _ in range(size))
-    return Prompt(tokens, name, name, secrets.randbits(62))
+    request_id = f"{_MODEL}-{secrets.token_hex(8)}"
+    return Prompt(tokens, _MODEL, request_id, secrets.randbits(62))
 
 
 def extension(body: dict[str, Any]) -> msgspec.msgpack.Ext:
