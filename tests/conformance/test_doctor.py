@@ -13,6 +13,7 @@ import zmq
 
 from sidecar.commands.doctor import live
 from sidecar.commands.doctor.finding import Finding
+from sidecar.commands.doctor.live import prompt
 from sidecar.commands.doctor.surroundings import running_server
 from tests.support.disks import files_below
 from tests.support.doctor import around, doctor, only
@@ -73,7 +74,8 @@ def test_only_the_modes_that_the_server_allows(
     mode: str, new_server: Callable[..., Server]
 ) -> None:
     server = new_server("--supported-transfer-mode", mode, "--null-block-id", "1").start()
-    assert [(f.check, f.level) for f in check(server)] == [(f"live {mode}", "ok")]
+    found = check(server)
+    assert [(f.check, f.level) for f in found] == [(f"live {mode}", "ok")], found
 
 
 def test_without_its_admin_port_what_was_stored_is_told_of(own_server: Server) -> None:
@@ -90,6 +92,17 @@ def test_a_server_on_a_unix_socket(new_server: Callable[..., Server], tmp_path: 
     options = ["--host", where, *of(server)[2:]]
     findings = list(live.check(around(*options), server.http))
     assert [f.level for f in findings] == ["ok", "ok"]
+
+
+def test_an_l1_without_room(
+    new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "_ROOM_SECONDS", 0.1)
+    server = new_server(l1_size_gb=1 / 2**20).start()  # 1 KiB: less than an object
+    findings = check(server)
+    assert [f.level for f in findings] == ["problem", "problem"]
+    assert all("there is no room for it" in f.what for f in findings)
+    assert_nothing_left(server)
 
 
 def test_nobody_there_is_no_problem() -> None:
@@ -150,7 +163,7 @@ def liar() -> Iterator[Callable[[Answers], str]]:
     [
         ({}, "other bytes came back than were stored"),
         ({"store": [b"", False]}, "the server refused to store; its log says why"),
-        ({"query_prefetch_status": 0}, "what was stored is not found"),
+        ({"query_prefetch_status": 0}, "what was stored is not found, or there is no room for it"),
         ({"retrieve": [b"", False]}, "the server refused to retrieve; its log says why"),
         ({"retrieve": {"not": "a pair"}}, "the server refused to retrieve; its log says why"),
         ({"get_chunk_size": "many"}, "the server's chunk size is 'many'"),
@@ -158,8 +171,12 @@ def liar() -> Iterator[Callable[[Answers], str]]:
     ],
 )
 def test_a_server_that_lies_to_a_handle_worker(
-    answers: Answers, said: str, liar: Callable[[Answers], str]
+    answers: Answers,
+    said: str,
+    liar: Callable[[Answers], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(prompt, "_ROOM_SECONDS", 0.1)
     found = lied_to(liar({**HONEST, **answers}), "lmcache_driven")
     assert (found.level, found.what) == ("problem", said)
     assert list(SHM.glob("lmcache_kv_doctor_*")) == []

@@ -23,16 +23,24 @@ def round_trip(client: Client, prompt: Prompt) -> None:
         address = client.call("register_kv_cache_engine_driven_context", _registration(prompt))
         with _arena(address) as arena:
             content = secrets.token_bytes(size)
-            at = _slot(client.call("prepare_store", *_about(prompt)), size, len(arena))
-            arena[at : at + size] = content
-            if client.call("commit_store", *_about(prompt), b"") is not True:
-                raise LiveFailed("the server did not publish what was stored")
-            prompt.look_up(client)
+            prompt.store_and_find(client, lambda: _store(client, prompt, arena, content))
             at = _slot(client.call("prepare_retrieve", *_about(prompt)), size, len(arena))
             read = arena[at : at + size]
             client.call("commit_retrieve", *_about(prompt))
             if read != content:
                 raise LiveFailed("other bytes came back than were stored")
+
+
+def _store(client: Client, prompt: Prompt, arena: mmap.mmap, content: bytes) -> bool:
+    """Whether there was room. Raises LiveFailed."""
+    reply = client.call("prepare_store", *_about(prompt))
+    if reply == {"context": {"slots": [], "chunk_indices": []}}:
+        return False
+    at = _slot(reply, len(content), len(arena))
+    arena[at : at + len(content)] = content
+    if client.call("commit_store", *_about(prompt), b"") is not True:
+        raise LiveFailed("the server did not publish what was stored")
+    return True
 
 
 def _about(prompt: Prompt) -> tuple[dict[str, Any], int]:

@@ -27,8 +27,7 @@ def round_trip(client: Client, prompt: Prompt, null_block: int) -> None:
         _register(client, prompt, name)
         content = secrets.token_bytes(size)
         memory[source * size : (source + 1) * size] = content
-        _transfer(client, "store", prompt, source)
-        prompt.look_up(client)
+        prompt.store_and_find(client, lambda: _transfer(client, "store", prompt, source))
         _transfer(client, "retrieve", prompt, target, 0)
         if memory[target * size : (target + 1) * size] != content:
             raise LiveFailed("other bytes came back than were stored")
@@ -58,10 +57,12 @@ def _register(client: Client, prompt: Prompt, name: str) -> None:
     )  # fmt: skip
 
 
-def _transfer(client: Client, operation: str, prompt: Prompt, block: int, *more: int) -> None:
+def _transfer(client: Client, operation: str, prompt: Prompt, block: int, *more: int) -> bool:
+    """True, which says nothing of room: what has none is skipped. Raises LiveFailed for a no."""
     reply = client.call(operation, prompt.key(0), prompt.instance_id, [[block]], _EVENT, *more)
     if not (isinstance(reply, list) and reply[-1:] == [True]):
         raise LiveFailed(f"the server refused to {operation}; its log says why")
+    return True
 
 
 @contextmanager

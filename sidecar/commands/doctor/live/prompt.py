@@ -1,7 +1,8 @@
 """A made-up prompt of one chunk, and the requests about it."""
 
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from sidecar.cache.keys import BYTES_PER_TOKEN, chunk_hashes
 from sidecar.commands.doctor.live.client import Client, LiveFailed
 
 _MODEL = "kv-sidecar-doctor"
+_ROOM_SECONDS = 3.0
 _LARGEST_CHUNK = 1 << 20
 _RANK_0_OF_1 = 1 << 24 | 1 << 8  # world, worker, world, worker: a byte each
 
@@ -51,12 +53,21 @@ class Prompt:
             "kv_rank": _RANK_0_OF_1,
         }
 
-    def look_up(self, client: Client) -> None:
-        """Find it, which gives it to one reader. Raises LiveFailed for a miss."""
+    def store_and_find(self, client: Client, store: Callable[[], bool]) -> None:
+        """`store` it and look it up, which gives it to one reader.
+
+        `store` says whether there was room. A server that has just started has none yet: its L1
+        becomes usable piece by piece. Raises LiveFailed if it is not found in time.
+        """
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while not (store() and self._is_found(client)):
+            if time.monotonic() > deadline:
+                raise LiveFailed("what was stored is not found, or there is no room for it")
+            time.sleep(0.05)
+
+    def _is_found(self, client: Client) -> bool:
         client.call("lookup", self.key(None), 1)
-        found = client.wait_for("query_prefetch_status", self.request_id)
-        if found != 1:
-            raise LiveFailed("what was stored is not found")
+        return bool(client.wait_for("query_prefetch_status", self.request_id) == 1)
 
 
 @contextmanager
