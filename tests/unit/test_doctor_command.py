@@ -37,7 +37,9 @@ def test_the_configuration_comes_from_a_file_too(tmp_path: Path) -> None:
     [
         (["--l1-size-gb", "much"], "'much' is not a number"),
         (["--porrt", "1"], "--porrt"),
-        (["--", "python", "train.py"], "'python' after -- is no worker"),
+        (["--", "python", "train.py"], "'python train.py' after -- is no worker"),
+        (["--", "vllm serve 'm"], "is no command: No closing quotation"),
+        (["--", ""], "is no worker"),
         (["--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     ],
 )

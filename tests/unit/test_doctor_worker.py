@@ -302,6 +302,12 @@ def test_who_copies(wanted: str | None, environ: dict[str, str], allowed: str, f
     assert len(examined(line, *options, environ=environ)) == found
 
 
+def test_a_command_in_one_word_or_behind_another() -> None:
+    line = vllm(CLIENT, "--block-size", "96")
+    for given in (line, [shlex.join(line)], ["uv", "run", "/opt/bin/vllm", *line[1:]]):
+        assert [finding.check for finding in examined(given)] == ["chunk size"]
+
+
 def test_addresses_that_meet() -> None:
     assert examined(vllm(settings(host="ipc:///run/kv/mp")), "--host", "ipc:///run/kv/mp") == []
     urls = "tcp://10.0.0.1:5555,tcp://10.0.0.2:5555"

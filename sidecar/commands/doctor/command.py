@@ -27,8 +27,8 @@ _ANY_SIZE = {"l1_size_gb": "1"}
 
 def examine(given: argparse.Namespace, users: Sequence[str]) -> int:
     """Print each finding as it comes; 1 if one of them is a problem. Raises ConfigError."""
-    around = _surroundings(given, os.environ)
     invocation = parse(users, os.environ) if users else None
+    around = _surroundings(given, os.environ)
     findings = []
     for finding in _findings(around, invocation):
         findings.append(finding)

@@ -11,8 +11,6 @@ from sidecar.commands.doctor.finding import Finding, ok, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.output import amount
 from sidecar.tiers.adapters.mooncake import MooncakeSettings
-from sidecar.tiers.adapters.nixl import NixlSettings
-from sidecar.tiers.settings import AdapterSettings
 
 _MEMINFO = Path("/proc/meminfo")
 _LARGER = "mount a larger one: docker --shm-size, Kubernetes emptyDir with medium: Memory"
@@ -54,19 +52,21 @@ def available(
 
 
 def memlock(around: Surroundings) -> Finding:
-    """Whether the L1 may be locked, where an L2 adapter registers it with a device."""
+    """Whether the L1 may be locked, where an L2 adapter registers it with a network card."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     limit = "unlimited" if soft == resource.RLIM_INFINITY else amount(soft)
-    pinning = [s.settings for s in around.config.l2_adapter if _locks(s.settings)]
-    if not pinning:
+    settings = [spec.settings for spec in around.config.l2_adapter]
+    if not any(isinstance(s, MooncakeSettings) and s.protocol == "rdma" for s in settings):
         return ok("memlock", f"{limit}; nothing in this configuration locks the L1")
-    wanted = around.config.l1_size_bytes
+    wanted = around.l1_bytes
+    if wanted is None:
+        return ok("memlock", f"{limit} (--l1-size-gb N to compare)")
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return ok("memlock", limit)
     return problem(
         "memlock",
-        f"{limit}; {pinning[0].type} registers the whole L1, {amount(wanted)}",
-        "memory that a device reads must be locked, and the kernel refuses more than the limit",
+        f"{limit}; mooncake_store registers the whole L1, {amount(wanted)}, for RDMA",
+        "what a network card reads must be locked, and the kernel refuses more than the limit",
         "ulimit -l unlimited; docker --ulimit memlock=-1; systemd LimitMEMLOCK=infinity",
     )
 
@@ -82,13 +82,6 @@ def huge_pages(meminfo: Path = _MEMINFO) -> Finding:
         "the L1 is ordinary shared memory, and that memory is lost to it",
         "sysctl vm.nr_hugepages=0, unless another program here wants them",
     )
-
-
-def _locks(settings: AdapterSettings) -> bool:
-    """RDMA and GPUDirect Storage register memory; the rest copies through the kernel."""
-    if isinstance(settings, MooncakeSettings):
-        return settings.protocol == "rdma"
-    return isinstance(settings, NixlSettings) and settings.backend in ("GDS", "GDS_MT")
 
 
 def _left_to_the_pod(cgroup: Path) -> float:

@@ -31,8 +31,6 @@ def all_different(places: list[tuple[str, str, int]]) -> Finding | None:
     """One port for two purposes."""
     taken: dict[int, str] = {}
     for name, host, port in places:
-        if not port:
-            continue
         if host.startswith("ipc://") or not port:
             continue
         if port in taken:

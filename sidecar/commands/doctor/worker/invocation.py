@@ -1,9 +1,10 @@
 """A worker's command line, taken apart."""
 
 import json
-import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
@@ -79,10 +80,12 @@ def extra(config: Config) -> Config:
 
 
 def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
-    """What `[env ...] vllm serve ...` or `python -m dynamo.vllm ...` says.
+    """What `[env ...] vllm serve ...` or `python -m dynamo.vllm ...` says, or that in one word.
 
     Raises ConfigError for any other program.
     """
+    if len(command) == 1:
+        command = _words(command[0])
     changed, words = _environment(command, environ)
     program, arguments = _program(words)
     options = {
@@ -112,16 +115,22 @@ def _environment(
     return changed, words
 
 
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"what stands after -- is no command: {error}") from None
+
+
 def _program(words: list[str]) -> tuple[Program, list[str]]:
-    names = [PurePath(word).name for word in words]
-    if names[:2] == ["vllm", "serve"]:
-        return "vllm", words[2:]
-    for module, program in _MODULES.items():
-        if words[1:3] == ["-m", module]:
-            return program, words[3:]
-    shown = os.path.basename(words[0]) if words else "nothing"
+    """The worker, perhaps behind something that runs it (`uv run`), and its arguments."""
+    for at, (first, second) in enumerate(pairwise(words)):
+        if (PurePath(first).name, second) == ("vllm", "serve"):
+            return "vllm", words[at + 2 :]
+        if first == "-m" and second in _MODULES:
+            return _MODULES[second], words[at + 2 :]
     raise ConfigError(
-        f"{shown!r} after -- is no worker: give it as 'vllm serve ...' or "
+        f"{' '.join(words[:2])!r} after -- is no worker: give it as 'vllm serve ...' or "
         "'python -m dynamo.vllm ...'"
     )
 
