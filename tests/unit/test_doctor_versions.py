@@ -53,6 +53,7 @@ def test_a_worker_without_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
     distribution(tmp_path, "vllm", "0.32.0")
     (problem,) = only(found(monkeypatch, tmp_path, CLIENT), "problem")
     assert (problem.check, problem.do) == ("lmcache", "pip install 'lmcache>=0.5.5'")
+    assert problem.why == "the sidecar's client needs it"
     (problem,) = only(found(monkeypatch, tmp_path, {"a transfer over NIXL"}), "problem")
     assert (problem.check, problem.do) == ("nixl", "pip install nixl")
 

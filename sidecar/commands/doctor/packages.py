@@ -44,9 +44,10 @@ def fits(gate: Gate, installed: Installed, needs: Collection[Need]) -> Finding |
     have = installed[gate.package]
     if meets(have, gate.since):
         return None
-    what = f"{have or 'absent'}: cannot do {gate.need}"
+    if not have:
+        what, why = "not in this environment", f"{gate.need} needs it"
+    else:
+        what, why = f"{have}: cannot do {gate.need}", gate.reason
     if gate.need in needs:
-        return problem(gate.package, what, gate.reason, remedy(gate))
-    if have:
-        return warning(gate.package, what, gate.reason, remedy(gate))
-    return None
+        return problem(gate.package, what, why, remedy(gate))
+    return warning(gate.package, what, why, remedy(gate)) if have else None
