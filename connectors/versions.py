@@ -148,15 +148,25 @@ def check(needs: Collection[Need], versions: Installed) -> None:
         return
     for gate in GATES:
         have = versions[gate.package]
-        if gate.need in needs and (have is None or _parts(have) < _parts(gate.since)):
-            raise ConnectorError(_advice(gate, have))
+        if gate.need in needs and not meets(have, gate.since):
+            raise ConnectorError(advice(gate, have))
 
 
-def _advice(gate: Gate, have: str | None) -> str:
+def meets(have: str | None, since: str) -> bool:
+    """Whether a version is installed, and `since` or newer; any is, where that is empty."""
+    return have is not None and _parts(have) >= _parts(since)
+
+
+def advice(gate: Gate, have: str | None) -> str:
+    """What `gate` asks for, why, and how to get it, as one line."""
     wanted = f"{gate.package} {gate.since} or newer" if gate.since else gate.package
-    requirement = f"'{gate.package}>={gate.since}'" if gate.since else gate.package
     found = f"{have} is installed" if have else "it is not installed"
-    return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: pip install {requirement}"
+    return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: {remedy(gate)}"
+
+
+def remedy(gate: Gate) -> str:
+    """The command that brings what `gate` asks for."""
+    return "pip install " + (f"'{gate.package}>={gate.since}'" if gate.since else gate.package)
 
 
 def _version(names: tuple[str, ...]) -> str | None:

@@ -8,13 +8,17 @@ from typing import NoReturn
 import connectors.cli
 from connectors.errors import ConnectorError
 from sidecar import __version__
-from sidecar.commands import serve, status, wait
+from sidecar.commands import completion, doctor, serve, size, status, wait
 from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
-_COMMANDS = (status, wait)
-# What stands after -- belongs to another program.
-_BEFORE_ANOTHER = ("worker-args", "wait")
+_COMMANDS = (serve, status, wait, doctor, size, completion)
+# What stands after -- is another program's.
+_BEFORE_ANOTHER = {
+    "doctor": doctor.run,
+    "wait": wait.run,
+    "worker-args": connectors.cli.run,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +38,12 @@ def _run_command(arguments: Sequence[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, users = arguments[:end], arguments[end + 1 :]
     given = _parser().parse_args(own)
-    if users and given.command not in _BEFORE_ANOTHER:
+    if given.command in _BEFORE_ANOTHER:
+        return _BEFORE_ANOTHER[given.command](given, users)
+    if users:
         raise ConfigError(f"{given.command} takes no arguments after --")
-    if given.command in connectors.cli.COMMANDS:
+    if given.command == "connector":
         return connectors.cli.run(given, users)
-    if given.command == "wait":
-        return wait.run(given, users)
     return int(given.run(given))
 
 
@@ -52,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kv-sidecar", description="A KV-cache server for vLLM workers.")
     parser.add_argument("--version", action="version", version=f"kv-sidecar {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="run the server (serve --help lists its options)")
     for command in _COMMANDS:
         command.add(commands)
     connectors.cli.add_commands(commands)
+    parser.set_defaults(parser=parser)
     return parser

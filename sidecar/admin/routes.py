@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -72,6 +73,7 @@ class _Routes:
         self._service = service
         self._loop = loop
         self._telemetry = telemetry
+        self._began = time.monotonic()
 
     async def root(self) -> dict[str, str]:
         return {"status": "ok", "service": "kv-sidecar HTTP API"}
@@ -85,7 +87,8 @@ class _Routes:
             snapshot = await self.on_loop(self._service.snapshot)
         except TimeoutError:
             return _unavailable(unhealthy)
-        return JSONResponse(status.document(snapshot, unhealthy))
+        uptime = time.monotonic() - self._began
+        return JSONResponse(status.document(snapshot, unhealthy, uptime))
 
     async def metrics(self) -> Response:
         return await metrics_response(self._telemetry)

@@ -8,7 +8,7 @@ from sidecar import __version__
 Json = dict[str, Any]
 
 
-def document(snapshot: Mapping[str, Any], unhealthy: str | None) -> Json:
+def document(snapshot: Mapping[str, Any], unhealthy: str | None, uptime_seconds: float) -> Json:
     """The state of the server; keys that LMCache does not have come last."""
     workers: Sequence[Mapping[str, Any]] = snapshot["workers"]
     handles = [worker for worker in workers if worker["kind"] == "handle"]
@@ -42,7 +42,11 @@ def document(snapshot: Mapping[str, Any], unhealthy: str | None) -> Json:
             }
             for w in engine_driven
         },
-        "server": {"name": "kv-sidecar", "version": __version__},
+        "server": {
+            "name": "kv-sidecar",
+            "version": __version__,
+            "uptime_seconds": uptime_seconds,
+        },
         "unhealthy_reason": unhealthy,
         "live_leases": snapshot["live_leases"],
         "queue_depth": snapshot["queue_depth"],

@@ -10,8 +10,25 @@ URL = "http://127.0.0.1:8080"
 
 def get(url: str, path: str, timeout: float) -> Any:
     """The JSON at `url` + `path`. Raises OSError or ValueError; `reason` says it in words."""
-    with urllib.request.urlopen(url.rstrip("/") + path, timeout=timeout) as reply:
-        return json.load(reply)
+    return json.loads(get_text(url, path, timeout))
+
+
+def get_text(url: str, path: str, timeout: float) -> str:
+    """The text there. Raises the same."""
+    return _text(urllib.request.Request(url.rstrip("/") + path), timeout)
+
+
+def send(url: str, path: str, method: str, body: Any, timeout: float) -> Any:
+    """The JSON that answers a request with `body` as JSON. Raises the same."""
+    data, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+    request = urllib.request.Request(url.rstrip("/") + path, data, headers, method=method)
+    return json.loads(_text(request, timeout))
+
+
+def _text(request: urllib.request.Request, timeout: float) -> str:
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
+        text: str = reply.read().decode()
+        return text
 
 
 def reason(error: Exception) -> str:

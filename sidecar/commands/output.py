@@ -5,3 +5,12 @@ import sys
 
 def complain(line: str) -> None:
     print(f"kv-sidecar: {line}", file=sys.stderr)
+
+
+def amount(count: float) -> str:
+    """Bytes for people: four digits and a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

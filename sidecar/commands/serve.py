@@ -2,10 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from sidecar.commands.output import complain
-from sidecar.config import Config, load
+from sidecar.config import Config, flags, load
 from sidecar.config.show import as_yaml
+
+
+def add(commands: Any) -> None:
+    """For the list of commands and for completion; `run` has a parser of its own."""
+    parser = commands.add_parser("serve", help="run the server (serve --help lists its options)")
+    flags.add_serve_options(parser)
 
 
 def run(arguments: Sequence[str]) -> int:

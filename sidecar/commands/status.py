@@ -2,22 +2,60 @@
 
 import argparse
 import json
+import time
 from typing import Any
 
-from sidecar.commands import admin
+from sidecar.commands import admin, status_table
+from sidecar.commands.arguments import checked
 from sidecar.commands.output import complain
+from sidecar.config.values import number
+
+_CLEAR = "\033[H\033[2J"
+_TIMEOUT_SECONDS = 10.0
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("status", help="print the state of a running server as JSON")
+    parser = commands.add_parser("status", help="the state of a running server")
     parser.add_argument("--url", default=admin.URL, help="admin address (default %(default)s)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--watch",
+        nargs="?",
+        type=checked(number(0.1, 3600)),
+        const=2.0,
+        metavar="SECONDS",
+        help="again and again, every 2 seconds or so many, until interrupted",
+    )
+    output.add_argument("--json", action="store_true", help="all of it, as GET /status gives it")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
+    if given.watch is None:
+        return _show(given, "")
     try:
-        print(json.dumps(admin.get(given.url, "/status", timeout=10), indent=2))
+        while True:
+            # A server that is away now may be back in a moment.
+            _show(given, _CLEAR)
+            time.sleep(given.watch)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _show(given: argparse.Namespace, before: str) -> int:
+    try:
+        status = admin.get(given.url, "/status", _TIMEOUT_SECONDS)
+        text = json.dumps(status, indent=2) if given.json else _table(given.url, status)
     except (OSError, ValueError) as error:
+        print(before, end="", flush=True)
         complain(f"no status from {given.url}: {admin.reason(error)}")
         return 1
+    print(before + text, flush=True)
     return 0
+
+
+def _table(url: str, status: Any) -> str:
+    if "uptime_seconds" not in status.get("server", ()):
+        raise ValueError("it is no kv-sidecar of this version; --json prints what it says")
+    metrics = admin.get_text(url, "/metrics", _TIMEOUT_SECONDS)
+    return "\n".join(status_table.lines(status, status_table.hits(metrics)))

@@ -42,22 +42,67 @@ class _Stock(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        namespace.stock.append((self.metavar, option_string, values))
+        namespace.stock = (*namespace.stock, (self.metavar, option_string, values))
 
 
 def parse(arguments: Sequence[str]) -> Given:
-    """The options given, as text.
+    """The options of `serve` given, as text.
 
     Raises:
         ConfigError: an unknown flag, one without its value, or a stock flag we cannot honour.
         SystemExit: after printing the help text, where that was asked for.
     """
-    parser = _parser()
-    namespace, unknown = parser.parse_known_args(arguments, argparse.Namespace(stock=[]))
+    parser = _Parser(
+        prog="kv-sidecar serve",
+        usage="%(prog)s --l1-size-gb GIB [OPTIONS]",
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add_serve_options(parser)
+    namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         spelling = unknown[0].split("=")[0]
         raise ConfigError(f"unknown argument {spelling}{suggestion(spelling, map(flag, OPTIONS))}")
-    given = Given(config_file=namespace.config, print_config=namespace.print_config)
+    given = read(namespace)
+    given.print_config = namespace.print_config
+    return given
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Add all that `serve` takes."""
+    parser.add_argument(
+        "--print-config", action="store_true", help="print each value and its origin, then exit"
+    )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add --config and a flag for every option, in groups, and the stock server's flags."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+    groups: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        kind: dict[str, Any] = {"action": "append"} if option.is_json else {}
+        if option.parse is boolean:
+            kind = {"nargs": "?", "const": "true"}
+        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **kind)
+    parser.set_defaults(stock=())
+    for name in (*stock_flags.IGNORED, *stock_flags.REFUSED):
+        parser.add_argument(
+            *stock_flags.spellings(name),
+            action=_Stock,
+            nargs="*",
+            metavar=name,
+            dest="stock",
+            help=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+        )
+
+
+def read(namespace: argparse.Namespace) -> Given:
+    """What `add_options` has brought. Raises ConfigError for a stock flag we cannot honour."""
+    given = Given(config_file=namespace.config)
     for name, spelling, values in namespace.stock:
         reason = stock_flags.refusal(name, spelling, values)
         if reason:
@@ -70,35 +115,3 @@ def parse(arguments: Sequence[str]) -> Given:
         if text is not None:
             given.values[name] = (flag(name), text)
     return given
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="kv-sidecar serve",
-        usage="%(prog)s --l1-size-gb GIB [OPTIONS]",
-        description=_DESCRIPTION,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print each value and its origin, then exit"
-    )
-    groups: dict[str, Any] = {}
-    for name, option in OPTIONS.items():
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
-        kind: dict[str, Any] = {"action": "append"} if option.is_json else {}
-        if option.parse is boolean:
-            kind = {"nargs": "?", "const": "true"}
-        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **kind)
-    for name in (*stock_flags.IGNORED, *stock_flags.REFUSED):
-        parser.add_argument(
-            *stock_flags.spellings(name),
-            action=_Stock,
-            nargs="*",
-            metavar=name,
-            dest="stock",
-            help=argparse.SUPPRESS,
-            default=argparse.SUPPRESS,
-        )
-    return parser

@@ -37,7 +37,16 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         ConfigError: one line that names the flag, key or variable and says what is wrong.
         SystemExit: after printing the help text, where that was asked for.
     """
-    given = flags.parse(arguments)
+    return resolve(flags.parse(arguments), environ)
+
+
+def resolve(
+    given: flags.Given, environ: Mapping[str, str], otherwise: Mapping[str, str] | None = None
+) -> Loaded:
+    """The same for a command line that has been read; `otherwise` are defaults, as text.
+
+    Raises ConfigError.
+    """
     warnings = list(given.warnings)
     settings: dict[str, Setting] = {}
     path = given.config_file or environ.get(environment.CONFIG_FILE)
@@ -51,6 +60,8 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         settings[name] = Setting(text, variable, f"env {variable}")
     for name, (spelling, text) in given.values.items():
         settings[name] = Setting(text, spelling, "flag")
+    defaults = {name: Setting(text, name, "default") for name, text in (otherwise or {}).items()}
+    settings = defaults | settings
     config = _build(settings)
     _check(config)
     warnings += [f"--l2-adapter {line}" for spec in config.l2_adapter for line in spec.warnings]

@@ -51,6 +51,7 @@ def test_status_has_the_shape_that_lmcache_describe_reads(site: Site, path: str)
     status = site.http.get(path).json()
     assert status["is_healthy"] is True
     assert status["engine_type"] == "MPCacheServer"
+    assert status["server"]["uptime_seconds"] >= 0
     assert (status["chunk_size"], status["active_sessions"]) == (256, 2)
     manager = status["storage_manager"]
     assert manager["l1_manager"] == manager["l1_managers"]["default"]

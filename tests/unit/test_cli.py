@@ -57,9 +57,9 @@ def closed_url() -> str:
         return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_status_prints_the_reply(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_as_json_is_the_reply(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake.body = {"is_healthy": True}
-    assert main(["status", "--url", fake.url + "/"]) == 0
+    assert main(["status", "--url", fake.url + "/", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"is_healthy": True}
     assert fake.paths == ["/status"]
 
@@ -104,7 +104,18 @@ def test_wait_for_nobody_fails(closed_url: str, capsys: pytest.CaptureFixture[st
     assert "Connection refused" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["sevre"], ["status", "--rul", "x"], ["wait", "now"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sevre"],
+        ["status", "--rul", "x"],
+        ["status", "--watch", "0"],
+        ["status", "--watch", "--json"],
+        ["wait", "now"],
+        ["size", "config.json", "--", "x"],
+    ],
+)
 def test_wrong_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()

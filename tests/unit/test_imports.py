@@ -23,7 +23,7 @@ ALLOWED = {
         *("admin", "cache", "config", "engines", "handlers", "loop", "telemetry", "tiers"),
         "wire",
     },
-    "commands": {"app", "config"},
+    "commands": {"admin", "app", "cache", "config", "tiers"},
     "cli": {"commands", "config"},
     "__main__": {"cli"},
     "__init__": set(),

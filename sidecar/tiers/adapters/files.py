@@ -30,6 +30,16 @@ class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True
     def floor_bytes(self) -> int:
         return int(self.min_free_gb * 2**30)
 
+    @property
+    def directory(self) -> str:
+        """Where the files are; empty if there are none."""
+        raise NotImplementedError
+
+    @property
+    def direct(self) -> bool:
+        """Whether they are opened with O_DIRECT."""
+        raise NotImplementedError
+
 
 class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`base_path` is absolute; `relative_tmp_dir` lies in it and is on the same file system."""
@@ -50,12 +60,20 @@ class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, 
         if temp.is_absolute() or ".." in temp.parts or temp.parts[:1] in _TAKEN:
             raise ValueError(f"relative_tmp_dir {self.relative_tmp_dir!r} is no folder of its own")
 
+    @property
+    def directory(self) -> str:
+        return self.base_path
+
+    @property
+    def direct(self) -> bool:
+        return self.use_odirect
+
     def build(self) -> Files:
         return Files(
-            self.base_path,
+            self.directory,
             DirectIO(),
             temp=self.relative_tmp_dir or ".tmp",
-            direct=self.use_odirect,
+            direct=self.direct,
             sync=self.sync,
             floor=self.floor_bytes,
             shared=self.shared,

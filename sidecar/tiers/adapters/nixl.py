@@ -95,19 +95,36 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
             prefix = self.backend_params.get("key_prefix", "")
             return NixlObjects(self.backend, params, prefix)
         return Files(
-            self.backend_params["file_path"],
+            self.directory,
             NixlIO(self._choices(params)),
-            direct=self._flag("use_direct_io", True),
+            direct=self.direct,
             sync=self.sync,
             floor=self.floor_bytes,
             shared=self.shared,
         )
 
+    @property
+    def directory(self) -> str:
+        return str(self.backend_params.get("file_path", ""))
+
+    @property
+    def direct(self) -> bool:
+        return self._flag("use_direct_io", True)
+
+    @property
+    def wants_uring(self) -> bool:
+        """Whether io_uring is tried first."""
+        return self.backend == "POSIX" and not self._flag("use_aio")
+
+    @property
+    def may_fall_back(self) -> bool:
+        return self.backend != "HF3FS" if self.fallback is None else self.fallback
+
     def _choices(self, params: dict[str, str]) -> list[Choice]:
         uring = _posix("io_uring", "use_uring", "a kernel and a seccomp profile that allow it")
         aio = _posix("libaio", "use_aio", "room below fs.aio-max-nr")
         posix = [aio] if self._flag("use_aio") else [uring, aio]
-        fallback = self.backend != "HF3FS" if self.fallback is None else self.fallback
+        fallback = self.may_fall_back
         if self.backend == "POSIX":
             return posix if fallback else posix[:1]
         wanted = Choice(self.backend, self.backend, params, _NEEDS[self.backend])

@@ -1,0 +1,100 @@
+"""Room for the L1: /dev/shm, what may be locked, and pages set aside."""
+
+import math
+import os
+import re
+import resource
+from pathlib import Path
+
+from sidecar.cache.segment import SHM_DIR
+from sidecar.commands.doctor.finding import Finding, ok, problem, warning
+from sidecar.commands.doctor.surroundings import Surroundings
+from sidecar.commands.output import amount
+from sidecar.tiers.adapters.mooncake import MooncakeSettings
+
+_MEMINFO = Path("/proc/meminfo")
+_LARGER = "mount a larger one: docker --shm-size, Kubernetes emptyDir with medium: Memory"
+
+
+def shm(around: Surroundings) -> Finding:
+    """Whether /dev/shm can hold the L1. A running server has taken its part already."""
+    room = os.statvfs(SHM_DIR)
+    free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    what = f"{amount(free)} free of {amount(total)}"
+    wanted = around.l1_bytes
+    if wanted is None:
+        return ok("/dev/shm", f"{what} (--l1-size-gb N to compare)")
+    available = total if around.server else free
+    if wanted <= available:
+        return ok("/dev/shm", f"{what}, for an L1 of {amount(wanted)}")
+    return problem(
+        "/dev/shm",
+        f"{what}; the L1 needs {amount(wanted)}",
+        "the server refuses to start",
+        f"{_LARGER}; or lower --l1-size-gb",
+    )
+
+
+def available(
+    around: Surroundings, meminfo: Path = _MEMINFO, cgroup: Path = Path("/sys/fs/cgroup")
+) -> Finding:
+    """Whether there is memory behind it: a tmpfs promises more than machine and pod have."""
+    there = min(_kib(meminfo, "MemAvailable") * 1024, _left_to_the_pod(cgroup))
+    wanted = around.l1_bytes
+    if wanted is None or around.server or wanted <= there:
+        return ok("memory", f"{amount(there)} available")
+    return problem(
+        "memory",
+        f"{amount(there)} available; the L1 needs {amount(wanted)}",
+        "the kernel kills somebody while the L1 fills up",
+        "lower --l1-size-gb, or raise the memory limit of the container",
+    )
+
+
+def memlock(around: Surroundings) -> Finding:
+    """Whether the L1 may be locked, where an L2 adapter registers it with a network card."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else amount(soft)
+    settings = [spec.settings for spec in around.config.l2_adapter]
+    if not any(isinstance(s, MooncakeSettings) and s.protocol == "rdma" for s in settings):
+        return ok("memlock", f"{limit}; nothing in this configuration locks the L1")
+    wanted = around.l1_bytes
+    if wanted is None:
+        return ok("memlock", f"{limit} (--l1-size-gb N to compare)")
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return ok("memlock", limit)
+    return problem(
+        "memlock",
+        f"{limit}; mooncake_store registers the whole L1, {amount(wanted)}, for RDMA",
+        "what a network card reads must be locked, and the kernel refuses more than the limit",
+        "ulimit -l unlimited; docker --ulimit memlock=-1; systemd LimitMEMLOCK=infinity",
+    )
+
+
+def huge_pages(meminfo: Path = _MEMINFO) -> Finding:
+    """Memory set aside as huge pages, which the L1 does not use."""
+    unused = _kib(meminfo, "Hugepagesize") * 1024 * _kib(meminfo, "HugePages_Free")
+    if not unused:
+        return ok("huge pages", "none set aside")
+    return warning(
+        "huge pages",
+        f"{amount(unused)} set aside as huge pages and unused",
+        "the L1 is ordinary shared memory, and that memory is lost to it",
+        "sysctl vm.nr_hugepages=0, unless another program here wants them",
+    )
+
+
+def _left_to_the_pod(cgroup: Path) -> float:
+    """Bytes that the container's limit (cgroup v2) leaves; shared memory counts, too."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = (cgroup / "memory.current").read_text()
+    except OSError:
+        return math.inf
+    return math.inf if limit == "max" else int(limit) - int(used)
+
+
+def _kib(meminfo: Path, name: str) -> int:
+    """A line of /proc/meminfo; most are in KiB, HugePages_* are counts."""
+    found = re.search(rf"^{name}:\s+(\d+)", meminfo.read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0

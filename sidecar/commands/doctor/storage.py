@@ -1,0 +1,171 @@
+"""The directories of L2, tried with a page of bytes, and io_uring."""
+
+import ctypes
+import errno
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from sidecar.commands.doctor.finding import Finding, ok, problem, warning
+from sidecar.commands.doctor.surroundings import Surroundings
+from sidecar.commands.output import amount
+from sidecar.tiers.adapters.files import DirectorySettings
+from sidecar.tiers.adapters.nixl import NixlSettings
+
+_PAGE = 4096
+_NO_DIRECT = "no O_DIRECT here"
+_SETUP_IO_URING = 425  # of the system call, on every architecture
+_PARAMS_BYTES = 120  # struct io_uring_params
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+
+
+class ProbeFailed(Exception):
+    """A page could not be written and read back; the text is the reason."""
+
+
+def check(around: Surroundings, mounts: Path = Path("/proc/mounts")) -> Iterator[Finding]:
+    """Each directory of each adapter, and io_uring where one would use it."""
+    for spec in around.config.l2_adapter:
+        settings = spec.settings
+        if isinstance(settings, DirectorySettings) and settings.directory:
+            yield from directory(settings, mounts)
+    yield io_uring(around)
+
+
+def directory(settings: DirectorySettings, mounts: Path) -> Iterator[Finding]:
+    """One directory; where this user may not even look, that is all that can be said."""
+    path = Path(settings.directory)
+    try:
+        yield writable(path, settings.direct)
+        yield room(path, settings)
+        yield on_a_disk(path, mounts)
+    except OSError as error:
+        yield _unusable(path, str(error.strerror))
+
+
+def writable(directory: Path, direct: bool) -> Finding:
+    """Write a page there and read it back, past the page cache if the adapter would."""
+    try:
+        _probe(_existing(directory), direct)
+    except ProbeFailed as error:
+        return _unusable(directory, str(error))
+    return ok(
+        f"L2 {directory}", "a page written and read back" + (" with O_DIRECT" if direct else "")
+    )
+
+
+def room(directory: Path, settings: DirectorySettings) -> Finding:
+    """Whether the file system can hold what the adapter may keep, and the rest that stays free."""
+    name = f"L2 {directory}"
+    found = os.statvfs(_existing(directory))
+    total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    wanted = (settings.capacity_bytes or 0) + settings.floor_bytes
+    if free < settings.floor_bytes:
+        return problem(
+            name,
+            f"{amount(free)} free",
+            f"min_free_gb keeps {amount(settings.floor_bytes)} free, so nothing is stored",
+            "make room, or lower min_free_gb",
+        )
+    if wanted > total:
+        return warning(
+            name,
+            f"the file system has {amount(total)}",
+            f"max_capacity_gb and min_free_gb are {amount(wanted)} together: the disk's end comes "
+            "first",
+            "lower max_capacity_gb",
+        )
+    return ok(name, f"{amount(free)} free of {amount(total)}")
+
+
+def on_a_disk(directory: Path, mounts: Path) -> Finding:
+    """A directory in memory is no tier below memory."""
+    name, kind = f"L2 {directory}", _file_system(_existing(directory), mounts)
+    if kind not in _MEMORY_FILE_SYSTEMS:
+        return ok(name, f"on {kind}")
+    return warning(
+        name,
+        f"on {kind}, which is memory",
+        "it costs what a larger L1 would cost, and is gone after a reboot",
+        "take a disk for base_path, or a larger L1",
+    )
+
+
+def io_uring(around: Surroundings) -> Finding:
+    """Whether this process may use it, and whether anything wants to."""
+    settings = [spec.settings for spec in around.config.l2_adapter]
+    wanting = [s for s in settings if isinstance(s, NixlSettings) and s.wants_uring]
+    code = _try_io_uring()
+    if not code:
+        return ok("io_uring", "works")
+    what = f"refused: {os.strerror(code)}"
+    if not wanting:
+        return ok("io_uring", f"{what}; nothing in this configuration uses it")
+    do = "allow it: sysctl kernel.io_uring_disabled=0, and a seccomp profile with io_uring_setup"
+    if not wanting[0].may_fall_back:
+        return problem("io_uring", what, f'{wanting[0].type} has "fallback": false', do)
+    return warning("io_uring", what, f"{wanting[0].type} takes libaio instead", do)
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest above it that there is: the server makes the rest."""
+    while not directory.exists():
+        directory = directory.parent
+    return directory
+
+
+def _probe(directory: Path, direct: bool) -> None:
+    """Raises ProbeFailed. Leaves nothing behind."""
+    path = directory / f".kv-sidecar-doctor-{secrets.token_hex(8)}"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | (os.O_DIRECT if direct else 0), 0o600)
+        try:
+            _write_and_read(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        refused = direct and error.errno == errno.EINVAL
+        raise ProbeFailed(_NO_DIRECT if refused else str(error.strerror)) from error
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _write_and_read(fd: int) -> None:
+    written, read = mmap.mmap(-1, _PAGE), mmap.mmap(-1, _PAGE)
+    written.write(secrets.token_bytes(_PAGE))
+    os.pwrite(fd, written, 0)
+    os.preadv(fd, [read], 0)
+    if written[:] != read[:]:
+        raise ProbeFailed("a page came back with other bytes")
+
+
+def _unusable(directory: Path, reason: str) -> Finding:
+    do = "see to it that this user may write there, and that the disk is not full or broken"
+    if reason == _NO_DIRECT:
+        do = 'take another file system, or "use_odirect": false ("use_direct_io" for NIXL)'
+    return problem(f"L2 {directory}", reason, "the server refuses to start", do)
+
+
+def _file_system(directory: Path, mounts: Path) -> str:
+    """The type of the mount that a path lies in, of /proc/mounts."""
+    path, best, kind = directory.resolve(), Path("/"), "unknown"
+    for line in mounts.read_text().splitlines():
+        _, where, found, *_ = line.split()
+        if path.is_relative_to(where) and Path(where).is_relative_to(best):
+            best, kind = Path(where), found
+    return kind
+
+
+def _try_io_uring() -> int:
+    """0, or the errno with which the kernel refuses a queue."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_SETUP_IO_URING, 1, ctypes.create_string_buffer(_PARAMS_BYTES))
+    if fd < 0:
+        return ctypes.get_errno()
+    os.close(fd)
+    return 0

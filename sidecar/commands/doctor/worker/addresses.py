@@ -1,0 +1,136 @@
+"""The client's own settings, `lmcache.mp.*`: where the sidecar is and how they work together."""
+
+import difflib
+from urllib.parse import urlsplit
+
+from connectors.lmcache_mp import NAME
+from sidecar.commands.doctor.finding import Finding, problem, warning
+from sidecar.commands.doctor.surroundings import Surroundings
+from sidecar.commands.doctor.worker.invocation import Invocation, extra
+
+_PREFIX = "lmcache.mp."
+# What lmcache 0.5.6 reads: lmcache_mp_connector.py, mp_server_launcher.py, and
+# ExtraConfigDefault in vllm_multi_process_adapter.py.
+_KEYS = (
+    "server_urls", "host", "port", "mq_timeout", "heartbeat_interval",
+    "nonblocking_lookup_status", "mp_transfer_mode", "isolated_ipc", "use_vmm_api",
+    "hash_algorithm", "lazy_offload", "eager_prefetch", "save_decode_cache",
+    "transfer_intermediate_tensors", "autostart", "autostart.server_args",
+    "autostart.wait_timeout",
+)  # fmt: skip
+_DEFAULT_HOST, _DEFAULT_PORT = "tcp://localhost", 5555
+_DEFAULT_TIMEOUT = _STEP_TIMEOUT = 300.0  # seconds; the second is vLLM's, for one step
+
+
+def right_place(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Settings that nobody reads: beside `kv_connector`, or in the MultiConnector."""
+    if worker.config is None:
+        return None
+    places = [worker.config, *worker.connectors]
+    if worker.client is None or "connectors" in extra(worker.config):
+        places.append(extra(worker.config))
+    lost = sorted({key for place in places for key in place if str(key).startswith(_PREFIX)})
+    if not lost:
+        return None
+    return problem(
+        lost[0],
+        "it stands where the client does not read it",
+        "the client takes its default instead",
+        f"put it in the kv_connector_extra_config of {NAME}",
+    )
+
+
+def known(worker: Invocation, around: Surroundings) -> Finding | None:
+    """A misspelt key is ignored."""
+    for key in map(str, worker.client_extra):
+        if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in _KEYS:
+            continue
+        near = difflib.get_close_matches(key, [_PREFIX + name for name in _KEYS], n=1)
+        do = f"write {near[0]}" if near else f"its keys begin with {_PREFIX}"
+        return warning(key, "the client of lmcache 0.5.6 has no such key", "it is ignored", do)
+    return None
+
+
+def address(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Whether the worker looks where the sidecar listens."""
+    if worker.client is None:
+        return None
+    urls = _urls(worker)
+    if any(url.startswith("grpc") for url in urls):
+        return problem("address", urls[0], "the sidecar speaks ZMQ alone", "tcp:// or ipc://")
+    host, port = around.config.host, around.config.port
+    is_unix = host.startswith("ipc://")
+    if any(_meets(url, f"{host}:{port}" if is_unix else str(port), is_unix) for url in urls):
+        return None
+    listens = f"{host}:{port}"
+    return problem(
+        "address",
+        f"the worker connects to {', '.join(urls)}, the sidecar listens on {listens}",
+        "the worker waits for a chunk size at its start, and ends",
+        "lmcache.mp.host and lmcache.mp.port as the sidecar's --host and --port "
+        "(give those to doctor, or --config)",
+    )
+
+
+def transfer_mode(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Who copies must be allowed on both sides."""
+    if worker.client is None:
+        return None
+    wanted = worker.client_extra.get(f"{_PREFIX}mp_transfer_mode")
+    wanted = wanted or worker.environ.get("LMCACHE_MP_TRANSFER_MODE") or "auto"
+    if "auto" in (wanted, around.transfer_mode) or wanted == around.transfer_mode:
+        return None
+    return problem(
+        "transfer mode",
+        f"the worker wants {wanted}, the sidecar allows {around.transfer_mode}",
+        "the sidecar refuses the registration, and nothing is cached",
+        "--supported-transfer-mode auto at the sidecar",
+    )
+
+
+def isolation(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Modes of the client in which sidecar and worker share less than they must."""
+    for name in ("isolated_ipc", "use_vmm_api"):
+        if worker.client_extra.get(_PREFIX + name):
+            return problem(
+                _PREFIX + name,
+                "it is on",
+                "the sidecar refuses such memory: worker and sidecar share /dev/shm",
+                "leave it out",
+            )
+    return None
+
+
+def timeout(worker: Invocation, around: Surroundings) -> Finding | None:
+    """A worker may wait twice in one step for a sidecar that died, and vLLM ends slow steps."""
+    if worker.client is None:
+        return None
+    seconds = worker.client_extra.get(f"{_PREFIX}mq_timeout", _DEFAULT_TIMEOUT)
+    if not isinstance(seconds, int | float) or 2 * seconds < _STEP_TIMEOUT:
+        return None
+    return warning(
+        f"{_PREFIX}mq_timeout",
+        f"{seconds:g} s",
+        f"a step may wait for it twice if the sidecar dies, and vLLM ends after {_STEP_TIMEOUT:g} "
+        "s in one step",
+        f'"{_PREFIX}mq_timeout": 60',
+    )
+
+
+def _urls(worker: Invocation) -> list[str]:
+    settings = worker.client_extra
+    given = settings.get(f"{_PREFIX}server_urls")
+    if given:
+        return list(map(str, given)) if isinstance(given, list) else str(given).split(",")
+    host = settings.get(f"{_PREFIX}host", _DEFAULT_HOST)
+    return [f"{host}:{settings.get(f'{_PREFIX}port', _DEFAULT_PORT)}"]
+
+
+def _meets(url: str, place: str, is_unix: bool) -> bool:
+    """Hosts have several names: for TCP only the port is compared."""
+    if is_unix or url.startswith("ipc://"):
+        return url.strip() == place
+    return str(urlsplit(url if "://" in url else f"tcp://{url}").netloc.rpartition(":")[2]) == place
+
+
+CHECKS = (right_place, known, address, transfer_mode, isolation, timeout)

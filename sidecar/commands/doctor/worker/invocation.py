@@ -1,0 +1,173 @@
+"""A worker's command line, taken apart."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any
+
+from connectors import lmcache_mp
+from connectors.arguments import split
+from connectors.roles import Role
+from connectors.versions import Need
+from connectors.worker import Program, needs
+from sidecar.config import ConfigError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """`options` by name (`--block-size`), with the tokens that follow; the last one counts.
+
+    `environ` is this process's, changed as the command's own `env` says. `config` is its
+    `--kv-transfer-config`, None without one; `unreadable` says why one that was given is not.
+    """
+
+    program: Program
+    options: Mapping[str, tuple[str, ...]]
+    environ: Mapping[str, str]
+    config: Config | None = None
+    unreadable: str = ""
+
+    def value(self, name: str) -> str | None:
+        """The value of an option; None if it is not given."""
+        tokens = self.options.get(name)
+        return None if tokens is None else " ".join(tokens[1:])
+
+    def switched_off(self, name: str) -> bool:
+        """`--no-x`."""
+        return self.options.get(name, ("",))[0].startswith("--no-")
+
+    def switched_on(self, name: str) -> bool:
+        return name in self.options and not self.switched_off(name)
+
+    @property
+    def connectors(self) -> Sequence[Config]:
+        """The connectors in the config; those of a MultiConnector, without it."""
+        if self.config is None:
+            return ()
+        children: list[Config] = extra(self.config).get("connectors", [self.config])
+        return children
+
+    def connector(self, name: str) -> Config | None:
+        return next((c for c in self.connectors if c.get("kv_connector") == name), None)
+
+    @property
+    def client(self) -> Config | None:
+        """The sidecar's client."""
+        return self.connector(lmcache_mp.NAME)
+
+    @property
+    def client_extra(self) -> Config:
+        return extra(self.client or {})
+
+    def needs(self) -> set[Need]:
+        """What the environment must be able to do for it."""
+        role: Role = "aggregated"
+        for one_of_a_pair in ("prefill", "decode"):
+            if self.value("--disaggregation-mode") == one_of_a_pair:
+                role = one_of_a_pair
+        return needs(dict(self.config) if self.config else None, self.program, role)
+
+
+def extra(config: Config) -> Config:
+    """The `kv_connector_extra_config`; empty where there is none."""
+    found: Config = config.get("kv_connector_extra_config", {})
+    return found
+
+
+def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
+    """What `[env ...] vllm serve ...` or `python -m dynamo.vllm ...` says, or that in one word.
+
+    Raises ConfigError for any other program.
+    """
+    if len(command) == 1:
+        command = _words(command[0])
+    changed, words = _environment(command, environ)
+    program, arguments = _program(words)
+    options = {
+        _LONG.get(argument.name, argument.name): _spread(argument.tokens)
+        for argument in split(arguments)
+    }
+    config, unreadable = _transfer_config(options)
+    return Invocation(program, options, changed, config, unreadable)
+
+
+def _environment(
+    command: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """The variables that the program sees, and the words from the program on."""
+    changed, words = dict(environ), list(command)
+    while words:
+        word = words[0]
+        if word == "-u" and len(words) > 1:
+            changed.pop(words[1], None)
+            words.pop(0)
+        elif word.partition("=")[0].isidentifier() and "=" in word:
+            name, _, value = word.partition("=")
+            changed[name] = value
+        elif word not in ("env", "exec"):
+            break
+        words.pop(0)
+    return changed, words
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"what stands after -- is no command: {error}") from None
+
+
+def _program(words: list[str]) -> tuple[Program, list[str]]:
+    """The worker, perhaps behind something that runs it (`uv run`), and its arguments."""
+    for at, (first, second) in enumerate(pairwise(words)):
+        if (PurePath(first).name, second) == ("vllm", "serve"):
+            return "vllm", words[at + 2 :]
+        if first == "-m" and second in _MODULES:
+            return _MODULES[second], words[at + 2 :]
+    raise ConfigError(
+        f"{' '.join(words[:2])!r} after -- is no worker: give it as 'vllm serve ...' or "
+        "'python -m dynamo.vllm ...'"
+    )
+
+
+# vLLM's short form, as `split` names it.
+_LONG = {"---dcp": "--decode-context-parallel-size"}
+_MODULES: dict[str, Program] = {
+    "dynamo.vllm": "dynamo",
+    "vllm.entrypoints.openai.api_server": "vllm",
+}
+
+
+def _spread(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """`--x=1` as `--x 1`."""
+    flag, equals, value = tokens[0].partition("=")
+    return (flag, value, *tokens[1:]) if equals else tokens
+
+
+def _transfer_config(options: Mapping[str, tuple[str, ...]]) -> tuple[Config | None, str]:
+    tokens = options.get("--kv-transfer-config")
+    if tokens is None:
+        return None, ""
+    if "." in tokens[0]:
+        return None, "it is given in parts (--kv-transfer-config.key), which are not read here"
+    try:
+        config = json.loads(" ".join(tokens[1:]))
+    except (ValueError, RecursionError) as error:
+        return None, f"not valid JSON: {error}"
+    if not _is_connector(config):
+        return None, "not an object with a kv_connector and, perhaps, its extra config"
+    children = extra(config).get("connectors", [config])
+    if not (isinstance(children, list) and children and all(map(_is_connector, children))):
+        return None, "its connectors are not a list of connectors"
+    return config, ""
+
+
+def _is_connector(config: Any) -> bool:
+    if not isinstance(config, dict) or not isinstance(config.get("kv_connector"), str):
+        return False
+    return isinstance(config.get("kv_connector_extra_config", {}), dict)

@@ -1,0 +1,163 @@
+"""The state of a server as lines for people, from its `/status` and `/metrics`."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.commands.output import amount
+
+Json = Mapping[str, Any]
+_PREFIX = "lmcache_mp_lookup_"
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Tokens that lookups have asked for since the start, and where they were found."""
+
+    requested: float
+    l1: float
+    l2: float
+
+
+def hits(metrics: str) -> Hits | None:
+    """The counters in a scrape of `/metrics`; None before the first lookup, or without metrics.
+
+    Raises ValueError for text that is no scrape.
+    """
+    # Here, not above: the other subcommands do not need it.
+    from prometheus_client.parser import text_string_to_metric_families
+
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+    requested = totals.get(f"{_PREFIX}requested_tokens_total")
+    if not requested:
+        return None
+    found = [totals.get(f"{_PREFIX}hit_{tier}_tokens_total", 0.0) for tier in ("l1", "l2")]
+    return Hits(requested, *found)
+
+
+def lines(status: Json, found: Hits | None) -> list[str]:
+    """Of a document as `sidecar.admin.status` makes it."""
+    return [
+        *_columns(
+            [
+                ("health", _health(status)),
+                ("L1", _l1(status["storage_manager"]["l1_manager"])),
+                ("hits", _hits(found)),
+                ("requests", _requests(status)),
+                *([("refused", _refused(status))] if status["refusals"] else []),
+            ]
+        ),
+        "",
+        *_workers(status["workers"]),
+        "",
+        *_adapters(status["storage_manager"]["l2_adapters"]),
+    ]
+
+
+def _health(status: Json) -> str:
+    server = status["server"]
+    state = "healthy" if status["is_healthy"] else f"UNHEALTHY: {status['unhealthy_reason']}"
+    up = _duration(server["uptime_seconds"])
+    return f"{state}, up {up}, {server['name']} {server['version']}"
+
+
+def _l1(l1: Json) -> str:
+    return (
+        f"{amount(l1['memory_used_bytes'])} of {amount(l1['memory_total_bytes'])} "
+        f"({l1['memory_usage_ratio']:.0%}), {l1['total_object_count']:,} objects, "
+        f"{l1['read_locked_count']} being read, {l1['write_locked_count']} being written"
+    )
+
+
+def _hits(found: Hits | None) -> str:
+    if found is None:
+        return "no lookups yet, or no metrics"
+    share = (found.l1 + found.l2) / found.requested
+    return (
+        f"{share:.1%} of {found.requested:,.0f} tokens looked up since the start "
+        f"({found.l1 / found.requested:.1%} L1, {found.l2 / found.requested:.1%} L2)"
+    )
+
+
+def _requests(status: Json) -> str:
+    return (
+        f"{status['active_sessions']} open, {status['queue_depth']} copies queued, "
+        f"{status['live_leases']} leases"
+    )
+
+
+def _refused(status: Json) -> str:
+    by_count = sorted(status["refusals"].items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {reason}" for reason, count in by_count)
+
+
+def _workers(workers: Sequence[Json]) -> list[str]:
+    if not workers:
+        return ["no workers"]
+    head = ("WORKER", "MODEL", "RANKS", "MODE", "DEVICE", "LAST SEEN")
+    return _columns([head, *map(_worker, workers)])
+
+
+def _worker(worker: Json) -> tuple[str, ...]:
+    mode = "lmcache_driven" if worker["kind"] == "handle" else worker["kind"]
+    seen = f"{_duration(worker['last_seen_seconds'])} ago"
+    return (
+        str(worker["instance_id"]),
+        worker["model_name"],
+        str(worker["world_size"]),
+        mode,
+        worker["device"],
+        seen if worker["connected"] else f"{seen}, connection lost",
+    )
+
+
+def _adapters(adapters: Sequence[Json]) -> list[str]:
+    if not adapters:
+        return ["no L2"]
+    head = ("L2", "TYPE", "USED", "OBJECTS", "QUEUED", "LOADS", "STORES")
+    return _columns([head, *map(_adapter, adapters)])
+
+
+def _adapter(adapter: Json) -> tuple[str, ...]:
+    used, capacity = amount(adapter["used_bytes"]), adapter["capacity_bytes"]
+    breakers = [_breaker(adapter["breakers"][kind]) for kind in ("load", "store")]
+    return (
+        adapter["name"],
+        adapter["type"],
+        f"{used} of {amount(capacity)}" if capacity else used,
+        f"{adapter['stored_object_count']:,}" + ("" if adapter["scanned"] else ", scanning"),
+        str(adapter["queued_stores"]),
+        *breakers,
+    )
+
+
+def _breaker(breaker: Json) -> str:
+    """A closed breaker lets everything through."""
+    if breaker["state"] == "closed":
+        return "ok"
+    return f"cut off ({breaker['last_failure']})"
+
+
+def _columns(rows: Sequence[Iterable[str]]) -> list[str]:
+    # Model names are what a worker sent; they must not steer the terminal.
+    cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units: 3d 4h, 5m 2s."""
+    left = math.floor(seconds)
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or parts or unit == "s":
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])

@@ -1,0 +1,101 @@
+"""`kv-sidecar completion`: what real shells offer; and help that fits a screen."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sidecar.cli import main
+
+# Tab, as bash does it: the function is called with COMP_WORDS and leaves COMPREPLY.
+_TAB = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+function_name=$(complete -p kv-sidecar | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+"$function_name" kv-sidecar "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+CASES = [
+    (["st"], "status"),
+    (["serve", "--l1-si"], "--l1-size-gb"),
+    (["doctor", "--l2-ad"], "--l2-adapter"),
+    (["size", "--kv-cache-dtype", "bf"], "bfloat16"),
+    (["connector", "--role", "pre"], "prefill"),
+    (["completion", "z"], "zsh"),
+]
+
+
+@pytest.fixture
+def script(
+    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    shell = request.param
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    assert main(["completion", shell]) == 0
+    file = tmp_path / f"kv-sidecar.{shell}"
+    file.write_text(capsys.readouterr().out)
+    return file
+
+
+def run(*command: str, directory: Path | None = None) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("script", ["bash"], indirect=True)
+def test_bash_completes(script: Path, tmp_path: Path) -> None:
+    for words, wanted in CASES:
+        offered = run("bash", "-c", _TAB, "bash", str(script), "kv-sidecar", *words)
+        assert wanted in offered, (words, offered)
+    (tmp_path / "config.json").touch()
+    words = ["kv-sidecar", "size", "conf"]
+    assert "config.json" in run("bash", "-c", _TAB, "bash", script.name, *words, directory=tmp_path)
+
+
+@pytest.mark.parametrize("script", ["fish"], indirect=True)
+def test_fish_completes(script: Path) -> None:
+    for words, wanted in CASES:
+        line = " ".join(["kv-sidecar", *words])
+        offered = run("fish", "-c", f"source {script}; complete -C '{line}'")
+        assert wanted in [text.split("\t")[0] for text in offered], (words, offered)
+
+
+@pytest.mark.parametrize("script", ["zsh"], indirect=True)
+def test_zsh_reads_it(script: Path) -> None:
+    run("zsh", "-n", str(script))
+    assert "--l1-size-gb" in script.read_text()
+
+
+def test_another_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "sh"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_fits_a_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    commands = ("serve", "status", "wait", "doctor", "size", "completion", "connector")
+    for command in (*commands, "worker-args"):
+        assert any(line.strip().startswith(command) for line in lines), command
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_options_are_in_groups(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    for group in ("mp:", "l1:", "l2:", "http:", "observability:", "limits:"):
+        assert f"\n{group}\n" in text

@@ -1,0 +1,336 @@
+"""`kv-sidecar doctor -- WORKER COMMAND`: each trap is found, and our own commands have none."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import pytest
+
+from connectors import lmcache_v1, roles
+from connectors.lmcache_mp import CacheServer, kv_transfer_config
+from connectors.nixl import Nixl
+from connectors.roles import Role
+from connectors.worker import DEFAULT_PORTS, Program, Worker, command
+from sidecar.commands.doctor import worker
+from sidecar.commands.doctor.finding import Finding
+from sidecar.commands.doctor.worker.invocation import parse
+from tests.support.doctor import around, doctor
+
+Config = dict[str, Any]
+CLIENT = kv_transfer_config(CacheServer())
+PAIR = roles.prefill(CacheServer(), Nixl())
+SEED = {"PYTHONHASHSEED": "0"}
+EVENTS = ("--kv-events-config", '{"enable_kv_cache_events": true, "publisher": "zmq"}')
+MODULE = "kv_connector_module_path"
+
+
+def vllm(config: Config | str | None, *more: str) -> list[str]:
+    """`vllm serve`, with this config."""
+    if config is None:
+        return ["vllm", "serve", "m", *more]
+    text = config if isinstance(config, str) else json.dumps(config)
+    return ["vllm", "serve", "m", "--kv-transfer-config", text, *more]
+
+
+def dynamo(config: Config | None, *more: str) -> list[str]:
+    return ["python3", "-m", "dynamo.vllm", "--model", "m", *vllm(config, *more)[3:]]
+
+
+def client(**changes: Any) -> Config:
+    """The sidecar's client with other top-level keys; None removes one."""
+    changed = {**CLIENT, **changes}
+    return {key: value for key, value in changed.items() if value is not None}
+
+
+def settings(**changes: Any) -> Config:
+    """The sidecar's client with other settings of its own."""
+    extra = {f"lmcache.mp.{key}": value for key, value in changes.items()}
+    return client(kv_connector_extra_config={**CLIENT["kv_connector_extra_config"], **extra})
+
+
+def examined(
+    line: list[str], *options: str, environ: Mapping[str, str] | None = None, **surroundings: Any
+) -> list[Finding]:
+    """What is wrong with a command."""
+    inherited = SEED if environ is None else environ
+    invocation = parse(line, inherited)
+    found = worker.check(invocation, around(*options, environ=inherited, **surroundings))
+    return [finding for finding in found if finding.level != "ok"]
+
+
+def of_role(role: Role, program: Program, handoff: roles.Handoff) -> list[str]:
+    made = Worker(
+        model="m",
+        role=role,
+        config=roles.kv_transfer_config(role, CacheServer(), Nixl(), handoff),
+        program=program,
+        ports=DEFAULT_PORTS[role],
+        nixl=Nixl(),
+    )
+    return shlex.split(command(made).shell())
+
+
+@pytest.mark.parametrize("program", get_args(Program))
+@pytest.mark.parametrize("handoff", get_args(roles.Handoff))
+@pytest.mark.parametrize("role", ["aggregated", "prefill", "decode"])
+def test_our_own_commands_have_no_trap(
+    role: Role, handoff: roles.Handoff, program: Program
+) -> None:
+    inherited = {"PROMETHEUS_MULTIPROC_DIR": "/tmp/x", "DYN_CONNECTOR": "lmcache"}
+    found = examined(of_role(role, program, handoff), environ=inherited)
+    # vLLM has no roles on its command line, so this one looks like a worker without a cache.
+    if (role, handoff, program) == ("decode", "nixl", "vllm"):
+        assert [f.why for f in found] == ["the worker does not use the sidecar"]
+    else:
+        assert [f for f in found if f.check != "PROMETHEUS_MULTIPROC_DIR"] == []
+
+
+V1 = lmcache_v1.kv_transfer_config()
+TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
+    # the config
+    ("not JSON", vllm("{kv_connector"), {}, "problem", "not valid JSON"),
+    ("not a config", vllm("[]"), {}, "problem", "not an object with a kv_connector"),
+    (
+        "in parts",
+        ["vllm", "serve", "m", "--kv-transfer-config.kv_connector", "X"],
+        {},
+        "problem",
+        "given in parts",
+    ),
+    (
+        "extra config of another type",
+        vllm(client(kv_connector_extra_config=[])),
+        {},
+        "problem",
+        "extra config",
+    ),
+    (
+        "no children",
+        vllm({"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": []}}),
+        {},
+        "problem",
+        "not a list of connectors",
+    ),
+    ("none", vllm(None), {}, "warning", "no LMCacheMPConnector"),
+    ("in-process", vllm(V1), {}, "warning", "keeps its cache inside the worker"),
+    ("no module", vllm(client(**{MODULE: None})), {}, "warning", f"no {MODULE}"),
+    (
+        "no module, old vLLM",
+        vllm(client(**{MODULE: None})),
+        {"installed": {"vllm": "0.21.0"}},
+        "problem",
+        f"no {MODULE}",
+    ),
+    ("other module", vllm(client(**{MODULE: "vllm.x"})), {}, "problem", "'vllm.x'"),
+    (
+        "no policy",
+        vllm(client(kv_load_failure_policy=None)),
+        {},
+        "warning",
+        "kv_load_failure_policy is not recompute",
+    ),
+    (
+        "policy in the child only",
+        vllm({k: v for k, v in PAIR.items() if k != "kv_load_failure_policy"}),
+        {"environ": {"VLLM_NIXL_SIDE_CHANNEL_HOST": "h"}},
+        "problem",
+        "stands where vLLM does not read it",
+    ),
+    ("producer only", vllm(client(kv_role="kv_producer")), {}, "warning", "'kv_producer'"),
+    (
+        "nixl both ways",
+        dynamo({"kv_connector": "NixlConnector", "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute"}, "--disaggregation-mode", "decode"),
+        {},
+        "warning",
+        "kv_role 'kv_both'",
+    ),
+    (
+        "nixl first",
+        vllm({**PAIR, "kv_connector_extra_config": {
+            "connectors": PAIR["kv_connector_extra_config"]["connectors"][::-1]}}),
+        {"environ": {"VLLM_NIXL_SIDE_CHANNEL_HOST": "h"}},
+        "warning",
+        "NixlConnector comes before LMCacheMPConnector",
+    ),
+    # the client's settings
+    (
+        "beside kv_connector",
+        vllm(client(**{"lmcache.mp.port": 5555})),
+        {},
+        "problem",
+        "it stands where the client does not read it",
+    ),
+    (
+        "in the MultiConnector",
+        vllm({**PAIR, "kv_connector_extra_config": {
+            **PAIR["kv_connector_extra_config"], "lmcache.mp.port": 5555}}),
+        {"environ": {"VLLM_NIXL_SIDE_CHANNEL_HOST": "h"}},
+        "problem",
+        "it stands where the client does not read it",
+    ),
+    ("misspelt", vllm(settings(prot=5555)), {}, "warning", "no such key"),
+    ("other port", vllm(settings(port=6555)), {}, "problem", "tcp://127.0.0.1:6555"),
+    ("gRPC", vllm(settings(host="grpc://h")), {}, "problem", "grpc://h:5555"),
+    ("other path", vllm(settings(host="ipc:///run/mp")), {}, "problem", "ipc:///run/mp:5555"),
+    ("isolated", vllm(settings(isolated_ipc=True)), {}, "problem", "it is on"),
+    ("slow", vllm(settings(mq_timeout=300)), {}, "warning", "300 s"),
+    # flags
+    (
+        "blocks of 96",
+        vllm(CLIENT, "--block-size", "96"),
+        {},
+        "problem",
+        "chunks of 256 tokens, blocks of 96",
+    ),
+    (
+        "context parallel",
+        vllm(CLIENT, "--block-size=64", "--decode-context-parallel-size", "8"),
+        {},
+        "problem",
+        "on each of 8 context-parallel ranks",
+    ),
+    (
+        "context parallel, short",
+        vllm(CLIENT, "--block-size", "64", "-dcp", "8"),
+        {},
+        "problem",
+        "on each of 8 context-parallel ranks",
+    ),
+    (
+        "events without prefix cache",
+        vllm(CLIENT, *EVENTS, "--no-enable-prefix-caching"),
+        {},
+        "problem",
+        "given together with --kv-events-config",
+    ),
+    (
+        "lazy offload without prefix cache",
+        vllm(settings(lazy_offload=True), "--no-enable-prefix-caching"),
+        {},
+        "problem",
+        "given together with lmcache.mp.lazy_offload",
+    ),
+    ("--connector", dynamo(CLIENT, "--connector", "lmcache"), {}, "problem", "Dynamo rejects it"),
+    (
+        "prefill alone",
+        dynamo(None, "--disaggregation-mode", "prefill"),
+        {},
+        "problem",
+        "without --kv-transfer-config",
+    ),
+    (
+        "hybrid manager",
+        vllm(V1, "--no-disable-hybrid-kv-cache-manager"),
+        {},
+        "problem",
+        "given together with LMCacheConnectorV1",
+    ),
+    ("sleep mode", vllm(CLIENT, "--enable-sleep-mode"), {}, "warning", "given"),
+    # variables
+    (
+        "metrics folder",
+        vllm(CLIENT),
+        {"environ": {"PROMETHEUS_MULTIPROC_DIR": "/tmp/a"}},
+        "warning",
+        "inherited: /tmp/a",
+    ),
+    ("no seed, events", vllm(CLIENT, *EVENTS), {"environ": {}}, "warning", "not set"),
+    ("no seed, in-process", vllm(V1), {"environ": {}}, "problem", "not set"),
+    ("no side channel", dynamo(PAIR), {}, "warning", "not set"),
+    (
+        "DYN_CONNECTOR",
+        dynamo(CLIENT),
+        {"environ": {"DYN_CONNECTOR": "lmcache"}},
+        "problem",
+        "inherited: lmcache",
+    ),
+    (
+        "another role",
+        dynamo(CLIENT),
+        {"environ": {"DYN_VLLM_DISAGGREGATION_MODE": "prefill"}},
+        "problem",
+        "inherited: prefill",
+    ),
+    (
+        "expandable segments",
+        ["env", "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True", *vllm(CLIENT)],
+        {},
+        "warning",
+        "expandable_segments:True",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "level", "said"), [trap[1:] for trap in TRAPS], ids=[t[0] for t in TRAPS]
+)
+def test_a_trap_is_found(line: list[str], where: dict[str, Any], level: str, said: str) -> None:
+    found = examined(line, **where)
+    matching = [finding for finding in found if said in finding.what]
+    assert [finding.level for finding in matching] == [level], found
+    assert matching[0].why and matching[0].do
+
+
+def test_every_check_has_a_trap() -> None:
+    triggered = set()
+    for _, line, where, _, _ in TRAPS:
+        inherited = where.get("environ", SEED)
+        invocation = parse(line, inherited)
+        looked = around(environ=inherited, installed=where.get("installed"))
+        triggered |= {each for each in worker.CHECKS if each(invocation, looked)}
+    # It depends on the sidecar's options, and has a test of its own below.
+    missing = {each.__name__ for each in set(worker.CHECKS) - triggered}
+    assert missing == {"transfer_mode"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environ", "allowed", "found"),
+    [
+        ("engine_driven", {}, "lmcache_driven", 1),
+        ("auto", {}, "lmcache_driven", 0),
+        ("engine_driven", {}, "auto", 0),
+        (None, {"LMCACHE_MP_TRANSFER_MODE": "engine_driven"}, "lmcache_driven", 1),
+    ],
+)
+def test_who_copies(wanted: str | None, environ: dict[str, str], allowed: str, found: int) -> None:
+    line = vllm(settings(mp_transfer_mode=wanted))
+    options = ("--supported-transfer-mode", allowed)
+    assert len(examined(line, *options, environ=environ)) == found
+
+
+def test_a_command_in_one_word_or_behind_another() -> None:
+    line = vllm(CLIENT, "--block-size", "96")
+    for given in (line, [shlex.join(line)], ["uv", "run", "/opt/bin/vllm", *line[1:]]):
+        assert [finding.check for finding in examined(given)] == ["chunk size"]
+
+
+def test_addresses_that_meet() -> None:
+    assert examined(vllm(settings(host="ipc:///run/kv/mp")), "--host", "ipc:///run/kv/mp") == []
+    urls = "tcp://10.0.0.1:5555,tcp://10.0.0.2:5555"
+    assert examined(vllm(settings(server_urls=urls))) == []
+    assert examined(vllm(settings(port=7000)), "--port", "7000") == []
+
+
+def test_blocks_of_the_cpu_build_are_larger() -> None:
+    (found,) = examined(vllm(CLIENT), "--chunk-size", "64")
+    assert found.what == "chunks of 64 tokens, blocks of 128, vLLM's default here"
+    assert examined(vllm(CLIENT), "--chunk-size", "64", installed={"vllm": "0.32.0"}) == []
+    assert examined(vllm(CLIENT, "--block-size", "32"), "--chunk-size", "64") == []
+
+
+def test_a_running_server_counts_for_more_than_the_options() -> None:
+    server = {"mp": {"chunk_size": 100, "supported_transfer_mode": "auto"}}
+    (found,) = examined(vllm(CLIENT), server=server)
+    assert "chunks of 100 tokens" in found.what
+
+
+def test_the_whole_command() -> None:
+    bad = vllm(client(kv_load_failure_policy=None), "--block-size", "96")
+    code, findings = doctor("--", *bad)
+    assert code == 1
+    assert findings["chunk size"]["level"] == "problem"
+    assert findings["--kv-transfer-config"]["level"] == "warning"
