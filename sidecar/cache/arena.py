@@ -41,33 +41,39 @@ class Arena:
         self._thread: threading.Thread | None = None
 
     def start_populating(self, on_piece: Callable[[int, int], None]) -> None:
-        """Make the arena resident in the background.
+        """Make the arena resident: its first piece at once, the others in the background.
 
-        `on_piece(offset, size)` is called on that thread for each piece that became usable.
+        `on_piece(offset, size)` is called for each piece that became usable, on the thread that
+        made it so. Whoever is told that the server is ready finds room.
         """
-        self._thread = threading.Thread(
-            target=self._populate, args=(on_piece,), name="populate", daemon=True
-        )
-        self._thread.start()
+        if self._populate_piece(0, on_piece):
+            self._thread = threading.Thread(
+                target=self._populate_rest, args=(on_piece,), name="populate", daemon=True
+            )
+            self._thread.start()
 
     def stop_populating(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
-    def _populate(self, on_piece: Callable[[int, int], None]) -> None:
+    def _populate_rest(self, on_piece: Callable[[int, int], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
-        for offset in range(0, self.size, _PIECE):
-            if self._stop.is_set():
+        for offset in range(_PIECE, self.size, _PIECE):
+            if self._stop.is_set() or not self._populate_piece(offset, on_piece):
                 return
-            size = min(_PIECE, self.size - offset)
-            try:
-                os.posix_fallocate(self.segment.fd, offset, size)
-            except OSError as error:
-                log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", offset, self.size, error)
-                return
-            fill_page_tables(self.bytes[offset : offset + size])
-            on_piece(offset, size)
+
+    def _populate_piece(self, offset: int, on_piece: Callable[[int, int], None]) -> bool:
+        """False where there is no memory for it."""
+        size = min(_PIECE, self.size - offset)
+        try:
+            os.posix_fallocate(self.segment.fd, offset, size)
+        except OSError as error:
+            log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", offset, self.size, error)
+            return False
+        fill_page_tables(self.bytes[offset : offset + size])
+        on_piece(offset, size)
+        return True
 
 
 def fill_page_tables(region: npt.NDArray[np.uint8]) -> None:
