@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from sidecar import __version__
-from sidecar.admin import checksums, objects, prefetches, status
+from sidecar.admin import checksums, dashboard, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.core import Service, WireLoop
 from sidecar.admin.health import unhealthy_reason
@@ -44,7 +44,6 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     app = FastAPI(title="kv-sidecar", version=__version__, docs_url=None, redoc_url=None)
     routes = _Routes(config, service, loop, telemetry)
     for paths, method, handler in (
-        (("/",), "GET", routes.root),
         (("/healthcheck", "/api/healthcheck"), "GET", routes.healthcheck),
         (("/status", "/api/status"), "GET", routes.status),
         (("/metrics",), "GET", routes.metrics),
@@ -57,6 +56,7 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     ):
         for path in paths:
             app.add_api_route(path, handler, methods=[method], response_model=None)
+    dashboard.add_routes(app, config, service, routes.on_loop, routes.unhealthy_reason)
     objects.add_routes(app, service, routes.on_loop)
     prefetches.add_routes(app, service, routes.on_loop)
     app.add_exception_handler(RequestValidationError, _bad_input)
@@ -73,11 +73,8 @@ class _Routes:
         self._loop = loop
         self._telemetry = telemetry
 
-    async def root(self) -> dict[str, str]:
-        return {"status": "ok", "service": "kv-sidecar HTTP API"}
-
     async def healthcheck(self) -> Response:
-        reason = await self._unhealthy_reason()
+        reason = await self.unhealthy_reason()
         if reason is None:
             return JSONResponse({"status": "healthy"})
         return JSONResponse(
@@ -85,7 +82,7 @@ class _Routes:
         )
 
     async def status(self) -> Response:
-        unhealthy = await self._unhealthy_reason()
+        unhealthy = await self.unhealthy_reason()
         try:
             snapshot = await self.on_loop(self._service.snapshot)
         except TimeoutError:
@@ -145,7 +142,8 @@ class _Routes:
             return _unavailable("the blocks were not hashed in time")
         return JSONResponse(checksums.reply(body, hashed))
 
-    async def _unhealthy_reason(self) -> str | None:
+    async def unhealthy_reason(self) -> str | None:
+        """None, or why the server would not answer a worker now."""
         return await asyncio.to_thread(unhealthy_reason, self._service, self._loop)
 
     async def on_loop(self, fn: Callable[[], T]) -> T:

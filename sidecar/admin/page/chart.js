@@ -1,0 +1,227 @@
+// A chart of the last 15 minutes: areas and lines over time, their values under the pointer.
+
+import { element, setText, svg } from "./dom.js";
+import { clock } from "./format.js";
+import { SPAN_SECONDS } from "./series.js";
+
+const HEIGHT = 132;
+const TOP = 16; // for the label of the highest value
+const BOTTOM = 20; // for the time
+const MARKS_MINUTES = [15, 10, 5, 0];
+// Lines do not bridge samples that are missing, such as those of a server that stood still.
+const GAP_SAMPLES = 2.5;
+const LEAP_SAMPLES = 20; // of the keys for pages
+const ROUND = [1, 2, 4, 5, 8];
+
+export class Chart {
+  /**
+   * `name` is the chart's for those who do not see it. Each of `lines` is {name, tone, dashed,
+   * area}; with `stacked` each lies on the one before. `format` writes a value, and `base` is
+   * that of its units.
+   */
+  constructor({ name, lines, format, base = 1000, stacked = false }) {
+    Object.assign(this, { lines, format, base, stacked });
+    this.drawn = null;
+    this.selected = null;
+    this.canvas = svg("svg", { "aria-hidden": "true" });
+    this.tip = element("div", { class: "tip", hidden: "" });
+    this.spoken = element("output", { class: "unseen" });
+    this.node = element(
+      "div",
+      { class: "chart", tabindex: "0", role: "img", "aria-label": name },
+      this.canvas,
+      this.tip,
+    );
+    this.container = element("div", { class: "plot" }, this.node, this.spoken);
+    this.listen();
+  }
+
+  /**
+   * Show values: `ages` in seconds before now, `columns` one a line, null where there is none.
+   * The scale ends at `top`, or where the values do.
+   */
+  draw(ages, columns, sampleSeconds, top = null) {
+    this.drawn = { ages, columns, gap: GAP_SAMPLES * sampleSeconds, top, at: Date.now() };
+    this.paint();
+  }
+
+  paint() {
+    const width = this.node.clientWidth;
+    if (!this.drawn || !width) return;
+    this.width = width;
+    this.levels = this.stacked ? stack(this.drawn.columns) : this.drawn.columns;
+    this.scale = this.drawn.top ?? niceTop(Math.max(0, ...this.levels.flat()), this.base);
+    this.canvas.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    this.canvas.replaceChildren(...this.grid(), ...this.shapes(), this.cursor());
+    this.tell();
+  }
+
+  x(age) {
+    return this.width * (1 - age / SPAN_SECONDS);
+  }
+
+  y(value) {
+    return HEIGHT - BOTTOM - ((HEIGHT - BOTTOM - TOP) * value) / this.scale;
+  }
+
+  grid() {
+    const values = [0, this.scale / 2, this.scale];
+    return [
+      ...values.flatMap((value) => [
+        svg("line", { class: "rule", x1: 0, x2: this.width, y1: this.y(value), y2: this.y(value) }),
+        value ? text(0, this.y(value) - 4, this.format(value), "start") : "",
+      ]),
+      ...MARKS_MINUTES.map((minutes, i) => {
+        const anchor = i === 0 ? "start" : minutes ? "middle" : "end";
+        const label = minutes ? `\u2212${minutes} min` : "now";
+        return text(this.x(60 * minutes), HEIGHT - 5, label, anchor);
+      }),
+    ];
+  }
+
+  /** The last line first, because what is stacked lies behind what it stands on. */
+  shapes() {
+    return this.lines.flatMap((line, i) => {
+      const below = this.stacked && i ? this.levels[i - 1] : null;
+      const runs = this.runs(this.levels[i]);
+      const edge = runs.map((run) => this.path(run, this.levels[i])).join("");
+      const fill = runs.map((run) => this.path(run, this.levels[i]) + this.back(run, below)).join("");
+      return [
+        line.area ? svg("path", { class: `fill ${line.tone}`, d: fill }) : "",
+        svg("path", { class: `line ${line.tone}${line.dashed ? " dashed" : ""}`, d: edge }),
+      ];
+    }).reverse();
+  }
+
+  /** Lists of indices between which a line is drawn. */
+  runs(values) {
+    const { ages, gap } = this.drawn;
+    const runs = [];
+    values.forEach((value, i) => {
+      if (value === null) return;
+      const goesOn = i && values[i - 1] !== null && ages[i - 1] - ages[i] <= gap;
+      if (goesOn) runs.at(-1).push(i);
+      else runs.push([i]);
+    });
+    return runs;
+  }
+
+  path(run, values) {
+    return run.map((i, n) => `${n ? "L" : "M"}${this.point(i, values[i])}`).join("");
+  }
+
+  /** From the end of a run back to its start, along what it stands on. */
+  back(run, below) {
+    const points = [...run].reverse().map((i) => `L${this.point(i, below ? below[i] : 0)}`);
+    return `${points.join("")}Z`;
+  }
+
+  point(i, value) {
+    return `${this.x(this.drawn.ages[i]).toFixed(1)} ${this.y(value).toFixed(1)}`;
+  }
+
+  cursor() {
+    const i = this.selectedIndex();
+    if (i === null) return "";
+    const x = this.x(this.drawn.ages[i]);
+    const dots = this.lines.map((line, n) => {
+      const value = this.levels[n][i];
+      return value === null
+        ? ""
+        : svg("circle", { class: `dot ${line.tone}`, cx: x, cy: this.y(value), r: 3.5 });
+    });
+    const rule = { class: "pointer", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM };
+    return svg("g", {}, svg("line", rule), ...dots);
+  }
+
+  /** The sample at which the pointer or the keyboard looks: it keeps its place in time. */
+  selectedIndex() {
+    const { ages } = this.drawn;
+    if (this.selected === null || !ages.length) return null;
+    const distance = (i) => Math.abs(ages[i] - this.selected);
+    return ages.reduce((best, _, i) => (distance(i) < distance(best) ? i : best), 0);
+  }
+
+  /** Values and time of the selected sample, beside it and for screen readers. */
+  tell() {
+    const i = this.selectedIndex();
+    this.tip.hidden = i === null;
+    if (i === null) return;
+    const { ages, columns, at } = this.drawn;
+    const time = clock(new Date(at - 1000 * ages[i]));
+    const values = this.lines.map((line, n) => [line, this.written(columns[n][i])]);
+    this.tip.replaceChildren(
+      element("time", {}, time),
+      ...values.map(([line, value]) =>
+        element("div", { class: "pair" }, key(line), line.name, element("b", {}, value)),
+      ),
+    );
+    const left = this.x(ages[i]);
+    const onTheLeft = left > this.width / 2;
+    this.tip.style.left = onTheLeft ? "auto" : `${left + 10}px`;
+    this.tip.style.right = onTheLeft ? `${this.width - left + 10}px` : "auto";
+    if (this.node.matches(":focus-visible")) {
+      setText(this.spoken, `${time}: ${values.map(([l, v]) => `${l.name} ${v}`).join(", ")}`);
+    }
+  }
+
+  written(value) {
+    return value === null || value === undefined ? "none" : this.format(value);
+  }
+
+  select(age) {
+    this.selected = age;
+    this.paint();
+  }
+
+  listen() {
+    const { node } = this;
+    new ResizeObserver(() => this.paint()).observe(node);
+    const point = (event) => {
+      const { left, width } = node.getBoundingClientRect();
+      this.select(SPAN_SECONDS * (1 - (event.clientX - left) / width));
+    };
+    node.addEventListener("pointermove", point);
+    node.addEventListener("pointerdown", point);
+    node.addEventListener("pointerleave", () => this.select(null));
+    node.addEventListener("blur", () => this.select(null));
+    node.addEventListener("keydown", (event) => this.onKey(event));
+  }
+
+  onKey(event) {
+    const ages = this.drawn?.ages ?? [];
+    const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -LEAP_SAMPLES, PageDown: LEAP_SAMPLES };
+    const last = ages.length - 1;
+    const from = this.drawn && (this.selectedIndex() ?? last);
+    const to = { Home: 0, End: last }[event.key] ?? from + (step[event.key] ?? NaN);
+    if (event.key === "Escape") this.select(null);
+    if (!ages.length || Number.isNaN(to)) return;
+    event.preventDefault();
+    this.select(ages[Math.min(Math.max(to, 0), last)]);
+  }
+}
+
+/** A sample of how a line is drawn. */
+export function key(line) {
+  return element("i", { class: `key ${line.tone}${line.dashed ? " dashed" : ""}` });
+}
+
+function text(x, y, content, anchor) {
+  return svg("text", { x, y, "text-anchor": anchor }, content);
+}
+
+function stack(columns) {
+  let below = columns[0].map(() => 0);
+  return columns.map((column) => {
+    below = column.map((value, i) => (value === null ? null : value + (below[i] ?? 0)));
+    return below;
+  });
+}
+
+/** The next round number that is not below `value`, in the units of `base`. */
+function niceTop(value, base) {
+  if (!(value > 0)) return 1;
+  const unit = base ** Math.floor(Math.log(value) / Math.log(base));
+  const steps = [1, 10, 100].flatMap((decade) => ROUND.map((step) => step * decade));
+  return unit * (steps.find((step) => step * unit >= value) ?? base);
+}

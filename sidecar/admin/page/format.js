@@ -1,0 +1,62 @@
+// Numbers as people read them. Sizes of memory are in powers of 1024, rates in powers of 1000.
+
+export const NOTHING = "\u2013";
+const MEMORY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+const RATE = ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"];
+
+export const bytes = (value) => scaled(value, 1024, MEMORY);
+export const rate = (value) => scaled(value, 1000, RATE);
+export const count = (value) => Math.round(value).toLocaleString("en-US");
+export const perSecond = (value) => `${value < 10 ? digits(value) : count(value)}/s`;
+
+/** `part` of `whole`; without a whole there is no share. */
+export function percent(part, whole) {
+  return whole > 0 ? `${Math.round((100 * part) / whole)}\u202f%` : NOTHING;
+}
+
+/** "9.9 of 16.0 GiB": both in the unit of the whole. */
+export function bytesOf(part, whole) {
+  const power = powerOf(whole, 1024, MEMORY);
+  const [inUse, all] = [part, whole].map((value) => digits(value / 1024 ** power));
+  return `${inUse} of ${all} ${MEMORY[power]}`;
+}
+
+/** A span of time in its two largest units. */
+export function duration(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
+}
+
+/** Rounded, so that it does not change with each look. */
+export function ago(seconds) {
+  if (seconds < 5) return "just now";
+  if (seconds < 60) return `${Math.floor(seconds)} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} days ago`;
+}
+
+export const clock = (date) => date.toLocaleTimeString([], { hourCycle: "h23" });
+
+/** "1 worker", "2 workers". */
+export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+
+function scaled(value, base, units) {
+  const power = powerOf(value, base, units);
+  return `${digits(value / base ** power)} ${units[power]}`;
+}
+
+function powerOf(value, base, units) {
+  const power = value >= 1 ? Math.floor(Math.log(value) / Math.log(base)) : 0;
+  return Math.min(power, units.length - 1);
+}
+
+/** Three digits, as far as they say something. */
+function digits(value) {
+  if (value === 0) return "0";
+  if (value < 10 && value !== Math.floor(value)) return value.toFixed(2);
+  return value < 100 && value !== Math.floor(value) ? value.toFixed(1) : count(value);
+}
