@@ -2,7 +2,7 @@
 
 import { Chart, key } from "./chart.js";
 import { byId, element, setText } from "./dom.js";
-import { bytes, bytesOf, count, NOTHING, percent, perSecond, plural, rate } from "./format.js";
+import { bytes, bytesOf, count, moved, NOTHING, percent, perSecond, plural, rate } from "./format.js";
 
 const WINDOW = "in 15 min";
 
@@ -13,7 +13,7 @@ const HITS = {
       { name: "L1", tone: "blue", area: true },
       { name: "L2", tone: "violet", area: true },
     ],
-    format: (value) => `${Math.round(value)}\u202f%`,
+    format: (value) => percent(value, 100),
     stacked: true,
   },
   show(history) {
@@ -37,8 +37,8 @@ const TRANSFERS = {
   title: "Transfers with workers",
   chart: {
     lines: [
-      { name: "Load", tone: "blue", area: true },
-      { name: "Store", tone: "teal", dashed: true },
+      { name: "To workers", tone: "blue", area: true },
+      { name: "From workers", tone: "teal", dashed: true },
     ],
     format: rate,
   },
@@ -72,7 +72,7 @@ const REQUESTS = {
 };
 
 const L1 = {
-  title: "L1, shared memory",
+  title: "L1 occupancy",
   chart: {
     lines: [
       { name: "Used", tone: "blue", area: true },
@@ -100,7 +100,7 @@ const L1 = {
 };
 
 const L2 = {
-  title: "L2, kept",
+  title: "L2 occupancy",
   chart: { lines: [{ name: "Used", tone: "violet", area: true }], format: bytes, base: 1024 },
   show(history, { adapters }) {
     const sum = (field) => adapters.reduce((total, adapter) => total + adapter[field], 0);
@@ -108,7 +108,7 @@ const L2 = {
     const [used, capacity] = [sum("used_bytes"), limited ? sum("capacity_bytes") : 0];
     return {
       figure: limited ? percent(used, capacity) : bytes(used),
-      about: limited ? bytesOf(used, capacity) : "no limit is set",
+      about: limited ? bytesOf(used, capacity) : "without a limit",
       values: [bytes(used)],
       facts: [
         ["Objects", count(sum("objects"))],
@@ -155,8 +155,7 @@ export class Cards {
     const wanted = state.adapters.length ? [...ALWAYS, ...WITH_L2] : ALWAYS;
     if (wanted.length !== this.cards.length) {
       this.cards = wanted.map((kind) => new Card(kind));
-      const nodes = this.cards.map((card) => card.node);
-      byId("cards").replaceChildren(...nodes, ...(state.adapters.length ? [] : [noL2()]));
+      byId("cards").replaceChildren(...this.cards.map((card) => card.node));
     }
     this.cards.forEach((card) => card.show(history, state));
   }
@@ -169,6 +168,7 @@ class Card {
     this.figure = element("p", { class: "figure" });
     this.about = element("p", { class: "figure-about" });
     this.values = element("dl", { class: "values" });
+    this.facts = element("dl", { class: "values" });
     this.node = element(
       "article",
       { class: "card" },
@@ -176,6 +176,7 @@ class Card {
       element("div", { class: "headline" }, this.figure, this.about),
       this.chart.container,
       this.values,
+      this.facts,
     );
   }
 
@@ -183,12 +184,12 @@ class Card {
     const { figure, about, values, facts, columns, top } = this.kind.show(history, state);
     setText(this.figure, figure);
     setText(this.about, about);
-    this.chart.draw(history.ages(), columns, history.sampleSeconds, top);
+    this.chart.draw(history, columns, top);
     const lines = this.kind.chart.lines;
     this.values.replaceChildren(
       ...lines.map((line, i) => fact([key(line), line.name], values[i])),
-      ...facts.map(([name, value]) => fact([name], value)),
     );
+    this.facts.replaceChildren(...facts.map(([name, value]) => fact([name], value)));
   }
 }
 
@@ -202,7 +203,7 @@ function traffic(history, first, second) {
   const now = columns.map((column) => column.at(-1) ?? 0);
   return {
     figure: rate(now[0] + now[1]),
-    about: `${bytes(history.growth(first) + history.growth(second))} ${WINDOW}`,
+    about: `${moved(history.growth(first) + history.growth(second))} ${WINDOW}`,
     values: now.map(rate),
     columns,
   };
@@ -210,16 +211,4 @@ function traffic(history, first, second) {
 
 function latest(column, format) {
   return column.at(-1) === null ? NOTHING : format(column.at(-1));
-}
-
-function noL2() {
-  const flag = `--l2-adapter '{"type": "fs", "base_path": "/data/l2", "max_capacity_gb": 500}'`;
-  return element(
-    "article",
-    { class: "card wide" },
-    element("h2", {}, "L2"),
-    element("p", { class: "empty" }, "No L2 is configured: what the L1 evicts is gone."),
-    element("p", { class: "hint" }, "To keep it, start the server with a disk (or a bucket):"),
-    element("pre", { tabindex: "0" }, `kv-sidecar serve … ${flag}`),
-  );
 }

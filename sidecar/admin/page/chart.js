@@ -1,13 +1,17 @@
-// A chart of the last 15 minutes: areas and lines over time, their values under the pointer.
+// A chart of the last minutes: areas and lines over time, their values under the pointer.
 
 import { element, setText, svg } from "./dom.js";
 import { clock } from "./format.js";
-import { SPAN_SECONDS } from "./series.js";
 
 const HEIGHT = 132;
 const TOP = 16; // for the label of the highest value
 const BOTTOM = 20; // for the time
-const MARKS_MINUTES = [15, 10, 5, 0];
+// How much time is shown, as far as the history goes back, and which minutes are marked.
+const SPANS = [
+  { seconds: 120, marks: [2, 1, 0] },
+  { seconds: 300, marks: [5, 4, 3, 2, 1, 0] },
+  { seconds: 900, marks: [15, 10, 5, 0] },
+];
 // Lines do not bridge samples that are missing, such as those of a server that stood still.
 const GAP_SAMPLES = 2.5;
 const LEAP_SAMPLES = 20; // of the keys for pages
@@ -37,11 +41,13 @@ export class Chart {
   }
 
   /**
-   * Show values: `ages` in seconds before now, `columns` one a line, null where there is none.
+   * Show values at the history's times: `columns` has one list a line, null where there is none.
    * The scale ends at `top`, or where the values do.
    */
-  draw(ages, columns, sampleSeconds, top = null) {
-    this.drawn = { ages, columns, gap: GAP_SAMPLES * sampleSeconds, top, at: Date.now() };
+  draw(history, columns, top = null) {
+    const [ages, gap] = [history.ages(), GAP_SAMPLES * history.sampleSeconds];
+    this.drawn = { ages, columns, gap, top, at: Date.now() };
+    this.span = SPANS.find((span) => span.seconds >= (ages[0] ?? 0)) ?? SPANS.at(-1);
     this.paint();
   }
 
@@ -50,14 +56,15 @@ export class Chart {
     if (!this.drawn || !width) return;
     this.width = width;
     this.levels = this.stacked ? stack(this.drawn.columns) : this.drawn.columns;
-    this.scale = this.drawn.top ?? niceTop(Math.max(0, ...this.levels.flat()), this.base);
+    this.highest = Math.max(0, ...this.levels.flat());
+    this.scale = this.drawn.top ?? niceTop(this.highest, this.base);
     this.canvas.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.canvas.replaceChildren(...this.grid(), ...this.shapes(), this.cursor());
     this.tell();
   }
 
   x(age) {
-    return this.width * (1 - age / SPAN_SECONDS);
+    return this.width * (1 - age / this.span.seconds);
   }
 
   y(value) {
@@ -66,12 +73,13 @@ export class Chart {
 
   grid() {
     const values = [0, this.scale / 2, this.scale];
+    const labelled = this.drawn.top || this.highest;
     return [
       ...values.flatMap((value) => [
         svg("line", { class: "rule", x1: 0, x2: this.width, y1: this.y(value), y2: this.y(value) }),
-        value ? text(0, this.y(value) - 4, this.format(value), "start") : "",
+        value && labelled ? text(0, this.y(value) - 4, this.format(value), "start") : "",
       ]),
-      ...MARKS_MINUTES.map((minutes, i) => {
+      ...this.span.marks.map((minutes, i) => {
         const anchor = i === 0 ? "start" : minutes ? "middle" : "end";
         const label = minutes ? `\u2212${minutes} min` : "now";
         return text(this.x(60 * minutes), HEIGHT - 5, label, anchor);
@@ -134,12 +142,13 @@ export class Chart {
     return svg("g", {}, svg("line", rule), ...dots);
   }
 
-  /** The sample at which the pointer or the keyboard looks: it keeps its place in time. */
+  /** The sample nearest to where the pointer or the keyboard looks, null if they do not. */
   selectedIndex() {
-    const { ages } = this.drawn;
-    if (this.selected === null || !ages.length) return null;
+    const { ages, columns } = this.drawn;
+    if (this.selected === null) return null;
     const distance = (i) => Math.abs(ages[i] - this.selected);
-    return ages.reduce((best, _, i) => (distance(i) < distance(best) ? i : best), 0);
+    const filled = [...ages.keys()].filter((i) => columns.some((column) => column[i] !== null));
+    return filled.sort((a, b) => distance(a) - distance(b))[0] ?? null;
   }
 
   /** Values and time of the selected sample, beside it and for screen readers. */
@@ -179,7 +188,7 @@ export class Chart {
     new ResizeObserver(() => this.paint()).observe(node);
     const point = (event) => {
       const { left, width } = node.getBoundingClientRect();
-      this.select(SPAN_SECONDS * (1 - (event.clientX - left) / width));
+      if (this.drawn) this.select(this.span.seconds * (1 - (event.clientX - left) / width));
     };
     node.addEventListener("pointermove", point);
     node.addEventListener("pointerdown", point);

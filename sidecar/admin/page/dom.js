@@ -12,6 +12,13 @@ export function svg(tag, attributes = {}, ...children) {
   return dress(document.createElementNS(SVG, tag), attributes, children);
 }
 
+/** A bar that is filled to `share`, beside a text that says how far. */
+export function meter(share) {
+  const fill = element("span");
+  fill.style.width = `${Math.min(100 * share, 100)}%`;
+  return element("span", { class: "meter", "aria-hidden": "true" }, fill);
+}
+
 export const byId = (id) => document.getElementById(id);
 
 /** Set the text only if it differs: what a reader has selected stays selected. */

@@ -1,24 +1,27 @@
-// Numbers as people read them. Sizes of memory are in powers of 1024, rates in powers of 1000.
+// Numbers as people read them. What is kept is in powers of 1024, what is moved in powers of 1000.
 
 export const NOTHING = "\u2013";
 const MEMORY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-const RATE = ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"];
+const MOVED = ["B", "kB", "MB", "GB", "TB", "PB"];
 
 export const bytes = (value) => scaled(value, 1024, MEMORY);
-export const rate = (value) => scaled(value, 1000, RATE);
+export const moved = (value) => scaled(value, 1000, MOVED);
+export const rate = (value) => `${moved(value)}/s`;
 export const count = (value) => Math.round(value).toLocaleString("en-US");
 export const perSecond = (value) => `${value < 10 ? digits(value) : count(value)}/s`;
 
 /** `part` of `whole`; without a whole there is no share. */
 export function percent(part, whole) {
-  return whole > 0 ? `${Math.round((100 * part) / whole)}\u202f%` : NOTHING;
+  if (!(whole > 0)) return NOTHING;
+  const tenths = Math.round((1000 * part) / whole) / 10;
+  return `${tenths % 1 ? tenths.toFixed(1) : tenths}\u202f%`;
 }
 
-/** "9.9 of 16.0 GiB": both in the unit of the whole. */
+/** "9.9 of 16 GiB", or "212 MiB of 16 GiB". */
 export function bytesOf(part, whole) {
-  const power = powerOf(whole, 1024, MEMORY);
-  const [inUse, all] = [part, whole].map((value) => digits(value / 1024 ** power));
-  return `${inUse} of ${all} ${MEMORY[power]}`;
+  const [inUse, all] = [bytes(part), bytes(whole)];
+  const unit = all.slice(all.indexOf(" "));
+  return `${inUse.endsWith(unit) ? inUse.slice(0, -unit.length) : inUse} of ${all}`;
 }
 
 /** A span of time in its two largest units. */

@@ -77,8 +77,9 @@ function badge(tone, text) {
   document.title = tone === "ok" ? "kv-sidecar" : `${text}: kv-sidecar`;
 }
 
-function showAbout({ version, chunk_size: chunk }) {
+function showAbout({ version, chunk_size: chunk, listens_on: wire }) {
   const facts = [
+    ["Listens on", `${wire.host}:${wire.port}`],
     ["Up", duration(history.age)],
     ["Chunk", `${chunk} tokens`],
     ["Version", version],

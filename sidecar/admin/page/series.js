@@ -1,6 +1,6 @@
 // The server's rows of the last 15 minutes, and what can be computed from them.
 
-export const SPAN_SECONDS = 900;
+const SPAN_SECONDS = 900;
 // A share of few requests says little: shares are those of half a minute.
 const SHARE_SECONDS = 30;
 

@@ -1,7 +1,7 @@
 // Workers, adapters and refusals as tables; on a narrow screen each row becomes a card.
 
-import { byId, element, setText } from "./dom.js";
-import { ago, bytes, bytesOf, count, NOTHING, percent } from "./format.js";
+import { byId, element, meter, setText } from "./dom.js";
+import { ago, bytes, bytesOf, count, moved, NOTHING, plural } from "./format.js";
 import { REASONS } from "./reasons.js";
 
 const MODES = {
@@ -34,8 +34,8 @@ export function showAdapters(state) {
   const rows = state.adapters.map((adapter) => [
     { text: adapter.label, note: adapter.type + (adapter.shared ? ", shared" : "") },
     kept(adapter),
-    { text: bytes(adapter.read_bytes), note: "since start" },
-    { text: bytes(adapter.written_bytes), note: "since start" },
+    { text: moved(adapter.read_bytes), note: "since start" },
+    { text: moved(adapter.written_bytes), note: "since start" },
     {
       text: count(adapter.reading + adapter.writing),
       note: `${count(adapter.queued)} queued`,
@@ -43,19 +43,17 @@ export function showAdapters(state) {
     breaker(adapter.breakers.load),
     breaker(adapter.breakers.store),
   ]);
-  show("adapters", columns, rows, () => [
-    element("p", { class: "empty" }, "No L2 adapter is configured."),
-  ]);
+  show("adapters", columns, rows, noAdapters);
 }
 
 export function showRefusals(state) {
-  const columns = ["Operation", "Reason", "#Times", "Latest", "Detail"];
+  const columns = ["Operation", "Reason", "Latest detail", "#Times", "#Latest"];
   const rows = state.refusals.map((refusal) => [
     { text: refusal.operation, code: true },
     { text: refusal.reason, code: true, note: REASONS[refusal.reason] },
+    { text: refusal.detail || NOTHING },
     { text: count(refusal.count) },
     { text: ago(refusal.seconds_ago) },
-    { text: refusal.detail || NOTHING, long: true },
   ]);
   show("refusals", columns, rows, () => [
     element("p", { class: "empty" }, "Nothing was refused since the server started."),
@@ -111,14 +109,13 @@ function fill(row, cells) {
   });
 }
 
-/** A cell is {text, note, tone, code, long, share}. */
-function content({ text, note, tone, code, long, share }) {
+/** A cell is {text, note, tone, code, share}, of which only the text must be there. */
+function content({ text, note, tone, code, share }) {
   const main = tone
     ? element("span", { class: `badge ${tone}` }, text)
-    : element(code ? "code" : "span", { class: long ? "long" : null }, text);
-  const meter = share === undefined ? null : element("meter", { min: 0, max: 1, value: share });
-  meter?.setAttribute("aria-label", percent(share, 1));
-  return [main, meter, note ? element("small", {}, note) : null].filter(Boolean);
+    : element(code ? "code" : "span", {}, text);
+  const bar = share === undefined ? null : meter(share);
+  return [main, bar, note ? element("small", {}, note) : null].filter(Boolean);
 }
 
 const kind = (title) => (title.startsWith("#") ? "number" : null);
@@ -134,7 +131,7 @@ function layout(worker) {
       `${group.layer_indices.length} layers, ${group.tokens_per_block} tokens a block, ${group.dtype}`,
   );
   const formats = worker.groups.map((group) => `${group.engine_kv_format} [${group.shape}]`);
-  return { text: texts.join("; "), note: formats.join("; "), long: true };
+  return { text: texts.join("; "), note: formats.join("; ") };
 }
 
 function connection(worker) {
@@ -145,7 +142,7 @@ function connection(worker) {
 }
 
 function kept({ used_bytes: used, capacity_bytes: capacity, objects, scanned }) {
-  const note = `${count(objects)} objects${scanned ? "" : ", still being listed"}`;
+  const note = `${plural(objects, "object")}${scanned ? "" : ", still being listed"}`;
   if (capacity === null) return { text: bytes(used), note };
   return { text: bytesOf(used, capacity), share: used / capacity, note };
 }
@@ -164,5 +161,14 @@ function noWorkers({ host, port }) {
     element("p", { class: "empty" }, "No worker has registered yet."),
     element("p", { class: "hint" }, "Point a vLLM at ", element("code", {}, `${url}:${port}`), ":"),
     element("pre", { tabindex: "0" }, command),
+  ];
+}
+
+function noAdapters() {
+  const flag = `--l2-adapter '{"type": "fs", "base_path": "/data/l2", "max_capacity_gb": 500}'`;
+  return [
+    element("p", { class: "empty" }, "No L2 is configured: what the L1 evicts is gone."),
+    element("p", { class: "hint" }, "To keep it, start the server with a disk, or a bucket:"),
+    element("pre", { tabindex: "0" }, `kv-sidecar serve --l1-size-gb 16 ${flag}`),
   ];
 }
