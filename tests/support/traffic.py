@@ -12,9 +12,7 @@ class Traffic:
 
     def __init__(self, server: Server, model: str, cache: KVCache | None = None) -> None:
         self._chunk = server.chunk_size
-        self._worker = Worker(
-            server.url, model, cache or one_group(FUSED), chunk=server.chunk_size
-        )
+        self._worker = Worker(server.url, model, cache or one_group(FUSED), chunk=server.chunk_size)
         self._scheduler = Scheduler(server.url, model)
         self._worker.register()
 
