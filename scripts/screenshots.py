@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from tests.support.browser import Watched, chromium
 from tests.support.layouts import FUSED, one_group
 from tests.support.server import Server
@@ -75,8 +77,16 @@ def take(server: Server, folder: Path) -> None:
             window = Watched(browser, **options)
             window.page.goto(server.http)
             window.page.wait_for_selector("tbody tr")
-            window.page.screenshot(path=folder / f"{name}.png", full_page="phone" not in name)
+            path = folder / f"{name}.png"
+            window.page.screenshot(path=path, full_page="phone" not in name)
             window.close()
+            shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Few colours are used, so a palette loses nothing that can be seen."""
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.support.server import Server
 from tests.support.traffic import Traffic
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import expect  # noqa: E402
+from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -97,7 +97,7 @@ def test_an_empty_server_says_what_to_do(
     expect(panel(page, "Workers")).to_contain_text("No worker has registered yet")
     expect(panel(page, "L2 adapters")).to_contain_text("No L2 is configured")
     expect(panel(page, "Refusals")).to_contain_text("Nothing was refused")
-    expect(figure(page, "Hit rate")).to_have_text("–")
+    expect(figure(page, "Hit rate")).to_have_text("\N{EN DASH}")
     expect(figure(page, "L1 occupancy")).to_have_text("0 %")
     expect(page.locator(".card")).to_have_count(4)
     # What it says works as it is.

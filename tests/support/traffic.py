@@ -8,7 +8,7 @@ from tests.support.server import Server
 
 
 class Traffic:
-    """A registered worker and its scheduler. A prompt is a number: the same one, the same tokens."""
+    """A registered worker and its scheduler. The tokens of a prompt are those of its number."""
 
     def __init__(self, server: Server, model: str, cache: KVCache | None = None) -> None:
         self._chunk = server.chunk_size

@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "sidecar" / "admin" / "page"
 FILES = sorted(path.name for path in PAGE.iterdir() if path.name != "index.html")
 
+# Which argument is the reason, by the end of the name of what is called.
+REASON_IS = {"Refused": 0, "refuse": 0, "on_refused": 1, "refusals.add": 1}
+
 
 def policy(site: Site, path: str) -> dict[str, str]:
     """The content security policy of an answer."""
@@ -100,15 +103,13 @@ def test_the_state_of_a_server_that_is_not_well(site: Site) -> None:
 
 def reasons(path: Path) -> set[str]:
     """The reasons of refusals that a file names."""
-    place = {"Refused": 0, "refuse": 0, "on_refused": 1, "add": 1}
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     found: set[str] = set()
-    for call in calls:
-        whole = ast.unparse(call.func)
-        at = place.get(whole.split(".")[-1], len(call.args))
-        if at < len(call.args) and (not whole.endswith(".add") or whole.endswith("refusals.add")):
-            inside = ast.walk(call.args[at])
-            found |= {str(node.value) for node in inside if isinstance(node, ast.Constant)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        place = next((p for end, p in REASON_IS.items() if f".{name}".endswith(f".{end}")), None)
+        if isinstance(node, ast.Call) and place is not None and len(node.args) > place:
+            inside = ast.walk(node.args[place])
+            found |= {str(each.value) for each in inside if isinstance(each, ast.Constant)}
     return found
 
 

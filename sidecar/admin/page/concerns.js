@@ -6,14 +6,14 @@ import { plural } from "./format.js";
 export function concerns(history, state) {
   return [
     ...unhealthy(state),
-    ...state.adapters.flatMap(cutOff),
-    ...state.workers.filter((worker) => !worker.connected).map(lost),
     ...grown(history, "l2_corrupt", "bad", (n) =>
-      `${plural(n, "object")} from L2 did not match the checksum in 15 min. Not used, but the ` +
-      "backend or what lies below it damages data.",
+      `${plural(n, "object")} from L2 in 15 min were not what they should be. They were not ` +
+      "used, but the backend, or what lies below it, damages data.",
     ),
+    ...state.adapters.flatMap(cutOff),
+    ...lost(state.workers.filter((worker) => !worker.connected)),
     ...grown(history, "l1_no_room", "warn", (n) =>
-      `The L1 had no room for ${plural(n, "chunk")} in 15 min: all of it was in use. ` +
+      `The L1 had no room for ${plural(n, "chunk")} in 15 min: all that was ready was in use. ` +
       "A larger --l1-size-gb helps.",
     ),
     ...grown(history, "l2_dropped", "warn", (n) =>
@@ -38,11 +38,10 @@ function cutOff(adapter) {
     }));
 }
 
-function lost(worker) {
-  return {
-    tone: "warn",
-    text: `Worker ${worker.instance_id} (${worker.model_name}) has lost its connection.`,
-  };
+function lost(workers) {
+  if (!workers.length) return [];
+  const verb = workers.length === 1 ? "has lost its" : "have lost their";
+  return [{ tone: "warn", text: `${plural(workers.length, "worker")} ${verb} connection.` }];
 }
 
 function grown(history, column, tone, text) {

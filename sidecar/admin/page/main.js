@@ -21,25 +21,27 @@ async function fetchState() {
   const reply = await fetch(`page/state?after=${history.taken}`, {
     signal: AbortSignal.timeout(PATIENCE_MS),
   });
+  if (!reply.ok) throw new Error(await complaint(reply));
   const state = await reply.json();
-  if (!reply.ok) throw new Error(state.error ?? `HTTP ${reply.status}`);
   if (history.add(state.history)) return state;
   history.forget();
   return fetchState();
+}
+
+async function complaint(reply) {
+  const { error } = await reply.json().catch(() => ({}));
+  return error ?? `HTTP ${reply.status}`;
 }
 
 async function poll() {
   if (asking) return;
   asking = true;
   clearTimeout(timer);
-  try {
-    show(await fetchState());
-  } catch (error) {
-    showOffline(error);
-  }
+  const state = await fetchState().catch(showOffline);
   asking = false;
   // A page that nobody sees asks nothing.
   if (!document.hidden) timer = setTimeout(poll, POLL_MS);
+  if (state) show(state);
 }
 
 function show(state) {

@@ -141,8 +141,10 @@ function connection(worker) {
     : { tone: "bad", text: "Connection lost", note: heard };
 }
 
-function kept({ used_bytes: used, capacity_bytes: capacity, objects, scanned }) {
-  const note = `${plural(objects, "object")}${scanned ? "" : ", still being listed"}`;
+function kept({ used_bytes: used, capacity_bytes: capacity, objects, scanned, shared }) {
+  // Only the backend knows what others have put there.
+  const but = shared ? " known here" : scanned ? "" : ", still being listed";
+  const note = plural(objects, "object") + but;
   if (capacity === null) return { text: bytes(used), note };
   return { text: bytesOf(used, capacity), share: used / capacity, note };
 }
