@@ -29,7 +29,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage
+	$(venv) base dev engine storage browser
 	$(RUN) -m pytest --timeout=600 $(TESTS)
 
 bench:

@@ -7,6 +7,7 @@ base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
+browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -122,18 +123,24 @@ def install_storage() -> None:
         step("more S3, and Azure servers for tests", [*command, *NODE_SERVERS])
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
-    install_redis_server()
+    install_program("redis-server")
 
 
-def install_redis_server() -> None:
-    if shutil.which("redis-server"):
+def install_browser() -> None:
+    pip("what drives a browser (50 MB)", "-e", ".[browser]")
+    install_program("chromium")
+
+
+def install_program(name: str) -> None:
+    """A package of the distribution and the command of the same name, if root asks."""
+    if shutil.which(name):
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        command = "apt-get install -qq -y redis-server || apt-get update -qq"
-        command += " && apt-get install -qq -y redis-server || true"
-        step("redis-server", ["sh", "-c", command])
-    if not shutil.which("redis-server"):
-        print("  without redis-server its tests are skipped")
+        command = f"apt-get install -qq -y {name} || apt-get update -qq"
+        command += f" && apt-get install -qq -y {name} || true"
+        step(name, ["sh", "-c", command])
+    if not shutil.which(name):
+        print(f"  without {name} its tests are skipped")
 
 
 def vllm_requirements() -> list[str]:
@@ -179,6 +186,7 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
+    "browser": ("what the tests of the dashboard page need into .venv (once)", install_browser),
 }
 
 if __name__ == "__main__":

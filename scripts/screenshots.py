@@ -86,7 +86,7 @@ def take(server: Server, folder: Path) -> None:
 def shrink(path: Path) -> None:
     """Few colours are used, so a palette loses nothing that can be seen."""
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(128).save(path, optimize=True)
+        picture.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -47,14 +47,14 @@ export const clock = (date) => date.toLocaleTimeString([], { hourCycle: "h23" })
 /** "1 worker", "2 workers". */
 export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
+/** In the first unit of which it is less than a thousand. */
 function scaled(value, base, units) {
-  const power = powerOf(value, base, units);
-  return `${digits(value / base ** power)} ${units[power]}`;
-}
-
-function powerOf(value, base, units) {
-  const power = value >= 1 ? Math.floor(Math.log(value) / Math.log(base)) : 0;
-  return Math.min(power, units.length - 1);
+  let unit = 0;
+  while (value >= 999.5 && unit < units.length - 1) {
+    value /= base;
+    unit += 1;
+  }
+  return `${digits(value)} ${units[unit]}`;
 }
 
 /** Three digits, as far as they say something. */
