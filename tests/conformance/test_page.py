@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.cli import main
 from tests.support.browser import CHROMIUM, Watched, chromium
+from tests.support.client import ENGINE
 from tests.support.l2 import adapter_flags, fs_flags
 from tests.support.server import Server
 from tests.support.traffic import Traffic
@@ -69,7 +70,9 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for prompt in list(range(PROMPTS)) * (AGAIN - 1):
         assert traffic.ask(prompt) == 3
     traffic.store_badly()
+    other = Traffic(server, "other", mode=ENGINE)
     yield server
+    other.close()
     traffic.close()
     server.stop()
 
@@ -130,9 +133,13 @@ def test_under_load_it_shows_what_the_server_counts(
     expect(panel(page, "L2 adapters")).to_contain_text(f"{written / 1000:.0f} kB")
     row = panel(page, "Workers").get_by_role("row").nth(1)
     expect(row).to_contain_text(MODEL)
-    expect(row).to_contain_text(f"instance {next(iter(busy.instances()))}")
+    (instance,) = busy.status()["registered_gpu_ids"]
+    expect(row).to_contain_text(f"instance {instance}")
     expect(row).to_contain_text("3 layers, 16 tokens a block, float16")
     expect(row).to_contain_text("Connected")
+    other = panel(page, "Workers").get_by_role("row").nth(2)
+    expect(other).to_contain_text("Engine-driven")
+    expect(other).to_contain_text("3 layers, 16 tokens a block")
     refusal = panel(page, "Refusals").get_by_role("row").nth(1)
     expect(refusal).to_contain_text("bad_payload")
     assert page.locator("#workers img").count() == 0
@@ -223,10 +230,9 @@ def test_it_outlives_a_restart_of_the_server(
     expect(panel(page, "Workers")).to_contain_text("No worker has registered yet")
     expect(card(page, "Lookups")).to_contain_text("0 lookups in 15 min")
     again = Traffic(own_server, "after")
-    again.ask(1)
     expect(panel(page, "Workers")).to_contain_text("after")
-    expect(card(page, "Lookups")).to_contain_text("1 lookup in 15 min")
     # The browser itself says so, whatever the page does.
     assert all(REFUSED in text for text in window.complaints), window.complaints
     window.complaints.clear()
     again.close()
+    traffic.close()

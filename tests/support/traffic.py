@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.client import Scheduler, Worker, tokens_of
+from tests.support.client import HANDLE, Scheduler, Worker, tokens_of
 from tests.support.layouts import FUSED, KVCache, one_group
 from tests.support.server import Server
 
@@ -10,15 +10,15 @@ from tests.support.server import Server
 class Traffic:
     """A registered worker and its scheduler. The tokens of a prompt are those of its number."""
 
-    def __init__(self, server: Server, model: str, cache: KVCache | None = None) -> None:
+    def __init__(
+        self, server: Server, model: str, cache: KVCache | None = None, mode: str = HANDLE
+    ) -> None:
         self._chunk = server.chunk_size
-        self._worker = Worker(server.url, model, cache or one_group(FUSED), chunk=server.chunk_size)
+        self._worker = Worker(
+            server.url, model, cache or one_group(FUSED), mode, chunk=server.chunk_size
+        )
         self._scheduler = Scheduler(server.url, model)
         self._worker.register()
-
-    @property
-    def instance(self) -> int:
-        return self._worker.instance
 
     def ask(self, prompt: int, chunks: int = 3) -> int:
         """One request of `chunks` chunks; how many of them were found."""

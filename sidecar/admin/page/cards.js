@@ -164,7 +164,7 @@ export class Cards {
 class Card {
   constructor(kind) {
     this.kind = kind;
-    this.chart = new Chart({ name: `${kind.title}, last 15 minutes`, ...kind.chart });
+    this.chart = new Chart({ name: `${kind.title}, last minutes: arrow keys tell the values`, ...kind.chart });
     this.figure = element("p", { class: "figure" });
     this.about = element("p", { class: "figure-about" });
     this.values = element("dl", { class: "values" });

@@ -165,13 +165,17 @@ export class Chart {
         element("div", { class: "pair" }, key(line), line.name, element("b", {}, value)),
       ),
     );
-    const left = this.x(ages[i]);
-    const onTheLeft = left > this.width / 2;
-    this.tip.style.left = onTheLeft ? "auto" : `${left + 10}px`;
-    this.tip.style.right = onTheLeft ? `${this.width - left + 10}px` : "auto";
+    this.place(this.x(ages[i]));
     if (this.node.matches(":focus-visible")) {
       setText(this.spoken, `${time}: ${values.map(([l, v]) => `${l.name} ${v}`).join(", ")}`);
     }
+  }
+
+  /** Put the tip where there is more room beside `left`. */
+  place(left) {
+    const onTheLeft = left > this.width / 2;
+    this.tip.style.left = onTheLeft ? "auto" : `${left + 10}px`;
+    this.tip.style.right = onTheLeft ? `${this.width - left + 10}px` : "auto";
   }
 
   written(value) {

@@ -162,7 +162,7 @@ function noWorkers({ host, port }) {
   return [
     element("p", { class: "empty" }, "No worker has registered yet."),
     element("p", { class: "hint" }, "Point a vLLM at ", element("code", {}, `${url}:${port}`), ":"),
-    element("pre", { tabindex: "0" }, command),
+    element("pre", {}, command),
   ];
 }
 
@@ -171,6 +171,6 @@ function noAdapters() {
   return [
     element("p", { class: "empty" }, "No L2 is configured: what the L1 evicts is gone."),
     element("p", { class: "hint" }, "To keep it, start the server with a disk, or a bucket:"),
-    element("pre", { tabindex: "0" }, `kv-sidecar serve --l1-size-gb 16 ${flag}`),
+    element("pre", {}, `kv-sidecar serve --l1-size-gb 16 ${flag}`),
   ];
 }
