@@ -27,7 +27,9 @@ def chromium() -> Iterator[Browser]:
 class Watched:
     """A page in a window of its own."""
 
-    def __init__(self, browser: Browser, *, width: int = 1280, height: int = 900, **options: Any):
+    def __init__(
+        self, browser: Browser, *, width: int = 1280, height: int = 900, **options: Any
+    ) -> None:
         viewport = {"width": width, "height": height}
         self._context = browser.new_context(viewport=viewport, **options)
         self.page: Page = self._context.new_page()

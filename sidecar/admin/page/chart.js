@@ -179,7 +179,7 @@ export class Chart {
   }
 
   written(value) {
-    return value === null || value === undefined ? "none" : this.format(value);
+    return value === null ? "none" : this.format(value);
   }
 
   select(age) {
@@ -196,7 +196,10 @@ export class Chart {
     };
     node.addEventListener("pointermove", point);
     node.addEventListener("pointerdown", point);
-    node.addEventListener("pointerleave", () => this.select(null));
+    // A finger that was lifted has pointed; it takes back what it points at elsewhere.
+    node.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") this.select(null);
+    });
     node.addEventListener("blur", () => this.select(null));
     node.addEventListener("keydown", (event) => this.onKey(event));
   }
