@@ -1,7 +1,8 @@
 // The server's rows of the last 15 minutes, and what can be computed from them.
 
 const SPAN_SECONDS = 900;
-// A share of few requests says little: shares are those of half a minute.
+// Traffic comes in bursts, and a share of few requests says little.
+const RATE_SECONDS = 10;
 const SHARE_SECONDS = 30;
 
 export class History {
@@ -46,22 +47,29 @@ export class History {
     return column.length ? column.at(-1) - column[0] : 0;
   }
 
-  /** Growth a second of a column, by row; the first has none. */
+  /** Growth a second of a column over the last seconds, by row; the first has none. */
   rate(name) {
     const column = this.level(name);
-    return column.map((value, i) =>
-      i ? (value - column[i - 1]) / (this.rows[i][0] - this.rows[i - 1][0]) : null,
+    return this.windows(RATE_SECONDS).map((from, i) =>
+      from < i ? (column[i] - column[from]) / (this.rows[i][0] - this.rows[from][0]) : null,
     );
   }
 
   /** Growth of `part` in percent of that of `whole` over half a minute; none without any. */
   share(part, whole) {
     const [parts, wholes] = [this.level(part), this.level(whole)];
-    let from = 0;
-    return parts.map((value, i) => {
-      while (this.rows[i][0] - this.rows[from][0] > SHARE_SECONDS) from += 1;
+    return this.windows(SHARE_SECONDS).map((from, i) => {
       const all = wholes[i] - wholes[from];
-      return all > 0 ? (100 * (value - parts[from])) / all : null;
+      return all > 0 ? (100 * (parts[i] - parts[from])) / all : null;
+    });
+  }
+
+  /** For each row the oldest that is at most `seconds` older. */
+  windows(seconds) {
+    let from = 0;
+    return this.rows.map((row) => {
+      while (row[0] - this.rows[from][0] > seconds) from += 1;
+      return from;
     });
   }
 }
