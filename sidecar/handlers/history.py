@@ -51,21 +51,21 @@ class History:
 
 def _columns(core: Core) -> dict[str, Callable[[], float]]:
     """What a row holds behind the age: sums since the start, and what is in use then (bytes)."""
-    t, lanes = core.telemetry, core.tiers.lanes
+    telemetry, lanes = core.telemetry, core.tiers.lanes
     return {
-        "lookups": t.lookups_requests.total,
-        "requested_tokens": t.lookup_requested_tokens.total,
-        "l1_hit_tokens": t.lookup_hit_l1_tokens.total,
-        "l2_hit_tokens": t.lookup_hit_l2_tokens.total,
-        "refusals": t.refusals.total,
-        "store_bytes": lambda: t.transfer_bytes.total("store"),
-        "load_bytes": lambda: t.transfer_bytes.total("load"),
-        "l1_evicted": t.l1_evicted_chunks.total,
-        "l1_no_room": t.l1_allocation_failure_chunks.total,
-        "l2_store_bytes": lambda: t.l2_transfer_bytes.total("store"),
-        "l2_load_bytes": lambda: t.l2_transfer_bytes.total("load"),
-        "l2_dropped": t.l2_dropped_objects.total,
-        "l2_corrupt": t.l2_corrupt_objects.total,
+        "lookups": telemetry.lookups_requests.total,
+        "requested_tokens": telemetry.lookup_requested_tokens.total,
+        "l1_hit_tokens": telemetry.lookup_hit_l1_tokens.total,
+        "l2_hit_tokens": telemetry.lookup_hit_l2_tokens.total,
+        "refusals": telemetry.refusals.total,
+        "store_bytes": lambda: telemetry.transfer_bytes.total("store"),
+        "load_bytes": lambda: telemetry.transfer_bytes.total("load"),
+        "l1_evicted": telemetry.l1_evicted_chunks.total,
+        "l1_no_room": telemetry.l1_allocation_failure_chunks.total,
+        "l2_store_bytes": lambda: telemetry.l2_transfer_bytes.total("store"),
+        "l2_load_bytes": lambda: telemetry.l2_transfer_bytes.total("load"),
+        "l2_dropped": telemetry.l2_dropped_objects.total,
+        "l2_corrupt": telemetry.l2_corrupt_objects.total,
         "l1_used_bytes": lambda: core.l1.used_bytes,
         "l2_used_bytes": lambda: sum(lane.catalog.used_bytes for lane in lanes),
     }
