@@ -2,6 +2,7 @@
 
 import { element, setText, svg } from "./dom.js";
 import { clock } from "./format.js";
+import { niceTop, stack } from "./scale.js";
 
 const HEIGHT = 132;
 const TOP = 16; // for the label of the highest value
@@ -15,7 +16,6 @@ const SPANS = [
 // Lines do not bridge samples that are missing, such as those of a server that stood still.
 const GAP_SAMPLES = 2.5;
 const LEAP_SAMPLES = 20; // of the keys for pages
-const ROUND = [1, 2, 4, 5, 8];
 
 export class Chart {
   /**
@@ -59,7 +59,12 @@ export class Chart {
     this.highest = Math.max(0, ...this.levels.flat());
     this.scale = this.drawn.top ?? niceTop(this.highest, this.base);
     this.canvas.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    this.canvas.replaceChildren(...this.grid(), ...this.shapes(), this.cursor());
+    this.canvas.replaceChildren(
+      ...this.grid(),
+      ...this.shapes(),
+      ...this.labels(),
+      this.cursor(),
+    );
     this.tell();
   }
 
@@ -72,13 +77,17 @@ export class Chart {
   }
 
   grid() {
-    const values = [0, this.scale / 2, this.scale];
-    const labelled = this.drawn.top || this.highest;
+    return [0, this.scale / 2, this.scale].map((value) => {
+      const y = this.y(value);
+      return svg("line", { class: "rule", x1: 0, x2: this.width, y1: y, y2: y });
+    });
+  }
+
+  /** Above the lines, or they would be crossed out. A scale of nothing has no values. */
+  labels() {
+    const values = this.drawn.top || this.highest ? [this.scale / 2, this.scale] : [];
     return [
-      ...values.flatMap((value) => [
-        svg("line", { class: "rule", x1: 0, x2: this.width, y1: this.y(value), y2: this.y(value) }),
-        value && labelled ? text(0, this.y(value) - 4, this.format(value), "start") : "",
-      ]),
+      ...values.map((value) => text(0, this.y(value) - 4, this.format(value), "start")),
       ...this.span.marks.map((minutes, i) => {
         const anchor = i === 0 ? "start" : minutes ? "middle" : "end";
         const label = minutes ? `\u2212${minutes} min` : "now";
@@ -224,20 +233,4 @@ export function key(line) {
 
 function text(x, y, content, anchor) {
   return svg("text", { x, y, "text-anchor": anchor }, content);
-}
-
-function stack(columns) {
-  let below = columns[0].map(() => 0);
-  return columns.map((column) => {
-    below = column.map((value, i) => (value === null ? null : value + (below[i] ?? 0)));
-    return below;
-  });
-}
-
-/** The next round number that is not below `value`, in the units of `base`. */
-function niceTop(value, base) {
-  if (!(value > 0)) return 1;
-  const unit = base ** Math.floor(Math.log(value) / Math.log(base));
-  const steps = [1, 10, 100].flatMap((decade) => ROUND.map((step) => step * decade));
-  return unit * (steps.find((step) => step * unit >= value) ?? base);
 }
