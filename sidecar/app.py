@@ -22,6 +22,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.history import SAMPLE_SECONDS
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
 from sidecar.loop import Loop
@@ -87,6 +88,7 @@ class App:
         )
         self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
+        self._loop.every(SAMPLE_SECONDS, self._service.history.sample)
         self._loop.watch_for_stalls(_STALL_SECONDS, self._service.on_stall)
         self._core.tiers.start()
         self._announce()

@@ -67,9 +67,18 @@ class Prefetches(Protocol):
         """KeyError for an unknown id. What has ended is told once."""
 
 
+class History(Protocol):
+    """The figures of the last minutes."""
+
+    def since(self, taken: int) -> dict[str, Any]:
+        """Columns, and the rows after the first ``taken``. Plain values."""
+
+
 class Service(Protocol):
     """The state itself. Only ``health`` may be called on another thread than the loop's."""
 
+    @property
+    def history(self) -> History: ...
     @property
     def objects(self) -> Objects: ...
     @property

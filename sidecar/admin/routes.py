@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from sidecar import __version__
-from sidecar.admin import checksums, objects, prefetches, status
+from sidecar.admin import checksums, dashboard, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.core import Service, WireLoop
 from sidecar.admin.health import health_response, unhealthy_reason
@@ -45,7 +45,6 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     app = FastAPI(title="kv-sidecar", version=__version__, docs_url=None, redoc_url=None)
     routes = _Routes(config, service, loop, telemetry)
     for paths, method, handler in (
-        (("/",), "GET", routes.root),
         (("/healthcheck", "/api/healthcheck"), "GET", routes.healthcheck),
         (("/status", "/api/status"), "GET", routes.status),
         (("/metrics",), "GET", routes.metrics),
@@ -58,6 +57,7 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     ):
         for path in paths:
             app.add_api_route(path, handler, methods=[method], response_model=None)
+    dashboard.add_routes(app, config, service, routes.on_loop, routes.unhealthy_reason)
     objects.add_routes(app, service, routes.on_loop)
     prefetches.add_routes(app, service, routes.on_loop)
     app.add_exception_handler(RequestValidationError, _bad_input)
@@ -75,14 +75,11 @@ class _Routes:
         self._telemetry = telemetry
         self._began = time.monotonic()
 
-    async def root(self) -> dict[str, str]:
-        return {"status": "ok", "service": "kv-sidecar HTTP API"}
-
     async def healthcheck(self) -> Response:
         return await health_response(self._service, self._loop)
 
     async def status(self) -> Response:
-        unhealthy = await self._unhealthy_reason()
+        unhealthy = await self.unhealthy_reason()
         try:
             snapshot = await self.on_loop(self._service.snapshot)
         except TimeoutError:
@@ -143,7 +140,8 @@ class _Routes:
             return _unavailable("the blocks were not hashed in time")
         return JSONResponse(checksums.reply(body, hashed))
 
-    async def _unhealthy_reason(self) -> str | None:
+    async def unhealthy_reason(self) -> str | None:
+        """None, or why the server would not answer a worker now."""
         return await asyncio.to_thread(unhealthy_reason, self._service, self._loop)
 
     async def on_loop(self, fn: Callable[[], T]) -> T:

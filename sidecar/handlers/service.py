@@ -9,6 +9,7 @@ from sidecar.handlers.checksums import block_checksums
 from sidecar.handlers.control import Control
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
+from sidecar.handlers.history import History
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
 from sidecar.handlers.prefetch_jobs import PrefetchJobs
@@ -41,6 +42,7 @@ class Service:
         self._retrieves = Retrieves(core, self._registrations.forget)
         self._lookups, self._control = Lookups(core, later), Control(core)
         self._prefetches, self._objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
+        self._history = History(core)
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
@@ -68,6 +70,11 @@ class Service:
             self._core.l1.clear(force)
         if "l2" in tiers:
             self._core.tiers.clear(owned_only=False)
+
+    @property
+    def history(self) -> History:
+        """The last 15 minutes; to be sampled by the loop."""
+        return self._history
 
     @property
     def prefetches(self) -> PrefetchJobs:

@@ -5,6 +5,7 @@ from typing import Any
 from sidecar.engines.groups import KVGroup
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core
+from sidecar.handlers.refusals import Refusal
 from sidecar.handlers.slots import Slots
 from sidecar.tiers.breaker import Breaker
 from sidecar.tiers.lane import Lane
@@ -39,6 +40,7 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
         "held_slots": slots.held(),
         "queue_depth": core.copies.depth,
         "refusals": dict(core.refusals.by_reason),
+        "latest_refusals": [_refusal(refusal, now) for refusal in core.refusals.latest()],
         "workers": [_worker(worker, now) for worker in core.registry.instances.values()],
         "reap": {
             "timeout": config.worker_reap_timeout_seconds,
@@ -64,11 +66,23 @@ def _adapter(core: Core, lane: Lane) -> dict[str, Any]:
         "reading_bytes": reading_bytes,
         "writing": core.tiers.writes.in_flight(lane),
         "queued": core.tiers.writes.waiting(lane),
+        "read_bytes": core.telemetry.l2_transfer_bytes.total("load", lane.label),
+        "written_bytes": core.telemetry.l2_transfer_bytes.total("store", lane.label),
     }
 
 
 def _breaker(breaker: Breaker) -> dict[str, str]:
     return {"state": breaker.state, "last_failure": breaker.last_failure}
+
+
+def _refusal(refusal: Refusal, now: float) -> dict[str, Any]:
+    return {
+        "operation": refusal.operation,
+        "reason": refusal.reason,
+        "detail": refusal.detail,
+        "count": refusal.count,
+        "seconds_ago": now - refusal.at,
+    }
 
 
 def _worker(instance: Instance, now: float) -> dict[str, Any]:

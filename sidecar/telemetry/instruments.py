@@ -88,6 +88,10 @@ class Counter(_Instrument[Count]):
             cell = self._find(labels)
         cell.value += amount
 
+    def total(self, *labels: str) -> int:
+        """The sum over all series whose label values begin with these. Recording thread only."""
+        return sum(c.value for of, c in self._cells.items() if of[: len(labels)] == labels)
+
 
 class Distribution:
     """One series of a histogram: ``counts[i]`` values were <= bound i and > bound i - 1."""

@@ -213,6 +213,9 @@ class Instruments(Declarations):
         self.l2_load_throughput = self._histogram(
             "l2_load_throughput", "GB/s", "Speed of reading one object", _RATES, _L2
         )
+        self.l2_transfer_bytes = self._counter(
+            "l2_transfer", "By", "Bytes written to L2 and read from it", ("direction", *_L2)
+        )
         self._gauge("num_inflight_l2_loads", "Objects being read", labels=_L2_ADAPTER)
         self._gauge("inflight_load_memory_usage_bytes", "Bytes being read", labels=_L2_ADAPTER)
 

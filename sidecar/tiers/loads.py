@@ -196,6 +196,7 @@ class Loads:
             if error is None:
                 rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
                 self._telemetry.l2_load_throughput.record(rate, lane.label)
+                self._telemetry.l2_transfer_bytes.add(len(record), "load", lane.label)
                 self._arrived(lane, load, missing)
             else:
                 self._lost(lane, load, error)

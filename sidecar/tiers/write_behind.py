@@ -226,6 +226,7 @@ class WriteBehind:
         if is_new:
             rate = write.bytes / max(seconds, 1e-9) / 1e9
             self._telemetry.l2_store_throughput.record(rate, lane.label)
+            self._telemetry.l2_transfer_bytes.add(write.bytes, "store", lane.label)
         self._release(lane, write)
         self._on_kept(write.entry)
 

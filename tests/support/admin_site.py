@@ -62,6 +62,15 @@ ADAPTER = {
     "reading_bytes": 100,
     "writing": 2,
     "queued": 4,
+    "read_bytes": 5000,
+    "written_bytes": 6000,
+}
+REFUSAL = {
+    "operation": "store",
+    "reason": "bad_blocks",
+    "detail": "block 9 of 8",
+    "count": 2,
+    "seconds_ago": 1.5,
 }
 CHUNK_SIZE = 256
 SNAPSHOT = {
@@ -82,7 +91,8 @@ SNAPSHOT = {
     "active_prefetch_jobs": 0,
     "live_leases": 3,
     "queue_depth": 1,
-    "refusals": {"store": 2},
+    "refusals": {"bad_blocks": 2},
+    "latest_refusals": [REFUSAL],
     "workers": [HANDLE, ENGINE_DRIVEN],
     "l2": [],
     "reap": {"timeout": 120, "grace": 3600},
@@ -188,6 +198,13 @@ class Prefetches:
         return job
 
 
+class History:
+    """Three rows of one column."""
+
+    def since(self, taken: int) -> dict[str, Any]:
+        return {"columns": ["age"], "taken": 3, "rows": [[0.0], [3.0], [6.0]][taken:]}
+
+
 class Service:
     """State that a test can set."""
 
@@ -202,6 +219,7 @@ class Service:
         self.l2: list[dict[str, Any]] = []
         self.objects = Objects()
         self.prefetches = Prefetches()
+        self.history = History()
 
     def health(self) -> str | None:
         return self.reason

@@ -79,6 +79,7 @@ def test_the_whole_arena_becomes_usable(name: str) -> None:
             done.set()
 
     arena.start_populating(on_piece)
+    assert pieces[0] == (0, 64 * MIB), "who hears `ready` finds room"
     assert done.wait(60)
     arena.stop_populating()
     assert pieces == [(0, 64 * MIB), (64 * MIB, 64 * MIB), (128 * MIB, 2 * MIB)]

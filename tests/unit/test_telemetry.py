@@ -56,6 +56,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "l2_prefetch_failure_chunks": ("counter", {"reason", "model_name"}),
     "l2_prefetch_deadline_requests": ("counter", set()),
     "l2_load_completed_requests": ("counter", set()),
+    "l2_transfer_bytes": ("counter", L2 | {"direction"}),
     "l2_corrupt_objects": ("counter", L2 | {"reason"}),
     "l2_quarantined_objects": ("counter", L2),
     "l2_timeouts": ("counter", L2),

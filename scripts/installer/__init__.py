@@ -1,0 +1,1 @@
+"""What scripts/install.py does, with the standard library alone."""

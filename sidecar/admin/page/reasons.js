@@ -1,0 +1,26 @@
+// What each reason of a refusal means, for whoever reads it at night.
+
+export const REASONS = {
+  bad_blocks: "the block ids do not fit the worker's cache",
+  bad_payload: "the request could not be read",
+  bad_registration: "the worker's memory or layout cannot be served; it computes everything",
+  closing: "the server is shutting down",
+  copy_failed: "the copy failed or was cancelled",
+  forgotten: "the worker was dropped while its transfer was under way",
+  internal_error: "a fault of the server: its log has the traceback",
+  malformed: "not a message of the protocol",
+  not_cached: "what was to be loaded is not in the L1 any more",
+  not_served: "an operation that this server does not have",
+  partly_cached: "a windowed group lacks blocks of what was to be loaded",
+  pickle: "the worker cannot open the arena: it must see the same /dev/shm",
+  queue_full: "the worker has too many transfers queued",
+  reservation_expired: "the worker took too long between prepare and commit",
+  superseded: "a later registration of the same worker came first",
+  too_many_lookups: "too many lookups are open",
+  too_many_registrations: "too many registrations are under way",
+  too_many_workers: "too many workers are registered",
+  unknown_instance: "the worker is not registered; it registers again with its next heartbeat",
+  unknown_operation: "an operation that the protocol does not have",
+  unknown_reservation: "a commit without its prepare, or one that came twice",
+  wrong_model: "the request names another model than the worker registered",
+};
