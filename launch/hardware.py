@@ -43,7 +43,13 @@ def installed(python: str) -> versions.Installed:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     try:
         answer = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+            command,
+            env=environment,
+            cwd=ROOT,  # a directory called connectors where the launcher was started is not ours
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         found: versions.Installed = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
