@@ -4,7 +4,9 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
-TESTS ?= tests/unit tests/k8s tests/conformance tests/faults tests/e2e tests/gpu
+TESTS ?= tests/unit tests/k8s tests/conformance tests/faults
+# These fill the machine by themselves.
+HEAVY ?= tests/e2e tests/gpu
 
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
@@ -15,7 +17,7 @@ help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
 	@echo "make demo      a real vLLM, its worker restarted, its prompt served from the sidecar"
 	@echo "               (KEEP=1 leaves it running)"
-	@echo "make test      lint and all tests (TESTS=tests/unit for some of them)"
+	@echo "make test      lint and all tests (TESTS=tests/unit HEAVY= for some)"
 	@echo "make bench     this server and lmcache's, side by side"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
@@ -33,7 +35,8 @@ demo:
 
 test: lint
 	$(venv) base dev engine storage k8s browser dynamo
-	$(RUN) -m pytest --timeout=600 $(TESTS)
+	$(RUN) -m pytest --timeout=600 -n 4 --dist loadgroup $(TESTS)
+	$(RUN) -m pytest --timeout=600 $(HEAVY)
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 
 bench:

@@ -20,7 +20,8 @@ def build(options: Options, directory: Path) -> Stack:
     """
     python = hardware.worker_python(options.worker_python, options.topology != "vllm")
     have = hardware.installed(python)
-    on_cpu = hardware.on_cpu(options.cpu, options.gpus, have)
+    count = options.workers + options.decode + options.prefill
+    on_cpu = hardware.on_cpu(options.cpu, options.gpus, have, count)
     setting = _setting(options, directory, python, on_cpu)
     ports = Ports()
     cache = programs.sidecar(options, ports)

@@ -19,22 +19,30 @@ def sweep(directory: RunDirectory) -> int:
     Raises StackError where one does not die.
     """
     record = directory.record()
-    leaders = processes.with_argument(str(directory.configuration))
+    leaders, memory = _marked(directory), set()
     if record.get("boot") == boot_id():
         leaders.append(Process(*record["leader"]))
-    count, memory = 0, set(record.get("shared_memory", ()))
+        memory |= set(record["shared_memory"])
+    found = {process for leader in leaders for process in _all(directory, leader)}
+    memory |= shared_memory.mapped(found)
     for leader in leaders:
-        found = processes.session(leader)
-        count += len(found)
-        memory |= shared_memory.mapped(found)
-        end(leader)
+        end(directory, leader)
     shared_memory.remove(memory)
     directory.clear()
-    return count
+    return len(found)
 
 
-def end(leader: Process) -> None:
-    """SIGKILL to a whole session. Raises StackError where one of it does not die."""
-    if not processes.kill(lambda: processes.session(leader)):
-        left = ", ".join(str(process.pid) for process in processes.session(leader))
+def end(directory: RunDirectory, leader: Process) -> None:
+    """SIGKILL to all of a stack. Raises StackError where one of it does not die."""
+    if not processes.kill(lambda: _all(directory, leader)):
+        left = ", ".join(str(process.pid) for process in _all(directory, leader))
         raise StackError(f"processes {left} do not die; their ports and memory stay taken")
+
+
+def _all(directory: RunDirectory, leader: Process) -> list[Process]:
+    return processes.session(leader) + _marked(directory)
+
+
+def _marked(directory: RunDirectory) -> list[Process]:
+    """Also those that began a session of their own."""
+    return processes.with_variable(f"TMPDIR={directory.temporary}")

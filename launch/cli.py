@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from typing import get_args
 
@@ -16,6 +17,7 @@ from launch.options import Topology
 from launch.plan import Stack
 from launch.render import files
 from launch.run_directory import RunDirectory, parent
+from sidecar.config import ConfigError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         if command in get_args(Topology):
             return _launch(command, rest)  # type: ignore[arg-type]
         return stop.run(rest) if command == "stop" else status.run(rest)
-    except (UsageError, ConnectorError) as error:
+    except (UsageError, ConnectorError, ConfigError) as error:
         code, message = 2, str(error)
     except (StackError, OSError) as error:
         code, message = 1, str(error)
@@ -38,8 +40,11 @@ def main(arguments: Sequence[str]) -> int:
 def _launch(topology: Topology, arguments: Sequence[str]) -> int:
     given = options.parse(topology, arguments, os.environ)
     directory = RunDirectory(parent() / given.name, given.log_dir)
-    if len(str(directory.socket).encode()) > 107:
-        raise UsageError(f"{directory.socket} is too long for a Unix socket: see LAUNCH_RUN_DIR")
+    if set("%;#") & set(f"{directory.path}{directory.logs}"):
+        raise UsageError(f"{directory.logs}: supervisor takes no path with % ; or #")
+    # The longest of the stack's Unix sockets: vLLM calls its own by a UUID.
+    if len(str(directory.temporary / str(uuid.UUID(int=0))).encode()) > 107:
+        raise UsageError(f"{directory.path} is too long for Unix sockets: see LAUNCH_RUN_DIR")
     if importlib.util.find_spec("supervisor") is None:
         raise UsageError("supervisor is not installed: pip install 'kv-sidecar[launch]'")
     if given.dry_run:

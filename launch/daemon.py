@@ -29,7 +29,7 @@ class Daemon:
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n"]
+        command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-n"]
         self._child = subprocess.Popen(
             [*command, "-c", str(directory.configuration)],
             stdin=subprocess.DEVNULL,
@@ -43,7 +43,8 @@ class Daemon:
         # Read, or supervisord would stand still where it complains a lot (a full disk).
         self._complaints: deque[str] = deque(maxlen=15)
         self._reported: set[str] = set()
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        self._drainer.start()
         leader = processes.read(self._child.pid)
         # Not reaped by anyone else, so it is there, if only as a zombie.
         self.leader = leader or Process(self._child.pid, 0, self._child.pid, 0)
@@ -69,6 +70,8 @@ class Daemon:
         self._child.wait()
 
     def complaints(self) -> str:
+        if self.ended():
+            self._drainer.join(1.0)
         return " ".join(self._complaints) or "it said nothing"
 
     def new_complaints(self) -> list[str]:

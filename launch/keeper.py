@@ -10,6 +10,7 @@ from launch import processes, shared_memory
 from launch.daemon import Daemon
 from launch.health import Prober
 from launch.plan import Program, Stack
+from launch.processes import Process
 from launch.render import group_name
 from launch.terminal import Terminal
 
@@ -91,7 +92,7 @@ class Keeper:
         found = set()
         for state in self.states:
             if state.pid:
-                found |= shared_memory.mapped(processes.group(state.pid))
+                found |= shared_memory.mapped(self._processes(state))
         if not found <= self.shared_memory:
             self.shared_memory |= found
             self._on_change()
@@ -126,9 +127,12 @@ class Keeper:
     def _tidy_after(self, state: State) -> None:
         """End what a dead program started: it holds the GPU and ports that the next one needs."""
         if state.pid:
-            self.shared_memory |= shared_memory.mapped(processes.group(state.pid))
-            processes.kill(lambda: processes.group(state.pid))
+            self.shared_memory |= shared_memory.mapped(self._processes(state))
+            processes.kill(lambda: self._processes(state))
         self.shared_memory -= set(shared_memory.remove(self.shared_memory))
+
+    def _processes(self, state: State) -> list[Process]:
+        return processes.group(state.pid, self._daemon.leader.pid)
 
     def _start_again(self, state: State, now: float) -> None:
         state.ready_since, state.pid, state.started = None, 0, now

@@ -38,9 +38,8 @@ class Launcher:
 
     def run(self) -> int:
         """Until a signal or a failure; the exit code. Nothing is left but the logs."""
-        for number in _CODES:
-            signal.signal(number, lambda received, _: self._signals.append(received))
-        write(self._stack, self._directory)
+        self._take_signals()
+        self._write()
         for warning in self._stack.warnings:
             self._terminal.say(f"warning: {warning}")
         self._daemon = Daemon(self._directory)
@@ -55,7 +54,28 @@ class Launcher:
             failure = error
         finally:
             self._stop()
-        return self._report(failure) if failure else _CODES[signal.Signals(self._signals[0])]
+            if failure:
+                self._report(failure)
+            self._terminal.close()
+        return failure.code if failure else _CODES[signal.Signals(self._signals[0])]
+
+    def _write(self) -> None:
+        try:
+            write(self._stack, self._directory)
+        except OSError:
+            self._directory.clear()
+            raise
+
+    def _take_signals(self) -> None:
+        for number in _CODES:
+            # Under nohup a stack outlives its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda received, _: self._note_signal(received))
+
+    def _note_signal(self, number: int) -> None:
+        # Of a terminal that closes, the kernel and the shell both tell: nobody is impatient.
+        if number != signal.SIGHUP or not self._signals:
+            self._signals.append(number)
 
     def _keep(self) -> None:
         while not self._signals:
@@ -63,8 +83,7 @@ class Launcher:
             self._stream.show()
             for complaint in self._daemon.new_complaints():
                 self._terminal.line("supervisord", complaint)
-            if progress := self._keeper.progress():
-                self._terminal.progress(progress)
+            self._terminal.progress(self._keeper.progress())
             time.sleep(_TICK_SECONDS)
         self._terminal.say("ending the stack; once more to kill it")
 
@@ -82,19 +101,17 @@ class Launcher:
                 break
             self._stream.show()
             time.sleep(_TICK_SECONDS)
-        cleanup.end(self._daemon.leader)
+        cleanup.end(self._directory, self._daemon.leader)
         self._daemon.kill()
         self._stream.show()
         shared_memory.remove(self._keeper.shared_memory)
         self._directory.clear()
-        self._terminal.end_progress()
 
-    def _report(self, failure: StackFailed) -> int:
+    def _report(self, failure: StackFailed) -> None:
         log = self._directory.log(failure.program)
         for line in last_lines(log, _LAST_LINES):
             self._terminal.line(failure.program, line)
         self._terminal.say(f"FAILED: {failure}; all of its output: {log}")
-        return failure.code
 
     def _write_record(self) -> None:
         record = described(self._stack, self._keeper, self._daemon)

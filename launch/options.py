@@ -244,7 +244,7 @@ def stack_name(arguments: Sequence[str], script: str, what: str) -> Any:
     parser = _Parser(prog=f"launch/{script}.sh", description=what, allow_abbrev=False)
     parser.add_argument("--name", type=_name, help="of the stack; default: the only one")
     if script == "stop":
-        parser.add_argument("--timeout", type=_seconds, default=120.0, help="(%(default)g s)")
+        parser.add_argument("--timeout", type=_seconds, default=180.0, help="(%(default)g s)")
     else:
         parser.add_argument("--json", action="store_true")
     parser.set_defaults(name=os.environ.get("LAUNCH_NAME"))

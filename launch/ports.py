@@ -3,7 +3,7 @@
 import random
 import socket
 
-from launch.errors import StackError
+from launch.errors import StackError, UsageError
 
 # Below the range from which Linux takes the ports of outgoing connections (from 32768): one of
 # those could take a picked port before its program listens.
@@ -21,6 +21,8 @@ class Ports:
         """`wanted`, or a free one for 0. Raises StackError where `wanted` is in use."""
         if wanted == 0:
             return self.block(1)
+        if wanted > 65535:
+            raise UsageError(f"{flag}: there is no port {wanted} for the last worker")
         if wanted in self._taken or not _is_free(wanted):
             raise StackError(f"port {wanted} is in use: give another one with {flag}, or 0")
         self._taken.add(wanted)

@@ -33,9 +33,12 @@ def read(pid: int) -> Process | None:
     return Process(pid, int(fields[2]), int(fields[3]), int(fields[19]))
 
 
-def group(number: int) -> list[Process]:
-    """All of a process group: a program with what it started."""
-    return _select(lambda process: process.group == number)
+def group(number: int, session: int) -> list[Process]:
+    """All of a process group: a program with what it started.
+
+    Of one session: after a while without a look the number may be somebody else's.
+    """
+    return _select(lambda process: (process.group, process.session) == (number, session))
 
 
 def session(leader: Process) -> list[Process]:
@@ -87,15 +90,15 @@ def send(process: Process, number: signal.Signals) -> None:
         os.close(descriptor)
 
 
-def with_argument(argument: str) -> list[Process]:
-    """This user's processes that were started with `argument`."""
-    wanted = argument.encode()
-    return _select(lambda process: wanted in _arguments(process.pid))
+def with_variable(assignment: str) -> list[Process]:
+    """This user's processes that were started with `NAME=VALUE` in their environment."""
+    wanted = assignment.encode()
+    return _select(lambda process: wanted in _environment(process.pid))
 
 
-def _arguments(pid: int) -> list[bytes]:
+def _environment(pid: int) -> list[bytes]:
     try:
-        path = Path(f"/proc/{pid}/cmdline")
+        path = Path(f"/proc/{pid}/environ")
         return path.read_bytes().split(b"\0") if path.stat().st_uid == os.getuid() else []
     except OSError:
         return []

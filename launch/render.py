@@ -23,9 +23,9 @@ def _configuration(stack: Stack, directory: RunDirectory) -> str:
     main = _fill(
         "supervisord.conf",
         stack=stack.name,
-        socket=_escaped(directory.socket),
-        logs=_escaped(directory.logs),
-        directory=_escaped(directory.path),
+        socket=directory.socket,
+        logs=directory.logs,
+        directory=directory.path,
     )
     programs = [_section(program, directory) for program in stack.programs]
     return "".join([main, *programs, *_groups(stack.programs)])
@@ -35,9 +35,9 @@ def _section(program: Program, directory: RunDirectory) -> str:
     return _fill(
         "program.conf",
         name=program.name,
-        script=_escaped(directory.script(program.name)),
+        command=shlex.join(["/bin/sh", str(directory.script(program.name))]),
         stop_seconds=program.stop_seconds,
-        log=_escaped(directory.log(program.name)),
+        log=directory.log(program.name),
     )
 
 
@@ -71,8 +71,3 @@ def _script(stack: Stack, program: Program, directory: RunDirectory) -> str:
 
 def _fill(template: str, **values: object) -> str:
     return Template((_TEMPLATES / template).read_text()).substitute(values)
-
-
-def _escaped(path: Path) -> str:
-    """Supervisor expands %(names)s in what it reads."""
-    return str(path).replace("%", "%%")

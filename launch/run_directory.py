@@ -25,8 +25,14 @@ def parent() -> Path:
 
 
 def known() -> list["RunDirectory"]:
-    """Of this user's stacks those that run, or that were killed and left something."""
-    paths = sorted(parent().iterdir()) if parent().is_dir() else []
+    """Of this user's stacks those that run, or that were killed and left something.
+
+    Raises StackError where others could have written what is there.
+    """
+    if not parent().exists():
+        return []
+    _check_private(parent())
+    paths = sorted(parent().iterdir())
     found = [RunDirectory(path) for path in paths if (path / "lock").exists()]
     return [directory for directory in found if directory.record() or directory.is_locked()]
 
@@ -88,7 +94,8 @@ class RunDirectory:
 
         The kernel lets go of it when this process ends, however it ends.
         """
-        _make_private(self.path.parent)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(self.path.parent)
         self.path.mkdir(mode=0o700, exist_ok=True)
         with open(self.lock, "a+") as lock:
             if not _lock(lock):
@@ -129,9 +136,11 @@ def _in_use(directory: RunDirectory) -> str:
     )
 
 
-def _make_private(path: Path) -> None:
-    """/tmp is everyone's: what others could write to is not trusted with scripts to run."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _check_private(path: Path) -> None:
+    """/tmp is everyone's: what others could write to is not trusted with scripts to run, nor to
+    say which process to signal."""
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise StackError(f"{path} is not a directory that only this user can write to")
+        raise StackError(
+            f"{path} is not a directory that only this user can write to: see LAUNCH_RUN_DIR"
+        )

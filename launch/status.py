@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.request
 import xmlrpc.client
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException
@@ -14,6 +13,7 @@ from launch import health, options
 from launch.plan import Check
 from launch.run_directory import RunDirectory
 from launch.stop import chosen
+from sidecar.commands import admin
 from sidecar.commands.supervisor import Supervisor
 
 _METRICS = (
@@ -30,6 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     directory = chosen(given.name)
     if directory is None:
         print("no stack is running")
+        return 1
+    if not directory.record():
+        print(f"{directory.name} is being prepared: nothing of it runs yet")
         return 1
     found = report(directory)
     print(json.dumps(found, indent=2) if given.json else "\n".join(table(found)))
@@ -72,7 +75,7 @@ def _row(entry: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 def _cache(url: str) -> dict[str, float]:
     """Empty where the sidecar does not answer."""
     try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:
+        with admin.fetch(f"{url}/metrics", 2) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
     except (OSError, HTTPException, ValueError):
         return {}

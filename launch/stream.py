@@ -20,6 +20,8 @@ class Stream:
             tail.skip()
 
     def show(self) -> None:
+        if self._terminal.is_behind():
+            return  # nothing is lost: it is in the logs until then
         for name, tail in self._tails:
             for line in tail.lines():
                 self._terminal.line(name, line)

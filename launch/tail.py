@@ -29,7 +29,8 @@ class Tail:
         if len(self._rest) > _READ_BYTES:
             complete, self._rest = [*complete, self._rest], b""
         for line in complete:
-            yield line.decode(errors="replace").rstrip("\r")
+            # Of a bar of progress, drawn over and over in one line, the last state.
+            yield line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
     def _read(self) -> bytes:
         """From the file that is open until it has been renamed and is read to its end."""

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from connectors import lmcache_mp, roles, versions, worker
+from connectors.arguments import split
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
 from connectors.roles import Role
 from launch import cpu
+from launch.errors import UsageError
 from launch.plan import WORKER, Check, Program
 from launch.ports import Ports
 from launch.programs import Setting, base
@@ -17,6 +19,13 @@ from launch.programs import Setting, base
 _STOP_SECONDS = 60
 # The ranks of one worker take ports in a row from the one that it is given.
 _RANKS = 16
+
+# What the launcher itself has to know, to see when a worker is ready.
+_OWN = {
+    "--served-model-name": "give it before the --",
+    "--host": "give it before the --",
+    "--port": "give --http-port before the --",
+}
 
 
 def workers(
@@ -80,6 +89,9 @@ def _http_port(setting: Setting, index: int, spec: worker.Worker, ports: Ports) 
 def _arguments(setting: Setting, port: int) -> list[str]:
     """What the stack adds to the role's arguments; the user's own come last and win."""
     options = setting.options
+    for argument in split(options.worker_args):
+        if argument.name in _OWN:
+            raise UsageError(f"{argument.name} is not for the workers: {_OWN[argument.name]}")
     arguments = ["--served-model-name", setting.served_name]
     arguments += cpu.ARGUMENTS if setting.on_cpu else ()
     if options.topology == "vllm":

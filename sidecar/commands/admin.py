@@ -3,9 +3,11 @@
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 URL = "http://127.0.0.1:8080"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def get(url: str, path: str, timeout: float) -> Any:
@@ -26,9 +28,18 @@ def send(url: str, path: str, method: str, body: Any, timeout: float) -> Any:
 
 
 def _text(request: urllib.request.Request, timeout: float) -> str:
-    with urllib.request.urlopen(request, timeout=timeout) as reply:
+    with fetch(request, timeout) as reply:
         text: str = reply.read().decode()
         return text
+
+
+def fetch(request: str | urllib.request.Request, timeout: float) -> Any:
+    """What answers a request or at a URL, whatever `http_proxy` says.
+
+    No proxy knows a server of this machine.
+    Raises OSError, also for a status that is not 2xx.
+    """
+    return _DIRECT.open(request, timeout=timeout)
 
 
 def reason(error: Exception) -> str:
@@ -37,7 +48,7 @@ def reason(error: Exception) -> str:
         try:
             body = json.load(error)
             return str(body.get("reason") or body.get("error") or error)
-        except (ValueError, AttributeError):
+        except (OSError, HTTPException, ValueError, AttributeError):
             return str(error)
     if isinstance(error, urllib.error.URLError):
         return str(error.reason)

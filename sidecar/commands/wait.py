@@ -39,6 +39,8 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> int:
     """
     if bool(given.supervisor) != bool(given.program):
         raise ConfigError("--supervisor and --program go together")
+    if not 0 <= given.timeout < 1e6:
+        raise ConfigError(f"--timeout: {given.timeout:g} is no number of seconds")
     code = _wait(given)
     if code == 0 and command:
         try:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ MakeStack = Callable[..., Stack]
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory with a short path (Unix sockets), a model, and the stand-in interpreter."""
-    directory = Path(tempfile.mkdtemp(prefix="kvs"))
+    directory = Path(tempfile.mkdtemp(prefix="kv s"))
     (directory / "model").mkdir()
     (directory / "model" / "config.json").write_text("{}")
     python = directory / "python"
@@ -48,6 +49,8 @@ def make(place: Path) -> Iterator[MakeStack]:
             "LAUNCH_WORKER_PYTHON": str(place / "python"),
             "LAUNCH_MODEL": str(place / "model"),
             "LAUNCH_SERVED_MODEL_NAME": "m",
+            # It knows nothing of this machine's servers.
+            "http_proxy": "http://127.0.0.1:9",
         }
         made.append(Stack(topology, place, name, **env))
         return made[-1]
@@ -91,10 +94,23 @@ def test_a_stack_serves_shows_its_state_and_ends(make: MakeStack, clean_memory: 
 
 
 def test_output_of_all_programs_is_one_stream(make: MakeStack) -> None:
-    stack = make().start().wait_ready()
+    stack = make(PYTHONIOENCODING="ascii").start().wait_ready()
     for program in ("sidecar  ", "frontend ", "decode-0 ", "prefill-0"):
         stack.wait_for(f"{program} | ")
-    stack.end()
+    stack.wait_for("decode-0  | 100% ?\n")
+    assert stack.end() == 0
+
+
+def test_under_nohup_a_stack_outlives_its_terminal(make: MakeStack) -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stack = make("agg").start().wait_ready()
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    stack.signal(signal.SIGHUP)
+    os.kill(stack.pids()["worker-0"], signal.SIGKILL)
+    stack.wait_for("worker-0 was ended by SIGKILL; starting it again")
+    assert stack.end() == 0
 
 
 def test_programs_end_in_order(make: MakeStack) -> None:
@@ -174,10 +190,10 @@ def test_a_start_that_fails_says_which_and_why(
 
 
 def test_a_sidecar_that_cannot_start(make: MakeStack) -> None:
-    stack = make().start("--sidecar-args", "--chunk-size 0")
-    assert stack.wait() == 2
-    assert "chunk-size" in stack.output().splitlines()[-2]
-    assert "FAILED: sidecar ended with exit code 2" in stack.output().splitlines()[-1]
+    stack = make().start("--sidecar-args", "--http-host 192.0.2.1")
+    assert stack.wait() == 1
+    assert "192.0.2.1" in stack.output().splitlines()[-2]
+    assert "FAILED: sidecar ended with exit code 1" in stack.output().splitlines()[-1]
 
 
 def test_a_program_that_never_gets_ready(make: MakeStack) -> None:
@@ -214,6 +230,10 @@ def test_a_port_that_is_taken(make: MakeStack) -> None:
         (["--gpu", "0"], "--gpu stands for one worker each: 2 are needed"),
         (["--prefil", "2"], "unrecognized arguments: --prefil 2"),
         (["--", "--connector", "lmcache"], "Dynamo rejects --connector"),
+        (["--", "--served-model-name=x"], "--served-model-name is not for the workers"),
+        (["--sidecar-args", "--chunk-size 0"], "--chunk-size: 0 is not"),
+        (["--sidecar-args", "--port 5"], "--sidecar-args has a port: use --sidecar-port"),
+        (["--l2-adapter", "{bad"], "--l2-adapter: not valid JSON"),
     ],
 )
 def test_wrong_usage_is_one_line(make: MakeStack, arguments: list[str], message: str) -> None:
@@ -293,9 +313,40 @@ def test_a_full_disk_for_logs_ends_nothing(make: MakeStack, tmp_path: Path) -> N
         assert stack.left() == []
 
 
-def test_a_terminal_that_nobody_reads_ends_nothing(make: MakeStack) -> None:
+def test_a_full_disk_for_the_run_directory(make: MakeStack, place: Path) -> None:
+    with mounted(place / "disk", "tmpfs", "-o", "size=12k") as disk:
+        stack = make(LAUNCH_RUN_DIR=str(disk / "run"))
+        stack.run_dir = disk / "run"
+        assert stack.start().wait() == 1
+        assert "No space left on device" in stack.output()
+        assert stack.left() == []
+
+
+def test_a_terminal_that_stands_still_holds_up_nothing(make: MakeStack) -> None:
+    stack = make("agg")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"full")
+    os.set_blocking(writer, True)
+    command = [str(STAND_IN.parents[2] / "launch/agg.sh"), "--name", "s", *ports()]
+    stack.process = subprocess.Popen(command, env=stack.env, stdout=writer)
+    wait_until(lambda: stack.script("status").returncode == 0, "all ready")
+    pid = stack.pids()["worker-0"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: stack.pids()["worker-0"] not in (0, pid), "started again")
+    assert stack.script("stop", "--timeout", "60").returncode == 0
+    assert stack.wait() == 0
+    for end in (reader, writer):
+        os.close(end)
+    assert stack.left() == []
+
+
+@pytest.mark.parametrize("output", ["| head -n 3", ">&-"])
+def test_a_terminal_that_nobody_reads_ends_nothing(make: MakeStack, output: str) -> None:
     stack = make()
-    command = f"launch/disagg.sh --name s {' '.join(ports())} | head -n 3"
+    command = f"launch/disagg.sh --name s {' '.join(ports())} {output}"
     with stack.out.open("wb") as out:
         stack.process = subprocess.Popen(
             ["sh", "-c", command], env=stack.env, stdout=out, cwd=STAND_IN.parents[2]

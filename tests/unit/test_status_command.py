@@ -42,7 +42,7 @@ def test_l1_hits_and_refusals() -> None:
     assert "256 B of 1 KiB (25%), 5 objects, 2 being read, 1 being written" in line(lines, "L1")
     assert "75.0% of 2,000 tokens looked up" in line(lines, "hits")
     assert "(50.0% L1, 25.0% L2)" in line(lines, "hits")
-    assert line(lines, "refused").endswith("2 store")
+    assert line(lines, "refused").endswith("2 bad_blocks")
     assert "no lookups yet" in line(table(), "hits")
 
 

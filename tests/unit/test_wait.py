@@ -1,6 +1,7 @@
 """`kv-sidecar wait` for models, before commands, and beside a supervisord."""
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.commands.wait import unready
 from tests.support.server import REPO, wait_until
 
 
@@ -34,6 +36,27 @@ def url() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_an_answer_that_breaks_off_is_a_reason() -> None:
+    def answer(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\n{")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert "503" in unready(url, "", 10)
+        thread.join()
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1"])
+def test_a_wait_has_an_end(timeout: str) -> None:
+    done = wait("--timeout", timeout)
+    assert (done.returncode, "no number of seconds" in done.stderr) == (2, True)
 
 
 def wait(*arguments: str) -> subprocess.CompletedProcess[str]:
