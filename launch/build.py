@@ -1,5 +1,6 @@
 """From options to a stack."""
 
+import os
 from pathlib import Path
 
 from launch import hardware, programs
@@ -20,9 +21,7 @@ def build(options: Options, directory: Path) -> Stack:
     """
     python = hardware.worker_python(options.worker_python, options.topology != "vllm")
     have = hardware.installed(python)
-    count = options.workers + options.decode + options.prefill
-    on_cpu = hardware.on_cpu(options.cpu, options.gpus, have, count)
-    setting = _setting(options, directory, python, on_cpu)
+    setting = _setting(options, directory, python, hardware.on_cpu(options.cpu, have))
     ports = Ports()
     cache = programs.sidecar(options, ports)
     front = () if options.topology == "vllm" else (programs.frontend(setting, ports),)
@@ -43,6 +42,7 @@ def _setting(options: Options, directory: Path, python: str, on_cpu: bool) -> Se
     model = options.model or (str(directory / "model") if own_model else _GPU_MODEL)
     if Path(model).is_dir():
         model = str(Path(model).absolute())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     usual_name = _SMALL_MODEL if own_model else options.model or _GPU_MODEL
     return Setting(
         options=options,
@@ -50,6 +50,7 @@ def _setting(options: Options, directory: Path, python: str, on_cpu: bool) -> Se
         served_name=options.served_model_name or usual_name,
         own_model=own_model,
         on_cpu=on_cpu,
+        gpus=() if on_cpu else hardware.gpus(options.gpus, options.worker_count, visible),
         python=python,
         discovery=programs.discovery(options, str(directory / "discovery")),
     )

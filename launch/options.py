@@ -1,7 +1,6 @@
 """The options of the three stacks: flags, or `LAUNCH_<FLAG>` in the environment."""
 
 import argparse
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +56,10 @@ class Options:
     log_dir: str
     dry_run: bool
 
+    @property
+    def worker_count(self) -> int:
+        return self.workers + self.decode + self.prefill
+
 
 def parse(topology: Topology, arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
     """The options of a stack. Raises UsageError."""
@@ -83,9 +86,8 @@ def parse(topology: Topology, arguments: Sequence[str], environ: Mapping[str, st
 def _checked(options: Options) -> Options:
     if options.cpu and options.gpus:
         raise UsageError("--cpu and --gpu contradict each other")
-    workers = options.workers + options.prefill + options.decode
-    if options.gpus and len(options.gpus) != workers:
-        raise UsageError(f"--gpu stands for one worker each: {workers} are needed")
+    if options.gpus and len(options.gpus) != options.worker_count:
+        raise UsageError(f"--gpu stands for one worker each: {options.worker_count} are needed")
     if _is_path(options.model) and not Path(options.model, "config.json").is_file():
         raise UsageError(f"--model {options.model}: no config.json there")
     if options.config and not Path(options.config).is_file():
@@ -123,20 +125,20 @@ def _truth(name: str, text: str) -> bool:
     return text.lower() in ("1", "true")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
 def _parser(topology: Topology) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=f"launch/{topology}.sh",
         description=_ABOUT[topology],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--name", type=_name, default=topology, help="of the stack (%(default)s)")
+    parser.add_argument("--name", type=name, default=topology, help="of the stack (%(default)s)")
     _add_model(parser)
     _add_workers(parser, topology)
     _add_ports(parser, topology)
@@ -144,7 +146,7 @@ def _parser(topology: Topology) -> argparse.ArgumentParser:
     if topology != "vllm":
         _add_dynamo(parser)
     add = parser.add_argument_group("running").add_argument
-    add("--start-timeout", type=_seconds, default=900.0, help="until all is ready (%(default)g s)")
+    add("--start-timeout", type=seconds, default=900.0, help="until all is ready (%(default)g s)")
     add("--log-dir", default="", help="default: logs/ in the run directory")
     add("--dry-run", action="store_true", help="show what would run")
     return parser
@@ -214,7 +216,7 @@ def _add_dynamo(parser: argparse.ArgumentParser) -> None:
     add("--nats", default="", metavar="URL", help="events; default: ZMQ")
 
 
-def _name(text: str) -> str:
+def name(text: str) -> str:
     if not (text.isascii() and text.replace("-", "").replace("_", "").isalnum() and len(text) < 33):
         raise argparse.ArgumentTypeError(f"{text!r}: letters, digits, - and _, at most 32")
     return text
@@ -232,20 +234,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
-
-
-def stack_name(arguments: Sequence[str], script: str, what: str) -> Any:
-    """The options of `stop.sh` and `status.sh`: `name` is None where none was given."""
-    parser = _Parser(prog=f"launch/{script}.sh", description=what, allow_abbrev=False)
-    parser.add_argument("--name", type=_name, help="of the stack; default: the only one")
-    if script == "stop":
-        parser.add_argument("--timeout", type=_seconds, default=180.0, help="(%(default)g s)")
-    else:
-        parser.add_argument("--json", action="store_true")
-    parser.set_defaults(name=os.environ.get("LAUNCH_NAME"))
-    return parser.parse_args(arguments)

@@ -22,13 +22,14 @@ _DYNAMO_LOOPBACK = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all programs of one stack have in common."""
+    """What all programs of one stack have in common; `gpus` has an entry for each worker."""
 
     options: Options
     model: str
     served_name: str
     own_model: bool
     on_cpu: bool
+    gpus: tuple[str, ...]
     python: str
     discovery: dict[str, str]
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from launch import health, options
+from launch import choice, health
 from launch.plan import Check
 from launch.run_directory import RunDirectory
-from launch.stop import chosen
 from sidecar.commands import admin
 from sidecar.commands.supervisor import Supervisor
 
@@ -26,8 +25,10 @@ _COLUMNS = ("program", "state", "pid", "up", "restarts", "health", "ports")
 
 def run(arguments: Sequence[str]) -> int:
     """0 when all programs run and are ready, else 1."""
-    given = options.stack_name(arguments, "status", "Show the programs of a running stack.")
-    directory = chosen(given.name)
+    parser = choice.parser("status", "Show the programs of a running stack.")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    directory = choice.chosen(given.name)
     if directory is None:
         print("no stack is running")
         return 1

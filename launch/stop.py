@@ -6,32 +6,24 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from launch import cleanup, options
-from launch.errors import StackError, UsageError
-from launch.run_directory import RunDirectory, known
+from launch import choice, cleanup
+from launch.errors import StackError
+from launch.options import seconds
+from launch.run_directory import RunDirectory
 
 
 def run(arguments: Sequence[str]) -> int:
     """0 when nothing of the stack is left, which includes that there was none."""
-    given = options.stack_name(arguments, "stop", "End a stack in order, and wait until it has.")
-    directory = chosen(given.name)
+    parser = choice.parser("stop", "End a stack in order, and wait until it has ended.")
+    parser.add_argument("--timeout", type=seconds, default=180.0, help="(%(default)g s)")
+    given = parser.parse_args(arguments)
+    directory = choice.chosen(given.name)
     if directory is None:
         print("no stack is running")
         return 0
     end(directory, given.timeout)
     print(f"{directory.name} has ended; its logs: {directory.logs}")
     return 0
-
-
-def chosen(name: str | None) -> RunDirectory | None:
-    """The stack called so, or the only one. Raises UsageError where there are several."""
-    found = known()
-    if name is not None:
-        return next((directory for directory in found if directory.name == name), None)
-    if len(found) > 1:
-        names = ", ".join(directory.name for directory in found)
-        raise UsageError(f"several stacks are running ({names}): choose one with --name")
-    return found[0] if found else None
 
 
 def end(directory: RunDirectory, timeout: float) -> None:

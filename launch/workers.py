@@ -129,13 +129,11 @@ def _program(
 
 
 def _environment(setting: Setting, index: int, spec: worker.Worker) -> dict[str, str]:
-    options = setting.options
-    count = options.workers + options.decode + options.prefill
     # `vllm` is found beside its interpreter, not in whatever environment the launcher has.
     found = {"PATH": f"{Path(setting.python).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     found |= {"LMCACHE_TRACK_USAGE": "false"}
     if spec.program == "dynamo":
         found |= setting.discovery
     if setting.on_cpu:
-        return found | cpu.environment(index, count, setting.own_model)
-    return found | {"CUDA_VISIBLE_DEVICES": options.gpus[index] if options.gpus else str(index)}
+        return found | cpu.environment(index, setting.options.worker_count, setting.own_model)
+    return found | {"CUDA_VISIBLE_DEVICES": setting.gpus[index]}

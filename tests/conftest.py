@@ -11,13 +11,12 @@ import pytest
 
 from tests.support.server import SHM, Server
 
-
 # Most of their time is waiting for servers that are dead or silent.
 WAITING = ("test_adapter_faults.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: a file's tests share its servers and stay together, long waits come first."""
+    """For `pytest -n`: a file's tests share its servers and stay together; long waits first."""
     items.sort(key=lambda item: item.path.name not in WAITING)
     for item in items:
         if item.path.name not in WAITING:

@@ -14,6 +14,7 @@ from sidecar.commands.supervisor import Supervisor
 from sidecar.config import ConfigError
 
 _POLL_SECONDS = 0.1
+_RESTART_SECONDS = 3
 # Supervisor's words for a program that it will not start again by itself.
 _ENDED = ("EXITED", "FATAL", "STOPPED")
 
@@ -89,6 +90,7 @@ def _ended(socket: str, program: str) -> int | None:
     except (OSError, xmlrpc.client.Error, KeyError) as error:
         complain(f"{program} at {socket}: {admin.reason(error)}")
         return 1
-    if info["statename"] not in _ENDED:
+    # Whoever restarts programs gets the time to do it.
+    if info["statename"] not in _ENDED or info["now"] - info["stop"] < _RESTART_SECONDS:
         return None
     return int(info["exitstatus"]) if info["exitstatus"] > 0 else 1

