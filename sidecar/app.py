@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+from functools import partial
 from types import FrameType
 
 import zmq
@@ -19,9 +20,11 @@ from sidecar.cache.policy import POLICIES
 from sidecar.cache.segment import Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
+from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
 from sidecar.loop import Loop
@@ -82,7 +85,7 @@ class App:
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         self._arena.start_populating(
-            lambda offset, size: self._loop.post(lambda: self._core.l1.grow(offset, size))
+            lambda offset, size: self._loop.post(partial(self._service.grow, offset, size))
         )
         self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
@@ -109,6 +112,9 @@ class App:
             leases=leases,
             registry=Registry(),
             copies=copies,
+            gpus=Gpus(
+                self._arena, copies, self._loop.post, partial(record_transfer, self._telemetry)
+            ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
@@ -143,6 +149,7 @@ class App:
         for name, source in {
             "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
             "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
+            "l1_memory_pinned_bytes": lambda: core.gpus.pinned_bytes(),
             "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
             "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
             "registered_workers": lambda: len(core.registry.instances),
@@ -208,6 +215,7 @@ class App:
         self._admin.stop()
         self._arena.stop_populating()
         self._core.copies.stop(_DRAIN_SECONDS)
+        self._core.gpus.close()
         self._core.tiers.close()
         self._segment.remove()
         self._telemetry.close()

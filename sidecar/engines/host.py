@@ -14,8 +14,8 @@ import numpy.typing as npt
 from sidecar.engines.groups import KVGroup, WorkerLayout
 from sidecar.engines.layout import LayerLayout, Plane
 from sidecar.engines.mapping import MappedSegments
+from sidecar.engines.memory import Blocks
 
-Blocks = npt.NDArray[np.int64]
 _MAX_ALIGNMENT = 64 << 20
 
 

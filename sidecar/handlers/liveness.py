@@ -55,6 +55,7 @@ class Liveness:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
         self._core.tiers.tick()
+        self._core.gpus.watch()
 
     def _lost(self, instance: Instance, now: float) -> str | None:
         """Why this worker is given up, None if it is not."""

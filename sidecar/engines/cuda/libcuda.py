@@ -82,7 +82,10 @@ class LibCuda:
     def map_memory(self, handle: bytes) -> tuple[int, int]:
         address = c_uint64()
         self._call(
-            "cuIpcOpenMemHandle_v2", byref(address), _Handle.from_buffer_copy(handle), c_uint(_LAZY_PEER_ACCESS)
+            "cuIpcOpenMemHandle_v2",
+            byref(address),
+            _Handle.from_buffer_copy(handle),
+            c_uint(_LAZY_PEER_ACCESS),
         )
         base, size = c_uint64(), c_size_t()
         self._call("cuMemGetAddressRange_v2", byref(base), byref(size), address)
@@ -169,9 +172,7 @@ class LibCuda:
         self._call("cuStreamSynchronize", c_void_p(self._control))
         return c_uint64.from_address(self._word).value
 
-    def _copy_batch(
-        self, to: Addresses, source: Addresses, sizes: Addresses, stream: int
-    ) -> None:
+    def _copy_batch(self, to: Addresses, source: Addresses, sizes: Addresses, stream: int) -> None:
         assert self._batch is not None
         attributes = _BatchAttributes(order=_ORDER_STREAM, flags=_PREFER_OVERLAP)
         first, failed = c_size_t(0), c_size_t(0)

@@ -1,0 +1,134 @@
+"""A server with a fake GPU: its faults, its child process, what the child has mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_gpu import PREFIX, SHM, UUID
+from tests.support.gpu_worker import GpuPool, GpuWorker
+from tests.support.raw import RawClient, make_key
+from tests.support.server import Server, wait_until
+
+SECONDS = 1.5  # all deadlines of a child
+
+
+class GpuSite:
+    """One server, a client, and the workers made through it."""
+
+    def __init__(self, server: Server, faults: Path) -> None:
+        self.server, self._faults = server, faults
+        self.client = RawClient(server.url)
+        self._workers: list[GpuWorker] = []
+
+    def worker(self, instance: int, pool: GpuPool | None = None, model: str = "gpu") -> GpuWorker:
+        """A registered worker."""
+        made = GpuWorker(self.client, model, instance, pool)
+        self._workers.append(made)
+        made.register()
+        return made
+
+    def fail(self, *faults: dict[str, Any]) -> None:
+        """From now on the driver misbehaves like this."""
+        new = self._faults.with_suffix(".new")
+        new.write_text(json.dumps(faults))
+        new.rename(self._faults)
+
+    def children(self) -> list[int]:
+        """The pids of the GPUs' processes."""
+        assert self.server.process is not None
+        tasks = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
+        pids = [int(pid) for task in tasks for pid in task.read_text().split()]
+        return sorted(pid for pid in pids if _is_running(pid))
+
+    def child(self) -> int:
+        (pid,) = self.children()
+        return pid
+
+    def has_mapped(self, pool: GpuPool) -> bool:
+        return any(pool.name in _maps(pid) for pid in self.children())
+
+    def kill_child(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.child(), number)
+
+    def found(self, key: Any) -> int:
+        """Chunks that a lookup finds; its leases are given back."""
+        free = {**key, "worker_id": None}
+        chunks = int(self._workers[0].lookup(free))
+        self.client.call("free_lookup_locks", free, 1)
+        return chunks
+
+    def reregister(self, worker: GpuWorker) -> None:
+        """What a stock client does: it registers when its pings go from False to True."""
+        answers: list[bool] = []
+
+        def told() -> bool:
+            answers.append(self.client.call("ping", worker.instance))
+            return answers[-2:] == [False, True]
+
+        wait_until(told, "the worker is told to register again")
+        worker.register()
+
+    def close(self) -> None:
+        self.client.close()
+        for worker in self._workers:
+            worker.pool.unlink()
+            worker.done.unlink()
+
+
+def key_of(seed: int, chunks: int, model: str = "gpu", chunk: int = 64) -> dict[str, Any]:
+    """The key of a request of its own."""
+    tokens = [seed, *range(1, chunks * chunk)]
+    return make_key(tokens, 0, len(tokens), model=model, request=f"{model}-{seed}")
+
+
+def _maps(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return ""
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"tests.support.fake_gpu" in command
+
+
+@pytest.fixture
+def new_gpu_site(
+    new_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., GpuSite]]:
+    """Makes sites whose servers have the given flags."""
+    command = f"{sys.executable} -m tests.support.fake_gpu_server serve"
+    monkeypatch.setenv("KV_SIDECAR_SERVER_CMD", command)
+    monkeypatch.setenv("FAKE_GPU_FAULTS", str(tmp_path / "faults.json"))
+    monkeypatch.setenv("FAKE_GPU_SECONDS", str(SECONDS))
+    made: list[GpuSite] = []
+
+    def make(*flags: str, **options: Any) -> GpuSite:
+        made.append(GpuSite(new_server(*flags, **options).start(), tmp_path / "faults.json"))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.close()
+    for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
+        left.unlink()
+
+
+@pytest.fixture
+def gpu_site(new_gpu_site: Callable[..., GpuSite]) -> GpuSite:
+    return new_gpu_site()
+
+
+__all__ = ["SECONDS", "UUID", "GpuSite", "gpu_site", "key_of", "new_gpu_site"]
