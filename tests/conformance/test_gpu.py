@@ -2,17 +2,247 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
 import pytest
 
-from tests.support.gpu_site import GpuSite, gpu_site, key_of, new_gpu_site  # noqa: F401
-from tests.support.gpu_worker import GpuPool
+from tests.support.fake_gpu import OTHER_UUID
+from tests.support.gpu_site import GpuSite, key_of
+from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
+from tests.support.raw import RawClient, RawPool, RawWorker, extension
 from tests.support.server import wait_until
+
+BLOCKS_A_CHUNK = 4
+
+
+def shuffled(pool: GpuPool, seed: int = 0) -> list[int]:
+    """All blocks but the null block, in random order: nothing can be merged."""
+    return [int(b) for b in np.random.default_rng(seed).permutation(np.arange(1, pool.blocks))]
+
+
+def expect_moved(pool: GpuPool, before: Any, source: list[int], target: list[int]) -> None:
+    """`target` holds what `source` held before; every other byte is as it was."""
+    expected = before.copy()
+    expected[:, target] = before[:, source]
+    assert np.array_equal(pool.data, expected)
+
+
+def round_trip(site: GpuSite, worker: GpuWorker, chunks: int, seed: int = 7) -> None:
+    ids, count = shuffled(worker.pool, seed), chunks * BLOCKS_A_CHUNK
+    source, target = ids[:count], ids[count : 2 * count]
+    key, before = key_of(seed, chunks, worker.model), worker.pool.data.copy()
+    assert worker.store(key, source) == [b"", True]
+    assert np.array_equal(worker.pool.data, before), "a store writes nothing"
+    assert worker.lookup({**key, "worker_id": None}) == chunks
+    assert worker.retrieve(key, target) == [b"", True]
+    expect_moved(worker.pool, before, source, target)
 
 
 @pytest.mark.parametrize("as_torch", [False, True], ids=["cuda_raw", "cuda"])
-def test_round_trip(gpu_site: GpuSite, as_torch: bool) -> None:  # noqa: F811
-    worker = gpu_site.worker(1, GpuPool(seed=1, as_torch=as_torch))
+@pytest.mark.parametrize("size", [3, 8, 256], ids=["384 B", "1 KiB", "32 KiB"])
+def test_runs_short_and_long(gpu_site: GpuSite, as_torch: bool, size: int) -> None:
+    """Staged and direct, at odd sizes too, with neighbours to be merged and without."""
+    worker = gpu_site.worker(1, GpuPool(size=size, as_torch=as_torch, seed=size))
+    round_trip(gpu_site, worker, chunks=7)
     worker.prove(list(range(256)), 64)
-    assert gpu_site.has_mapped(worker.pool)
-    worker.close()
-    wait_until(lambda: not gpu_site.children(), "the child ended after its last worker")
+
+
+def test_an_object_over_two_pinned_pieces(gpu_site: GpuSite) -> None:
+    """Copies are cut where pinned pieces of 64 MiB meet: the driver refuses others."""
+    pool = GpuPool(blocks=1000, layers=3, size=200, seed=3)
+    worker = gpu_site.worker(1, pool)
+    before = pool.data.copy()
+    ids = list(range(1, 1 + 230 * BLOCKS_A_CHUNK))  # 70 MB, merged runs of 100 KB
+    keys = [key_of(seed, 46) for seed in range(5)]
+    for part, key in enumerate(keys):
+        assert worker.store(key, ids[part * 184 : part * 184 + 184])[1]
+    pool.data[:] = 0
+    for part, key in enumerate(keys):
+        assert worker.retrieve(key, ids[part * 184 : part * 184 + 184])[1]
+    assert np.array_equal(pool.data[:, ids], before[:, ids])
+
+
+def test_skipped_tokens_and_null_blocks_are_not_written(gpu_site: GpuSite) -> None:
+    worker = gpu_site.worker(1)
+    pool, key, ids = worker.pool, key_of(1, 4), shuffled(worker.pool)
+    source, target = ids[:16], ids[16:32]
+    source[4:8] = [0] * 4  # a chunk that the worker does not have
+    before = pool.data.copy()
+    assert worker.store(key, source)[1]
+    assert gpu_site.found(key) == 1
+    assert worker.retrieve(key, target)[1] is False
+    first = {**key, "end": 64}
+    assert worker.retrieve(first, target[:4], skip=40)[1]
+    expect_moved(pool, before, source[2:4], target[2:4])
+
+
+def test_workers_on_cpu_and_gpu_share_what_has_one_layout(gpu_site: GpuSite) -> None:
+    gpu = gpu_site.worker(1, GpuPool(seed=5))
+    host = RawWorker(gpu_site.client, "gpu", 2, RawPool())
+    host.register()
+    key, ids = key_of(5, 3), shuffled(gpu.pool)[:12]
+    assert gpu.store(key, ids)[1]
+    assert host.retrieve(key, ids)[1]
+    assert np.array_equal(host.pool.data[:, ids], gpu.pool.data[:, ids])
+    host.close()
+
+
+def test_one_process_for_each_gpu_and_none_without_workers(gpu_site: GpuSite) -> None:
+    assert gpu_site.children() == []
+    one, two = gpu_site.worker(1, GpuPool(seed=1)), gpu_site.worker(2, GpuPool(seed=2))
+    assert len(gpu_site.children()) == 1
+    other = gpu_site.worker(3, GpuPool(seed=3, uuid=OTHER_UUID))
+    assert len(gpu_site.children()) == 2
+    for seed, worker in enumerate((one, two, other)):
+        round_trip(gpu_site, worker, chunks=2, seed=seed)
+    one.close()
+    wait_until(lambda: not gpu_site.has_mapped(one.pool), "the memory of one worker unmapped")
+    assert gpu_site.has_mapped(two.pool)
+    two.close()
+    wait_until(lambda: len(gpu_site.children()) == 1, "the first GPU's process ended")
+    round_trip(gpu_site, other, chunks=2, seed=9)
+    other.close()
+    wait_until(lambda: not gpu_site.children(), "no process left")
+
+
+def test_registering_again_maps_nothing_twice(gpu_site: GpuSite) -> None:
+    """The fake driver refuses to open a handle that is open."""
+    worker = gpu_site.worker(1, GpuPool(as_torch=True))
+    child = gpu_site.child()
+    worker.register()
+    assert gpu_site.child() == child
+    round_trip(gpu_site, worker, chunks=2)
+
+
+def test_torch_hears_that_its_memory_is_free(gpu_site: GpuSite) -> None:
+    staying = gpu_site.worker(2)
+    worker = gpu_site.worker(1, GpuPool(as_torch=True))
+    counts = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
+    assert counts.tolist() == [1, 1, 1, 1]
+
+    def released() -> bool:
+        now = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
+        return now.tolist() == [0, 0, 1, 1]
+
+    gpu_site.client.call("unregister_kv_cache", worker.instance)
+    wait_until(released, "one count less for each of the two tensors")
+    round_trip(gpu_site, staying, chunks=1)
+
+
+@pytest.mark.parametrize("kind", ["ipc event", "timeline"])
+def test_a_store_reads_nothing_before_the_event(gpu_site: GpuSite, kind: str) -> None:
+    """The worker's kernels are still writing when the request arrives."""
+    worker = gpu_site.worker(1)
+    event, timeline = Event(), Timeline(4096)
+    timeline.write(6)
+    handle = event.handle if kind == "ipc event" else timeline.event(7)
+    key, ids = key_of(1, 2), shuffled(worker.pool)[:8]
+    frames = gpu_site.client.frames("store", *worker.request(key, ids, handle))
+    gpu_site.client.send(frames)
+    with RawClient(gpu_site.server.url) as other:  # what came later is done before
+        round_trip(gpu_site, GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+    worker.pool.data[:, ids] = 4711
+    event.signal()
+    timeline.write(8)
+    reply = gpu_site.client.receive()
+    assert reply[0] == frames[0]
+    assert msgspec.msgpack.decode(reply[2]) == [b"", True]
+    worker.pool.data[:, ids] = 0
+    assert worker.retrieve(key, ids)[1]
+    assert (worker.pool.data[:, ids] == 4711).all()
+    event.unlink()
+    timeline.unlink()
+
+
+def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
+    worker, event = gpu_site.worker(1), Event()
+    key, ids = key_of(1, 1), shuffled(worker.pool)[:4]
+    assert worker.store(key, ids)[1]
+    expected = worker.pool.data[:, ids].copy()
+    frames = gpu_site.client.frames("retrieve", *worker.request(key, ids, event.handle), 0)
+    gpu_site.client.send(frames)
+    with RawClient(gpu_site.server.url) as other:
+        round_trip(gpu_site, GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+    worker.pool.data[:, ids] = 0  # a kernel that still uses the blocks
+    event.signal()
+    gpu_site.client.receive()
+    assert np.array_equal(worker.pool.data[:, ids], expected)
+    event.unlink()
+
+
+@pytest.mark.parametrize("event", [b"", b"x" * 80, bytes(81), b"x" * 64])
+def test_a_bad_event_fails_its_request_only(gpu_site: GpuSite, event: bytes) -> None:
+    worker = gpu_site.worker(1)
+    child = gpu_site.child()
+    key = key_of(1, 1)
+    reply = gpu_site.client.call("store", key, worker.instance, [[1, 2, 3, 4]], event)
+    assert reply == [b"", False]
+    assert gpu_site.found(key) == 0
+    round_trip(gpu_site, worker, chunks=2)
+    assert gpu_site.child() == child
+
+
+def test_metrics_by_gpu(gpu_site: GpuSite) -> None:
+    worker = gpu_site.worker(1)
+    before = gpu_site.server.metrics()
+    round_trip(gpu_site, worker, chunks=2)
+    after = gpu_site.server.metrics()
+
+    def more(name: str, **labels: str) -> float:
+        name = f"lmcache_mp_{name}"
+        return after.total(name, **labels) - before.total(name, **labels)
+
+    for direction in ("store", "load"):
+        labels = {"device": worker.pool.uuid, "direction": direction}
+        assert more("transfer_bytes_total", **labels) == 2 * 4 * 2 * 1024
+        assert more("gpu_transfer_phase_seconds_count", **labels, phase="event") == 1
+        assert more("gpu_transfer_phase_seconds_count", **labels, phase="copy") == 1
+    wait_until(
+        lambda: gpu_site.server.metrics().total("lmcache_mp_l1_memory_pinned_bytes") == 1 << 28,
+        "all of the arena pinned in the background",
+    )
+
+
+def set_handle(index: int, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda descriptor: descriptor["handle"].__setitem__(index, value)
+
+
+def set_uuid(value: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda descriptor: descriptor["metadata"].__setitem__("device_uuid", value)
+
+
+def make_vmm(descriptor: dict[str, Any]) -> None:
+    descriptor["type"] = "cuda_vmm"
+
+
+UNKNOWN = "00000000-0000-0000-0000-000000000000"
+UNMAPPABLE = {
+    "an expandable segment": set_handle(1, b"\3e" + bytes(64)),
+    "the VMM API": make_vmm,
+    "a short handle": set_handle(1, b"\2c" + bytes(63)),
+    "no handle": set_handle(1, None),
+    "memory that is gone": set_handle(1, b"\2cfakegpu_none".ljust(66, b"\0")),
+    "more than the allocation": set_handle(3, 1 << 30),
+    "no UUID": set_uuid("0"),
+    "another GPU": set_uuid(UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("change", UNMAPPABLE.values(), ids=UNMAPPABLE)
+def test_what_cannot_be_mapped_is_refused(
+    gpu_site: GpuSite, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Beside a worker that is served."""
+    worker, pool = gpu_site.worker(1), GpuPool(as_torch=True)
+    descriptors = [pool.descriptor(layer) for layer in range(2)]
+    for descriptor in descriptors:
+        change(descriptor)
+    bad = GpuWorker(gpu_site.client, "gpu", 99, pool)
+    registration = bad.registration([extension(descriptor) for descriptor in descriptors])
+    assert gpu_site.client.call("register_kv_cache", *registration) is None
+    assert gpu_site.server.instances() == {1}
+    round_trip(gpu_site, worker, chunks=1)
+    bad.close()

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fake_gpu import PREFIX, SHM, UUID
+from tests.support.fake_gpu import PREFIX, SHM
 from tests.support.gpu_worker import GpuPool, GpuWorker
 from tests.support.raw import RawClient, make_key
 from tests.support.server import Server, wait_until
@@ -23,8 +23,8 @@ SECONDS = 1.5  # all deadlines of a child
 class GpuSite:
     """One server, a client, and the workers made through it."""
 
-    def __init__(self, server: Server, faults: Path) -> None:
-        self.server, self._faults = server, faults
+    def __init__(self, server: Server) -> None:
+        self.server, self._faults = server, server.log.parent / "faults.json"
         self.client = RawClient(server.url)
         self._workers: list[GpuWorker] = []
 
@@ -77,10 +77,14 @@ class GpuSite:
         worker.register()
 
     def close(self) -> None:
-        self.client.close()
+        """Leave nothing behind for the next test: no worker, no object, no process."""
+        self.fail()
         for worker in self._workers:
-            worker.pool.unlink()
-            worker.done.unlink()
+            worker.close()
+        self.client.call("clear", True)
+        self.server.assert_no_leases()
+        self.client.close()
+        wait_until(lambda: not self.children(), "the GPUs' processes ended")
 
 
 def key_of(seed: int, chunks: int, model: str = "gpu", chunk: int = 64) -> dict[str, Any]:
@@ -104,31 +108,27 @@ def _is_running(pid: int) -> bool:
     return b"tests.support.fake_gpu" in command
 
 
-@pytest.fixture
-def new_gpu_site(
-    new_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., GpuSite]]:
-    """Makes sites whose servers have the given flags."""
-    command = f"{sys.executable} -m tests.support.fake_gpu_server serve"
-    monkeypatch.setenv("KV_SIDECAR_SERVER_CMD", command)
-    monkeypatch.setenv("FAKE_GPU_FAULTS", str(tmp_path / "faults.json"))
-    monkeypatch.setenv("FAKE_GPU_SECONDS", str(SECONDS))
-    made: list[GpuSite] = []
-
-    def make(*flags: str, **options: Any) -> GpuSite:
-        made.append(GpuSite(new_server(*flags, **options).start(), tmp_path / "faults.json"))
-        return made[-1]
-
-    yield make
-    for site in made:
-        site.close()
+@pytest.fixture(scope="module")
+def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests of a module; its children's faults are in `faults.json`."""
+    folder = tmp_path_factory.mktemp("gpu")
+    environment = {
+        "KV_SIDECAR_SERVER_CMD": f"{sys.executable} -m tests.support.fake_gpu_server serve",
+        "FAKE_GPU_FAULTS": str(folder / "faults.json"),
+        "FAKE_GPU_SECONDS": str(SECONDS),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        server = Server(folder).start()
+    yield server
+    server.stop()
     for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
         left.unlink()
 
 
 @pytest.fixture
-def gpu_site(new_gpu_site: Callable[..., GpuSite]) -> GpuSite:
-    return new_gpu_site()
-
-
-__all__ = ["SECONDS", "UUID", "GpuSite", "gpu_site", "key_of", "new_gpu_site"]
+def gpu_site(gpu_server: Server) -> Iterator[GpuSite]:
+    site = GpuSite(gpu_server)
+    yield site
+    site.close()

@@ -75,7 +75,8 @@ class GpuPool:
         uuid: str = UUID,
         as_torch: bool = False,
     ) -> None:
-        self.blocks, self._head, self._uuid, self._as_torch = blocks, head, uuid, as_torch
+        self.blocks, self.uuid = blocks, uuid
+        self._head, self._as_torch = head, as_torch
         shape = (layers, blocks, self.HEADS, self.SLOTS, 2 * size)
         self.nbytes = int(np.prod(shape)) * 2
         self.memory = DeviceMemory(head + self.nbytes)
@@ -94,7 +95,7 @@ class GpuPool:
             "shape": shape,
             "stride": [int(np.prod(shape[i + 1 :])) for i in range(len(shape))],
             "storage_offset": layer * layer_bytes // 2 if self._as_torch else 0,
-            "device_uuid": self._uuid.removeprefix("GPU-"),
+            "device_uuid": self.uuid.removeprefix("GPU-"),
         }
         common = {"version": 1, "metadata": metadata}
         if not self._as_torch:

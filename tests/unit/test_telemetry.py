@@ -72,7 +72,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "l1_memory_usage_bytes": ("gauge", L1 | {"backend"}),
     "l1_memory_populated_bytes": ("gauge", L1 | {"backend"}),
     "l1_memory_pinned_bytes": ("gauge", L1 | {"backend"}),
-    "gpu_transfer_phase": ("histogram", {"device", "direction", "phase"}),
+    "gpu_transfer_phase_seconds": ("histogram", {"device", "direction", "phase"}),
     "l1_usage_ratio": ("gauge", L1 | {"backend"}),
     "active_prefetch_jobs": ("gauge", set()),
     "registered_workers": ("gauge", set()),
