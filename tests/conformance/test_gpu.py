@@ -10,35 +10,17 @@ import numpy as np
 import pytest
 
 from tests.support.fake_gpu import OTHER_UUID
-from tests.support.gpu_site import GpuSite, key_of
+from tests.support.gpu_site import (
+    BLOCKS_A_CHUNK,
+    GpuSite,
+    expect_moved,
+    key_of,
+    round_trip,
+    shuffled,
+)
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient, RawPool, RawWorker, extension
 from tests.support.server import wait_until
-
-BLOCKS_A_CHUNK = 4
-
-
-def shuffled(pool: GpuPool, seed: int = 0) -> list[int]:
-    """All blocks but the null block, in random order: nothing can be merged."""
-    return [int(b) for b in np.random.default_rng(seed).permutation(np.arange(1, pool.blocks))]
-
-
-def expect_moved(pool: GpuPool, before: Any, source: list[int], target: list[int]) -> None:
-    """`target` holds what `source` held before; every other byte is as it was."""
-    expected = before.copy()
-    expected[:, target] = before[:, source]
-    assert np.array_equal(pool.data, expected)
-
-
-def round_trip(site: GpuSite, worker: GpuWorker, chunks: int, seed: int = 7) -> None:
-    ids, count = shuffled(worker.pool, seed), chunks * BLOCKS_A_CHUNK
-    source, target = ids[:count], ids[count : 2 * count]
-    key, before = key_of(seed, chunks, worker.model), worker.pool.data.copy()
-    assert worker.store(key, source) == [b"", True]
-    assert np.array_equal(worker.pool.data, before), "a store writes nothing"
-    assert worker.lookup({**key, "worker_id": None}) == chunks
-    assert worker.retrieve(key, target) == [b"", True]
-    expect_moved(worker.pool, before, source, target)
 
 
 @pytest.mark.parametrize("as_torch", [False, True], ids=["cuda_raw", "cuda"])
@@ -46,7 +28,7 @@ def round_trip(site: GpuSite, worker: GpuWorker, chunks: int, seed: int = 7) -> 
 def test_runs_short_and_long(gpu_site: GpuSite, as_torch: bool, size: int) -> None:
     """Staged and direct, at odd sizes too, with neighbours to be merged and without."""
     worker = gpu_site.worker(1, GpuPool(size=size, as_torch=as_torch, seed=size))
-    round_trip(gpu_site, worker, chunks=7)
+    round_trip(worker, chunks=7)
     worker.prove(list(range(256)), 64)
 
 
@@ -97,13 +79,13 @@ def test_one_process_for_each_gpu_and_none_without_workers(gpu_site: GpuSite) ->
     other = gpu_site.worker(3, GpuPool(seed=3, uuid=OTHER_UUID))
     assert len(gpu_site.children()) == 2
     for seed, worker in enumerate((one, two, other)):
-        round_trip(gpu_site, worker, chunks=2, seed=seed)
+        round_trip(worker, chunks=2, seed=seed)
     one.close()
     wait_until(lambda: not gpu_site.has_mapped(one.pool), "the memory of one worker unmapped")
     assert gpu_site.has_mapped(two.pool)
     two.close()
     wait_until(lambda: len(gpu_site.children()) == 1, "the first GPU's process ended")
-    round_trip(gpu_site, other, chunks=2, seed=9)
+    round_trip(other, chunks=2, seed=9)
     other.close()
     wait_until(lambda: not gpu_site.children(), "no process left")
 
@@ -114,7 +96,7 @@ def test_registering_again_maps_nothing_twice(gpu_site: GpuSite) -> None:
     child = gpu_site.child()
     worker.register()
     assert gpu_site.child() == child
-    round_trip(gpu_site, worker, chunks=2)
+    round_trip(worker, chunks=2)
 
 
 def test_torch_hears_that_its_memory_is_free(gpu_site: GpuSite) -> None:
@@ -129,7 +111,7 @@ def test_torch_hears_that_its_memory_is_free(gpu_site: GpuSite) -> None:
 
     gpu_site.client.call("unregister_kv_cache", worker.instance)
     wait_until(released, "one count less for each of the two tensors")
-    round_trip(gpu_site, staying, chunks=1)
+    round_trip(staying, chunks=1)
 
 
 @pytest.mark.parametrize("kind", ["ipc event", "timeline"])
@@ -143,7 +125,7 @@ def test_a_store_reads_nothing_before_the_event(gpu_site: GpuSite, kind: str) ->
     frames = gpu_site.client.frames("store", *worker.request(key, ids, handle))
     gpu_site.client.send(frames)
     with RawClient(gpu_site.server.url) as other:  # what came later is done before
-        round_trip(gpu_site, GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+        round_trip(GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
     worker.pool.data[:, ids] = 4711
     event.signal()
     timeline.write(8)
@@ -165,7 +147,7 @@ def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
     frames = gpu_site.client.frames("retrieve", *worker.request(key, ids, event.handle), 0)
     gpu_site.client.send(frames)
     with RawClient(gpu_site.server.url) as other:
-        round_trip(gpu_site, GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+        round_trip(GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
     worker.pool.data[:, ids] = 0  # a kernel that still uses the blocks
     event.signal()
     gpu_site.client.receive()
@@ -181,14 +163,14 @@ def test_a_bad_event_fails_its_request_only(gpu_site: GpuSite, event: bytes) -> 
     reply = gpu_site.client.call("store", key, worker.instance, [[1, 2, 3, 4]], event)
     assert reply == [b"", False]
     assert gpu_site.found(key) == 0
-    round_trip(gpu_site, worker, chunks=2)
+    round_trip(worker, chunks=2)
     assert gpu_site.child() == child
 
 
 def test_metrics_by_gpu(gpu_site: GpuSite) -> None:
     worker = gpu_site.worker(1)
     before = gpu_site.server.metrics()
-    round_trip(gpu_site, worker, chunks=2)
+    round_trip(worker, chunks=2)
     after = gpu_site.server.metrics()
 
     def more(name: str, **labels: str) -> float:
@@ -244,5 +226,5 @@ def test_what_cannot_be_mapped_is_refused(
     registration = bad.registration([extension(descriptor) for descriptor in descriptors])
     assert gpu_site.client.call("register_kv_cache", *registration) is None
     assert gpu_site.server.instances() == {1}
-    round_trip(gpu_site, worker, chunks=1)
+    round_trip(worker, chunks=1)
     bad.close()

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.fake_gpu import PREFIX, SHM
@@ -18,6 +20,8 @@ from tests.support.raw import RawClient, make_key
 from tests.support.server import Server, wait_until
 
 SECONDS = 1.5  # all deadlines of a child
+CHILD_MODULES = (b"tests.support.fake_gpu\0", b"sidecar.engines.cuda\0")
+BLOCKS_A_CHUNK = 4
 
 
 class GpuSite:
@@ -105,7 +109,44 @@ def _is_running(pid: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return b"tests.support.fake_gpu" in command
+    return any(module in command for module in CHILD_MODULES)
+
+
+def shuffled(pool: GpuPool, seed: int = 0) -> list[int]:
+    """All blocks but the null block, in random order: few neighbours, nothing to be merged."""
+    return [int(b) for b in np.random.default_rng(seed).permutation(np.arange(1, pool.blocks))]
+
+
+def expect_moved(pool: GpuPool, before: Any, source: list[int], target: list[int]) -> None:
+    """`target` holds what `source` held before; every other byte is as it was."""
+    expected = before.copy()
+    expected[:, target] = before[:, source]
+    assert np.array_equal(pool.data, expected)
+
+
+def round_trip(worker: GpuWorker, chunks: int, seed: int = 7) -> None:
+    """Store, look up, retrieve into other blocks; every byte of the pool compared."""
+    ids, count = shuffled(worker.pool, seed), chunks * BLOCKS_A_CHUNK
+    source, target = ids[:count], ids[count : 2 * count]
+    key, before = key_of(seed, chunks, worker.model), worker.pool.data.copy()
+    assert worker.store(key, source) == [b"", True]
+    assert np.array_equal(worker.pool.data, before), "a store writes nothing"
+    assert worker.lookup({**key, "worker_id": None}) == chunks
+    assert worker.retrieve(key, target) == [b"", True]
+    expect_moved(worker.pool, before, source, target)
+
+
+@contextmanager
+def gpu_server_in(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """A server with this environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        server = Server(folder).start()
+    yield server
+    server.stop()
+    for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
+        left.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +158,8 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "FAKE_GPU_FAULTS": str(folder / "faults.json"),
         "FAKE_GPU_SECONDS": str(SECONDS),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        server = Server(folder).start()
-    yield server
-    server.stop()
-    for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
-        left.unlink()
+    with gpu_server_in(folder, environment) as server:
+        yield server
 
 
 @pytest.fixture
