@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from tests.support.gpu_site import (
 )
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient, RawPool, RawWorker, extension
-from tests.support.server import wait_until
+from tests.support.server import Server, wait_until
 
 
 @pytest.mark.parametrize("as_torch", [False, True], ids=["cuda_raw", "cuda"])
@@ -228,3 +229,16 @@ def test_what_cannot_be_mapped_is_refused(
     assert gpu_site.server.instances() == {1}
     round_trip(worker, chunks=1)
     bad.close()
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
+def test_without_a_driver_a_gpu_worker_is_refused_for_good(server: Server) -> None:
+    """It is told so once, and not made to register again and again."""
+    with RawClient(server.url) as client:
+        worker = GpuWorker(client, "gpu", 77)
+        worker.register()
+        assert 77 not in server.instances()
+        wait_until(lambda: "no NVIDIA driver here" in server.stderr(), "the reason in the log")
+        assert [client.call("ping", 77) for _ in range(3)] == [True] * 3
+        assert worker.store(key_of(1, 1), [1, 2, 3, 4]) == [b"", False]
+        worker.close()
