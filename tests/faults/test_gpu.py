@@ -161,12 +161,16 @@ def test_a_worker_under_the_same_process_id(gpu_site: GpuSite) -> None:
     prove(worker, stored(worker, 1))
 
 
-def test_without_memory_to_pin_transfers_are_slow_and_right(gpu_site: GpuSite) -> None:
-    gpu_site.fail({"call": "pin", "code": OUT_OF_MEMORY})
+def test_without_memory_for_itself_transfers_are_slow_and_right(gpu_site: GpuSite) -> None:
+    """None to be pinned, and none on the GPU for a staging buffer."""
+    gpu_site.fail(
+        {"call": "pin", "code": OUT_OF_MEMORY}, {"call": "allocate", "code": OUT_OF_MEMORY}
+    )
     worker = gpu_site.worker(1)
     prove(worker, stored(worker, 1))
     gpu_site.client.call("unregister_kv_cache", 1)
     assert gpu_site.server.stderr().count("ulimit -l unlimited") == 1
+    assert "no staging buffer" in gpu_site.server.stderr()
 
 
 def test_a_load_overtakes_a_long_store(gpu_site: GpuSite) -> None:

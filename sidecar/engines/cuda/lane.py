@@ -4,16 +4,19 @@ Stores and loads have a lane each, so neither waits for the other. Within a lane
 turns portion by portion.
 """
 
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sidecar.engines.cuda.driver import Addresses, Driver, DriverError
+from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Addresses, Driver, DriverError
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.plan import Ints, Runs, Step, windows
 from sidecar.engines.cuda.staging import Staging
+
+log = logging.getLogger(__name__)
 
 # While one portion moves, the next one is handed to the driver.
 _IN_FLIGHT = 2
@@ -92,6 +95,7 @@ class _Way:
         self._event = driver.new_event()
         self._began = 0.0
         self._staging: Staging | None = None
+        self._no_staging = False
         self.transfer: Transfer | None = None
 
     def begin(self, transfer: Transfer, step: Step) -> None:
@@ -100,7 +104,7 @@ class _Way:
         Some of its copies may have begun then, so it is on its way all the same.
         """
         try:
-            if step.staged:
+            if step.staged and self._has_staging():
                 self._begin_staged(step.runs)
             else:
                 self._copy(step.runs.device, step.runs)
@@ -126,9 +130,20 @@ class _Way:
         transfer.in_flight -= 1
         return transfer
 
+    def _has_staging(self) -> bool:
+        """Whether there is a staging buffer: the GPU may have no memory left for one."""
+        if self._staging is None and not self._no_staging:
+            try:
+                self._staging = Staging(self._driver)
+            except DriverError as error:
+                if error.code != OUT_OF_MEMORY:
+                    raise
+                self._no_staging = True
+                log.warning("no staging buffer, short runs are copied one by one: %s", error)
+        return self._staging is not None
+
     def _begin_staged(self, runs: Runs) -> None:
-        if self._staging is None:
-            self._staging = Staging(self._driver)
+        assert self._staging is not None
         staging, stretches = self._staging, windows(runs)
         places = staging.buffer + np.cumsum(runs.size) - runs.size
         if self._is_store:
