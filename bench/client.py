@@ -6,6 +6,7 @@ import gc
 import math
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,14 @@ class Pool:
 
     def check_equal(self, source: list[int], target: list[int]) -> None:
         """Raises BenchError unless both block lists hold the same bytes in every layer."""
-        for name, tensor in self.tensors.items():
-            words = tensor.view(torch.int16)
+        for name, words in self._blocks_second():
             if not torch.equal(words[:, source], words[:, target]):
                 raise BenchError(f"{self.layout.name}: {name} came back with other bytes")
+
+    def _blocks_second(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The layers as integers, whose second axis counts blocks."""
+        for name, tensor in self.tensors.items():
+            yield name, tensor.view(torch.int16)
 
     def close(self) -> None:
         """Drops the tensors; the stock client unlinks their shared memory with them."""
