@@ -16,6 +16,8 @@ import torch
 from bench import report, servers
 from bench.gpu import plain, transfers
 from bench.gpu.shapes import MODELS, RUNS, Shape
+from bench.gpu.sweep import sweep
+from sidecar.engines.cuda.libcuda import LibCuda
 
 L1_GB = 12
 # Shares of the plain copy, by length of run in KiB; both directions against the better one.
@@ -28,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench.gpu needs an NVIDIA GPU and a CUDA build of torch", file=sys.stderr)
         return 2
     rows = []
+    if options.sweep:
+        for row in sweep(LibCuda()):
+            print(json.dumps(row), flush=True)
+        return 0
     with tempfile.TemporaryDirectory(prefix="kv-bench-") as logs:
         for row in _measure(options.server, options.quick, Path(logs)):
             rows.append(row)
@@ -44,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="runs of one length only, one client")
+    parser.add_argument("--sweep", action="store_true", help="batches against staging, no server")
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
     parser.add_argument("--output", default="bench-results", help="folder for the JSON")
     return parser

@@ -93,10 +93,13 @@ def split(runs: Runs, piece: int = PIECE_BYTES) -> Runs:
     return Runs(runs.device[of] + begin - runs.offset[of], begin, end - begin)
 
 
-def steps_of(runs: Runs) -> list[Step]:
-    """Portions of at most STEP_RUNS runs and, but for a single longer run, STEP_BYTES bytes."""
+def steps_of(runs: Runs, short_bytes: int = SHORT_BYTES) -> list[Step]:
+    """Portions of at most STEP_RUNS runs and, but for a single longer run, STEP_BYTES bytes.
+
+    Runs of less than `short_bytes` are staged.
+    """
     runs = split(runs)
-    short = runs.size < SHORT_BYTES
+    short = runs.size < short_bytes
     if np.count_nonzero(short) < _FEW:
         return [Step(part, False) for part in _portions(runs)]
     direct = [Step(part, False) for part in _portions(runs.take(~short))]
