@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ _PIECES_A_THREAD = 4
 class HostMemory:
     """`WorkerMemory` of a worker on the CPU; its events mean nothing there."""
 
+    on_gpu: ClassVar[bool] = False
     device = "cpu"
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ class WorkerMemory(Protocol):
     worker sent with its request: nothing of its memory is touched before that has happened.
     `on_done(ok)` is called on the loop thread, when nobody touches the memory any more.
     """
+
+    on_gpu: ClassVar[bool]
 
     @property
     def device(self) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.fake_gpu import PREFIX, SHM
 from tests.support.gpu_worker import GpuPool, GpuWorker
-from tests.support.raw import RawClient, make_key
+from tests.support.raw import RawClient, decode, make_key
 from tests.support.server import Server, wait_until
 
 SECONDS = 1.5  # all deadlines of a child
@@ -44,6 +44,12 @@ class GpuSite:
         new = self._faults.with_suffix(".new")
         new.write_text(json.dumps(faults))
         new.rename(self._faults)
+
+    def answer(self, frames: Sequence[bytes]) -> Any:
+        """The result of a request that was sent; the server's probes come in between."""
+        while (reply := self.client.receive())[0] != frames[0]:
+            pass
+        return decode(reply[2])
 
     def children(self) -> list[int]:
         """The pids of the GPUs' processes."""

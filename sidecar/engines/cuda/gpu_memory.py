@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ Observe = Callable[[str, str, Moved, int], None]
 
 class GpuMemory:
     """`WorkerMemory` on a GPU. A transfer is done when its last byte has arrived."""
+
+    on_gpu: ClassVar[bool] = True
 
     def __init__(
         self,
