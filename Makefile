@@ -9,7 +9,7 @@ TESTS ?= tests/unit tests/conformance tests/faults tests/e2e tests/gpu
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench lint fmt clean
+.PHONY: help install demo test bench gpu lint fmt clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -17,6 +17,7 @@ help:
 	@echo "               (KEEP=1 leaves it running)"
 	@echo "make test      lint and all tests (TESTS=tests/unit for some of them)"
 	@echo "make bench     this server and lmcache's, side by side"
+	@echo "make gpu       tests and bench of GPU workers, on a machine with an NVIDIA GPU"
 	@echo "make lint      ruff and mypy;  make fmt formats"
 	@echo "make clean     remove .venv and what the tools left"
 
@@ -35,6 +36,12 @@ test: lint
 bench:
 	$(venv) base dev engine storage
 	$(RUN) -m bench
+
+gpu:
+	$(venv) base dev engine
+	$(RUN) -m pytest --timeout=7200 tests/gpu
+	$(RUN) -m bench.gpu --sweep
+	$(RUN) -m bench.gpu
 
 lint:
 	$(venv) base dev

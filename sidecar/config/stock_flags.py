@@ -9,7 +9,8 @@ _ALONE = "it means nothing without {}"
 
 # Nothing is lost by leaving these out.
 IGNORED: dict[str, str] = {
-    "max-gpu-workers": "all copies share one pool, see --max-workers",
+    "isolated-ipc": "a GPU worker's handles say how it shares; CPU workers share /dev/shm",
+    "max-gpu-workers": "each GPU has a process of its own",
     "max-cpu-workers": "all copies share one pool, see --max-workers",
     "grpc-server-workers": _NO_GRPC,
     "disable-grpc-metrics": _NO_GRPC,
@@ -55,7 +56,6 @@ _TRACE = Refusal("trace recording is not implemented")
 REFUSED: dict[str, Refusal] = {
     "transport": Refusal("only ZMQ is spoken", harmless="zmq"),
     "engine-type": Refusal(_BLEND.reason, harmless="default"),
-    "isolated-ipc": Refusal("workers and sidecar must share /dev/shm"),
     "runtime-plugin-locations": _NO_FOREIGN_CODE,
     "runtime-plugin-config": _NO_FOREIGN_CODE,
     "run-script-api-enabled": _NO_FOREIGN_CODE,

@@ -34,6 +34,7 @@ def test_lengths_of_runs(rig: Rig, size: int) -> None:
 @pytest.fixture
 def isolated_ipc() -> Iterator[None]:
     """Driver handles and timeline words in place of torch's handles and events."""
+    pytest.importorskip("cuda.bindings", reason="lmcache needs it for isolated_ipc")
     from lmcache.v1.platform.ipc_policy import set_isolated_ipc
 
     set_isolated_ipc(True)
