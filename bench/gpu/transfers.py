@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from multiprocessing.synchronize import Barrier
 
-from bench.client import Worker
+from bench.client import Request, Worker
 from bench.crowd import LIMIT, Span, run, wall
 from bench.gpu.plain import Rates
 from bench.gpu.shapes import GpuPool, Shape
@@ -36,27 +36,24 @@ def _client(shape: Shape, device: str, url: str, barrier: Barrier, repeats: int)
 
 def _phases(worker: Worker, shape: Shape, barrier: Barrier, repeats: int) -> Phases:
     pool = worker.pool
-    requests = [worker.request(pool.tokens(shape.tokens)) for _ in range(repeats)]
     ((source, target),) = pool.block_lists(shape.tokens, 1)
-    spans: Phases = {}
 
-    def phase(name: str, store: bool) -> None:
+    def new_requests() -> list[Request]:
+        return [worker.request(pool.tokens(shape.tokens)) for _ in range(repeats)]
+
+    def phase(requests: list[Request], store: bool) -> Span:
         for request in () if store else requests:
             worker.lock(request)
         barrier.wait(LIMIT)
         start = time.monotonic()
         for request in requests:
             worker.store(request, source) if store else worker.retrieve(request, target)
-        spans[name] = Span(start, time.monotonic())
+        return Span(start, time.monotonic())
 
-    phase("store", store=True)
-    phase("load", store=False)
+    stored = new_requests()
+    spans = {"store": phase(stored, store=True), "load": phase(stored, store=False)}
     pool.check_equal(source, target)
     if barrier.parties > 1:
         stores = barrier.wait(LIMIT) % 2 == 0
-        if stores:
-            requests = [worker.request(pool.tokens(shape.tokens)) for _ in range(repeats)]
-        phase("both", store=stores)
-    for request in requests:
-        worker.end(request)
+        spans["both"] = phase(new_requests() if stores else stored, stores)
     return spans

@@ -53,15 +53,7 @@ class Gpu:
         self._reason = "its process has ended"
         self._mapping: dict[int, OnMapped] = {}
         self._moving: dict[int, OnMoved] = {}
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(arena.segment.fd), str(arena.size)],
-                pass_fds=(theirs.fileno(), arena.segment.fd),
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
-                stdin=subprocess.DEVNULL,
-            )
-        self._pipe = Connection(ours.detach())
+        self._process, self._pipe = _start(uuid, command, arena)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
@@ -164,3 +156,19 @@ class Gpu:
         moving, self._moving = self._moving, {}
         for job, on_moved in moving.items():
             on_moved(protocol.Moved(job, self._reason, 0.0, 0.0))
+
+
+def _start(
+    uuid: str, command: Sequence[str], arena: Arena
+) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """The process and our end of its pipe. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    fds = theirs.fileno(), arena.segment.fd
+    with theirs:
+        process = subprocess.Popen(
+            [*command, *map(str, fds), str(arena.size)],
+            pass_fds=fds,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
+            stdin=subprocess.DEVNULL,
+        )
+    return process, Connection(ours.detach())

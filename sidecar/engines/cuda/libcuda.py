@@ -54,21 +54,9 @@ class LibCuda:
     """The first GPU that the environment shows (CUDA_VISIBLE_DEVICES)."""
 
     def open(self) -> Device:
-        try:
-            self._lib = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise DriverMissing(f"no NVIDIA driver here: {error}") from None
-        try:
-            self._call("cuInit", c_uint(0))
-            count = c_int()
-            self._call("cuDeviceGetCount", byref(count))
-        except DriverError as error:
-            raise DriverMissing(f"the NVIDIA driver does not start: {error}") from None
-        if not count.value:
-            raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
-        device = c_int()
+        self._start()
+        device, context = c_int(), c_void_p()
         self._call("cuDeviceGet", byref(device), c_int(0))
-        context = c_void_p()
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
         self._call("cuCtxSetCurrent", context)
         about = self._about(device)
@@ -171,6 +159,21 @@ class LibCuda:
         )  # fmt: skip
         self._call("cuStreamSynchronize", c_void_p(self._control))
         return c_uint64.from_address(self._word).value
+
+    def _start(self) -> None:
+        """Load and start the driver. Raises DriverMissing if there is no GPU for us."""
+        try:
+            self._lib = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise DriverMissing(f"no NVIDIA driver here: {error}") from None
+        count = c_int()
+        try:
+            self._call("cuInit", c_uint(0))
+            self._call("cuDeviceGetCount", byref(count))
+        except DriverError as error:
+            raise DriverMissing(f"the NVIDIA driver does not start: {error}") from None
+        if not count.value:
+            raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
 
     def _copy_batch(self, to: Addresses, source: Addresses, sizes: Addresses, stream: int) -> None:
         assert self._batch is not None

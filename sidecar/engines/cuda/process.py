@@ -23,6 +23,7 @@ from sidecar.engines.cuda.pinning import PinnedArena
 log = logging.getLogger(__name__)
 
 FAILED = 70
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _DEVICES = Path("/sys/bus/pci/devices")
 
 
@@ -33,11 +34,7 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     driver's own clean-up may wait for a GPU that does not answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the server ends us
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
     pipe_fd, arena_fd, size = map(int, arguments)
     pipe = Connection(pipe_fd)
     code = 0
