@@ -66,7 +66,7 @@ class App:
         )
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
         try:
-            self._arena = Arena(self._segment)
+            self._arena = Arena(self._segment, config.l1_transparent_hugepages)
             self._core = self._build_core()
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()

@@ -72,7 +72,9 @@ REFUSED: dict[str, Refusal] = {
     "p2p-load-timeout": _P2P,
     "p2p-transfer-engine": _P2P,
     "l1-manager": Refusal("there is one L1, sized by --l1-size-gb"),
-    "l1-use-hugepages": Refusal("the arena is POSIX shared memory, not the hugepage pool"),
+    "l1-use-hugepages": Refusal(
+        "the arena is POSIX shared memory, not the hugepage pool; see --l1-transparent-hugepages"
+    ),
     "l1-devdax-path": Refusal("L1 on a DAX device is not implemented", harmless=""),
     "gds-l1-path": Refusal("L1 on GPUDirect Storage is not implemented", harmless=""),
     "enable-tracing": Refusal("OpenTelemetry traces are not implemented"),
