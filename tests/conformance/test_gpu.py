@@ -137,6 +137,21 @@ def test_a_store_reads_nothing_before_the_event(gpu_site: GpuSite, kind: str) ->
     timeline.unlink()
 
 
+def test_timeline_words_stay_mapped_until_their_worker_leaves(gpu_site: GpuSite) -> None:
+    """Mapping them anew with each request would cost more than the request."""
+    staying, worker, timeline = gpu_site.worker(1), gpu_site.worker(2), Timeline(4096)
+    timeline.write(9)
+    worker.done.handle = timeline.event(9)
+    round_trip(worker, chunks=1)
+    maps = Path(f"/proc/{gpu_site.child()}/maps")
+    assert timeline.name in maps.read_text()
+    round_trip(worker, chunks=1, seed=8)
+    gpu_site.client.call("unregister_kv_cache", 2)
+    wait_until(lambda: timeline.name not in maps.read_text(), "the words unmapped")
+    round_trip(staying, chunks=1, seed=9)
+    timeline.unlink()
+
+
 def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
     worker, event = gpu_site.worker(1), Event()
     key, ids = key_of(1, 1), shuffled(worker.pool)[:4]

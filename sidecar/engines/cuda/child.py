@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.driver import Driver, DriverError
-from sidecar.engines.cuda.events import BadEvent, Event, open_event
+from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
 from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
 from sidecar.engines.cuda.mappings import Mappings
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # A step of the engine takes less. A worker that died before its event never signals it.
 _EVENT_SECONDS = 30.0
 _POLL_SECONDS = 50e-6
+_POLLED_A_TURN = 32  # copies must not wait for long while many events are looked at
 
 
 @dataclass(eq=False, slots=True)
@@ -102,8 +103,11 @@ class Child:
             self._send(Mapped(order.worker, None))
 
     def _begin(self, order: Move) -> None:
+        worker, memory = self._workers[order.worker], timeline_memory(order.event)
         try:
             event = open_event(order.event, self._driver, self._mappings)
+            if memory is not None:
+                worker.keep(memory)
         except BadEvent as error:
             self._send(Moved(order.job, str(error), 0.0, 0.0))
         except DriverError as error:
@@ -111,26 +115,29 @@ class Child:
                 raise
             self._send(Moved(order.job, f"the worker's event: {error}", 0.0, 0.0))
         else:
-            self._workers[order.worker].transfers += 1
+            worker.transfers += 1
             self._waiting.append(_Waiting(order, event))
 
     def _poll_events(self) -> None:
         now = time.monotonic()
-        for _ in range(len(self._waiting)):
+        for _ in range(min(len(self._waiting), _POLLED_A_TURN)):
             waiting = self._waiting.popleft()
+            late = now - waiting.since > _EVENT_SECONDS
             try:
-                if waiting.event.is_done():
+                done = waiting.event.is_done()
+                if done or late:
                     waiting.event.close()
-                    self._start(waiting)
-                elif now - waiting.since > _EVENT_SECONDS:
-                    waiting.event.close()
-                    self._give_up(waiting, f"the event did not happen in {_EVENT_SECONDS:.0f} s")
-                else:
-                    self._waiting.append(waiting)
             except DriverError as error:
                 if error.is_fatal:
                     raise
                 self._give_up(waiting, f"the worker's event: {error}")
+                continue
+            if done:
+                self._start(waiting)
+            elif late:
+                self._give_up(waiting, f"the event did not happen in {_EVENT_SECONDS:.0f} s")
+            else:
+                self._waiting.append(waiting)
 
     def _start(self, waiting: _Waiting) -> None:
         order = waiting.order

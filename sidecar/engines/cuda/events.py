@@ -40,6 +40,11 @@ def open_event(handle: bytes, driver: Driver, mappings: Mappings) -> Event:
     raise BadEvent(f"an event of {len(handle)} bytes")
 
 
+def timeline_memory(handle: bytes) -> bytes | None:
+    """The allocation in which an event's word lies; None if it has none."""
+    return _TIMELINE.unpack(handle)[1] if len(handle) == _TIMELINE.size else None
+
+
 class _IpcEvent:
     """A CUDA event that the worker recorded before it sent the handle."""
 

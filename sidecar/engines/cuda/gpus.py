@@ -16,6 +16,7 @@ from sidecar.engines.groups import WorkerLayout
 
 COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
 _END_SECONDS = 5.0
+_MAX_GPUS = 32  # processes, also for GPUs that a peer has made up
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ class Gpus:
             gpu.wait(_END_SECONDS)
 
     def _start(self, uuid: str) -> Gpu:
+        """Raises OSError."""
+        running = len(self._gpus) + len(self._ending)
+        if running >= _MAX_GPUS:
+            raise OSError(f"{running} GPUs have one")
         gpu = Gpu(uuid, COMMAND, self._arena, self._post, self._lost, self._ended)
         self._gpus[uuid] = gpu
         gpu.tell(Populated(self._populated))

@@ -7,6 +7,8 @@ from sidecar.engines.cuda.mappings import Mappings, explain, release_counter
 from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, runs_of
 from sidecar.engines.cuda.protocol import Map, Move
 
+_KEPT = 4  # a worker has one for its timeline words; there is no need to trust that
+
 
 class CannotMap(Exception):
     """The worker's memory cannot be used; the text says why."""
@@ -20,6 +22,7 @@ class MappedWorker:
         self._mappings = mappings
         self._allocations = order.allocations
         self._acquired: list[bytes] = []
+        self._most = len(order.allocations) + _KEPT
         self.transfers = 0
         self.is_leaving = False
         try:
@@ -40,6 +43,12 @@ class MappedWorker:
             mask = None if wanted is None else np.frombuffer(wanted, bool).reshape(blocks.shape)
             tables.append(GroupTable(planes, blocks, mask))
         return runs_of(offsets, tables)
+
+    def keep(self, handle: bytes) -> None:
+        """Keep an allocation mapped that its events need again and again. Raises DriverError."""
+        if handle not in self._acquired and len(self._acquired) < self._most:
+            self._mappings.acquire(handle)
+            self._acquired.append(handle)
 
     def close(self) -> None:
         """Unmap, and let the worker's torch free the memory. Raises DriverError."""
