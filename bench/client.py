@@ -177,20 +177,20 @@ class Worker:
         """Retrieves the whole request into `blocks`; returns seconds."""
         return self._transfer("retrieve", request, blocks)
 
-    def _transfer(self, what: str, request: Request, blocks: list[int]) -> float:
-        submit = getattr(self._context, f"submit_{what}")
-        key = self.key(request)
-        start = time.perf_counter()
-        event = self._context.create_recorded_event()
-        future = submit(
+    def submit(self, what: str, request: Request, blocks: list[int]) -> Any:
+        """Begins to store or retrieve the whole request; returns the client's future."""
+        return getattr(self._context, f"submit_{what}")(
             request.request_id,
-            key,
+            self.key(request),
             self.pool.tensors,
             [blocks],
-            event,
+            self._context.create_recorded_event(),
             CHUNK_TOKENS // BLOCK_TOKENS,
         )
-        done = future.result(TIMEOUT)
+
+    def _transfer(self, what: str, request: Request, blocks: list[int]) -> float:
+        start = time.perf_counter()
+        done = self.submit(what, request, blocks).result(TIMEOUT)
         seconds = time.perf_counter() - start
         if not done:
             raise BenchError(f"the server refused to {what} {len(request.tokens)} tokens")

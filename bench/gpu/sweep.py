@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +64,7 @@ def _rate(lane: Lane, runs: Runs, short_bytes: int, seconds: float = 0.2) -> flo
 
 
 def _transfer(lane: Lane, runs: Runs, short_bytes: int) -> None:
-    lane.add(Transfer(0, 0, 0.0, deque(steps_of(runs, short_bytes))))
+    lane.add(Transfer(0, 0, 0.0, iter(steps_of(runs, short_bytes))))
     while not lane.is_idle:
         for ended in lane.advance():
             if ended.error is not None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from multiprocessing.synchronize import Barrier
 
-from bench.client import Request, Worker
+from bench.client import TIMEOUT, BenchError, Request, Worker
 from bench.crowd import LIMIT, Span, run, wall
 from bench.gpu.plain import Rates
 from bench.gpu.shapes import GpuPool, Shape
@@ -46,8 +46,11 @@ def _phases(worker: Worker, shape: Shape, barrier: Barrier, repeats: int) -> Pha
             worker.lock(request)
         barrier.wait(LIMIT)
         start = time.monotonic()
-        for request in requests:
-            worker.store(request, source) if store else worker.retrieve(request, target)
+        what, blocks = ("store", source) if store else ("retrieve", target)
+        # As vLLM's connector does: it sends all of a step and asks later.
+        futures = [worker.submit(what, request, blocks) for request in requests]
+        if not all(future.result(TIMEOUT) for future in futures):
+            raise BenchError(f"the server refused to {what}")
         return Span(start, time.monotonic())
 
     stored = new_requests()

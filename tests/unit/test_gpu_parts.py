@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -140,7 +139,7 @@ class Copies:
 
     def transfer(self, job: int, steps: int, worker: int = 1) -> Transfer:
         one = Runs(np.array([self.device]), np.array([job * KIB]), np.array([KIB]))
-        return Transfer(job, worker, 0.0, deque([Step(one, False)] * steps))
+        return Transfer(job, worker, 0.0, iter([Step(one, False)] * steps))
 
     def ended(self, count: int) -> list[int]:
         jobs: list[int] = []

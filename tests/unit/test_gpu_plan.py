@@ -16,6 +16,7 @@ from sidecar.engines.cuda.plan import (
     GroupTable,
     PlaneSet,
     Runs,
+    plan,
     runs_of,
     split,
     steps_of,
@@ -141,3 +142,27 @@ def test_portions_are_bounded() -> None:
         assert sum(int(step.runs.size.sum()) for step in steps) == run * count
     merged = steps_of(runs_of(at, table(list(range(200)), 1 << 20)))
     assert max(int(step.runs.size.sum()) for step in merged) == PIECE_BYTES
+
+
+def test_a_plan_is_made_a_few_chunks_at_a_time() -> None:
+    """Its steps move what all runs together are, and the first is there before the last."""
+    blocks = np.random.default_rng(0).permutation(4 * 1000).reshape(1000, 4)
+    wanted = np.random.default_rng(1).random(blocks.shape) < 0.9
+    planes = PlaneSet(8192, np.array([0, 1 << 40]), np.array([8192, 8192]), np.array([0, 1]))
+    group = GroupTable([planes], blocks, wanted)
+    offsets = np.random.default_rng(2).permutation(1000) * group.chunk_bytes
+    steps = list(plan(offsets, [group]))
+    assert len(steps) > 1
+    whole = runs_of(offsets, [group])
+
+    def bytes_of(runs: Runs) -> set[tuple[int, int]]:
+        """Each 8 KiB by where it comes from and where it goes."""
+        return {
+            (int(d) + i, int(o) + i)
+            for d, o, n in zip(runs.device, runs.offset, runs.size, strict=True)
+            for i in range(0, int(n), 8192)
+        }
+
+    pieces = [bytes_of(step.runs) for step in steps]
+    assert set.union(*pieces) == bytes_of(whole)
+    assert sum(map(len, pieces)) == len(bytes_of(whole))

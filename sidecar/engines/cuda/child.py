@@ -19,7 +19,6 @@ from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
 from sidecar.engines.cuda.mappings import Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
-from sidecar.engines.cuda.plan import steps_of
 from sidecar.engines.cuda.protocol import (
     End,
     Map,
@@ -141,10 +140,10 @@ class Child:
 
     def _start(self, waiting: _Waiting) -> None:
         order = waiting.order
-        steps = steps_of(self._workers[order.worker].runs(order))
         waited = time.monotonic() - waiting.since
-        transfer = Transfer(order.job, order.worker, waited, deque(steps))
-        if steps:
+        steps = self._workers[order.worker].steps(order)
+        transfer = Transfer(order.job, order.worker, waited, steps)
+        if transfer.next is not None:
             self._lanes[order.is_store].add(transfer)
         else:
             self._finish(transfer)

@@ -7,7 +7,7 @@ turns portion by portion.
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,17 +28,27 @@ class Stuck(Exception):
     """A copy that does not end. Only the end of the process ends it."""
 
 
-@dataclass(eq=False, slots=True)
 class Transfer:
-    """A transfer with the portions that are still to be begun; `waited` seconds for its event."""
+    """A transfer and how far it is; `waited` seconds for its event.
 
-    job: int
-    worker: int
-    waited: float
-    steps: deque[Step]
-    in_flight: int = 0
-    error: str | None = None
-    began: float = field(default_factory=time.monotonic)
+    `next` is the portion to be begun next. It is planned while the one before it moves.
+    """
+
+    def __init__(self, job: int, worker: int, waited: float, steps: Iterator[Step]) -> None:
+        self.job, self.worker, self.waited = job, worker, waited
+        self.began = time.monotonic()
+        self.in_flight = 0
+        self.error: str | None = None
+        self._steps = steps
+        self.next = next(steps, None)
+
+    def advance(self) -> None:
+        """The portion `next` is on its way."""
+        self.next = next(self._steps, None)
+
+    def stop(self, error: str) -> None:
+        """Begin nothing more."""
+        self.error, self.next = error, None
 
 
 class Lane:
@@ -63,7 +73,7 @@ class Lane:
         ended = []
         for way in self._ways:
             transfer = way.poll()
-            if transfer is not None and not transfer.in_flight and not transfer.steps:
+            if transfer is not None and not transfer.in_flight and transfer.next is None:
                 ended.append(transfer)
         for way in self._ways:
             if way.transfer is None and self._turns:
@@ -75,15 +85,15 @@ class Lane:
         dropped = [transfer for transfer in self._turns if transfer.worker == worker]
         for transfer in dropped:
             self._turns.remove(transfer)
-            transfer.steps.clear()
-            transfer.error = "the worker has left"
+            transfer.stop("the worker has left")
         return [transfer for transfer in dropped if not transfer.in_flight]
 
     def _begin(self, way: "_Way", transfer: Transfer) -> None:
-        way.begin(transfer, transfer.steps.popleft())
-        if transfer.error is not None:
-            transfer.steps.clear()
-        if transfer.steps:
+        assert transfer.next is not None
+        way.begin(transfer, transfer.next)
+        if transfer.error is None:
+            transfer.advance()
+        if transfer.next is not None:
             self._turns.append(transfer)
 
 
@@ -111,7 +121,7 @@ class _Way:
         except DriverError as error:
             if error.is_fatal:
                 raise
-            transfer.error = str(error)
+            transfer.stop(str(error))
         self._driver.record(self._event, self._stream)
         self._began = time.monotonic()
         self.transfer = transfer

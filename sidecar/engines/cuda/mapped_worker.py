@@ -1,10 +1,12 @@
 """A worker's memory as a child has mapped it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sidecar.engines.cuda.driver import DriverError
 from sidecar.engines.cuda.mappings import Mappings, explain, release_counter
-from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, runs_of
+from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Step, plan
 from sidecar.engines.cuda.protocol import Map, Move
 
 _KEPT = 4  # a worker has one for its timeline words; there is no need to trust that
@@ -34,15 +36,15 @@ class MappedWorker:
             raise CannotMap(explain(error)) from None
         self._groups = [[_plane_set(p.run, p.planes, bases) for p in g] for g in order.groups]
 
-    def runs(self, order: Move) -> Runs:
-        """What an order copies. Its block ids have been checked by the server."""
+    def steps(self, order: Move) -> Iterator[Step]:
+        """How an order is carried out. Its block ids have been checked by the server."""
         offsets = np.array(order.offsets, np.int64)
         tables = []
         for planes, ids, wanted in zip(self._groups, order.blocks, order.wanted, strict=True):
             blocks = np.frombuffer(ids, np.int64).reshape(len(offsets), -1)
             mask = None if wanted is None else np.frombuffer(wanted, bool).reshape(blocks.shape)
             tables.append(GroupTable(planes, blocks, mask))
-        return runs_of(offsets, tables)
+        return plan(offsets, tables)
 
     def keep(self, handle: bytes) -> None:
         """Keep an allocation mapped that its events need again and again. Raises DriverError."""

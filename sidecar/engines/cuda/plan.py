@@ -5,7 +5,7 @@ A run is contiguous on both sides: in the worker's memory and in the arena. Link
 go through a staging buffer on the GPU, where a kernel gathers or scatters them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,17 @@ class GroupTable:
     blocks: Ints
     wanted: npt.NDArray[np.bool_] | None
 
+    def rows(self, chunks: slice) -> "GroupTable":
+        """The same for some of the chunks."""
+        wanted = None if self.wanted is None else self.wanted[chunks]
+        return GroupTable(self.planes, self.blocks[chunks], wanted)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What the group takes of an object."""
+        planes = sum(planes.run * len(planes.starts) for planes in self.planes)
+        return int(self.blocks.shape[1]) * planes
+
 
 @dataclass(frozen=True, slots=True)
 class Runs:
@@ -64,6 +75,17 @@ class Step:
 
     runs: Runs
     staged: bool
+
+
+def plan(offsets: Ints, groups: Sequence[GroupTable]) -> Iterator[Step]:
+    """The steps that copy chunks, whose objects begin at `offsets` in the arena.
+
+    A few chunks are planned at a time: the first bytes move while the rest is thought about.
+    """
+    together = max(1, STEP_BYTES // sum(group.chunk_bytes for group in groups))
+    for at in range(0, len(offsets), together):
+        chunks = slice(at, at + together)
+        yield from steps_of(runs_of(offsets[chunks], [group.rows(chunks) for group in groups]))
 
 
 def runs_of(offsets: Ints, groups: Sequence[GroupTable]) -> Runs:
