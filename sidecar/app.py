@@ -113,7 +113,11 @@ class App:
             registry=Registry(),
             copies=copies,
             gpus=Gpus(
-                self._arena, copies, self._loop.post, partial(record_transfer, self._telemetry)
+                self._arena,
+                copies,
+                self._loop.post,
+                partial(record_transfer, self._telemetry),
+                config.gpu_batched_copies,
             ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),

@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 30
 
 def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]]:
     """Rows: run in KiB, number of runs, direction, GB/s of both ways; then the pinning."""
-    driver.open()
+    driver.open(use_batches=True)
     memory = mmap.mmap(-1, max_bytes)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     arena = PinnedArena(driver, address, max_bytes)

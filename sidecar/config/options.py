@@ -72,6 +72,12 @@ class Config:
     max_workers: int = _option(
         "mp", values.integer(1, 256), _copy_threads, "copy threads; default min(4, CPUs)"
     )
+    gpu_batched_copies: bool = _option(
+        "mp",
+        values.boolean,
+        True,
+        "begin many copies with a GPU in one call; false if the driver is unstable with it",
+    )
     hash_algorithm: str = _option(
         "mp",
         values.choice(

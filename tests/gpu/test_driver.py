@@ -20,7 +20,7 @@ HEAD = """
     from sidecar.engines.cuda.libcuda import LibCuda
     MIB = 1 << 20
     driver = LibCuda()
-    about = driver.open()
+    about = driver.open(use_batches=True)
     memory = mmap.mmap(-1, 64 * MIB)
     view = np.frombuffer(memory, np.uint8)
     view[:] = 7

@@ -59,12 +59,12 @@ class FakeDriver:
         self._sticky = 0
         self.calls: Counter[str] = Counter()
 
-    def open(self) -> Device:
+    def open(self, use_batches: bool) -> Device:
         uuid = os.environ.get("CUDA_VISIBLE_DEVICES", UUID)
         if uuid not in (UUID, OTHER_UUID):
             raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
         self._call("open")
-        return Device("Fake", uuid, "0000:00:00.0", 132, 12080, True)
+        return Device("Fake", uuid, "0000:00:00.0", 132, 12080, use_batches)
 
     def map_memory(self, handle: bytes) -> tuple[int, int]:
         self._call("map_memory")

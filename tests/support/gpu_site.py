@@ -143,12 +143,12 @@ def round_trip(worker: GpuWorker, chunks: int, seed: int = 7) -> None:
 
 
 @contextmanager
-def gpu_server_in(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Iterator[Server]:
     """A server with this environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        server = Server(folder).start()
+        server = Server(folder, *flags).start()
     yield server
     server.stop()
     for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):

@@ -60,8 +60,11 @@ class Driver(Protocol):
     All but `open` raise DriverError.
     """
 
-    def open(self) -> Device:
-        """Make the GPU's primary context current on this thread. Raises DriverMissing."""
+    def open(self, use_batches: bool) -> Device:
+        """Make the GPU's primary context current on this thread. Raises DriverMissing.
+
+        Without `use_batches` copies are begun one by one, even if the driver can take many.
+        """
 
     def map_memory(self, handle: bytes) -> tuple[int, int]:
         """Map another process's allocation: its address here and its size in bytes."""

@@ -38,6 +38,7 @@ class Gpu:
         uuid: str,
         command: Sequence[str],
         arena: Arena,
+        use_batches: bool,
         post: Callable[[Callable[[], None]], None],
         on_lost: Callable[["Gpu"], None],
         on_ended: Callable[["Gpu"], None],
@@ -53,7 +54,7 @@ class Gpu:
         self._reason = "its process has ended"
         self._mapping: dict[int, OnMapped] = {}
         self._moving: dict[int, OnMoved] = {}
-        self._process, self._pipe = _start(uuid, command, arena)
+        self._process, self._pipe = _start(uuid, command, arena, use_batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
@@ -159,14 +160,14 @@ class Gpu:
 
 
 def _start(
-    uuid: str, command: Sequence[str], arena: Arena
+    uuid: str, command: Sequence[str], arena: Arena, use_batches: bool
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """The process and our end of its pipe. Raises OSError."""
     ours, theirs = socket.socketpair()
     fds = theirs.fileno(), arena.segment.fd
     with theirs:
         process = subprocess.Popen(
-            [*command, *map(str, fds), str(arena.size)],
+            [*command, *map(str, (*fds, arena.size, int(use_batches)))],
             pass_fds=fds,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
             stdin=subprocess.DEVNULL,

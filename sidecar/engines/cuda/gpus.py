@@ -43,8 +43,13 @@ class Gpus:
         pool: CopyPool,
         post: Callable[[Callable[[], None]], None],
         observe: Observe,
+        use_batches: bool,
     ) -> None:
-        """`observe` is told of each transfer that has ended well; `pool` counts them all."""
+        """`observe` is told of each transfer that has ended well; `pool` counts them all.
+
+        `use_batches`: let drivers begin many copies in one call.
+        """
+        self._use_batches = use_batches
         self._arena, self._pool, self._post, self._observe = arena, pool, post, observe
         self._populated = 0
         self._gpus: dict[str, Gpu] = {}
@@ -103,7 +108,9 @@ class Gpus:
         running = len(self._gpus) + len(self._ending)
         if running >= _MAX_GPUS:
             raise OSError(f"{running} GPUs have one")
-        gpu = Gpu(uuid, COMMAND, self._arena, self._post, self._lost, self._ended)
+        gpu = Gpu(
+            uuid, COMMAND, self._arena, self._use_batches, self._post, self._lost, self._ended
+        )
         self._gpus[uuid] = gpu
         gpu.tell(Populated(self._populated))
         return gpu

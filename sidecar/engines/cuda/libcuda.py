@@ -53,14 +53,14 @@ _BatchCall = ctypes.CFUNCTYPE(c_int, *_BATCH_ARGUMENTS)
 class LibCuda:
     """The first GPU that the environment shows (CUDA_VISIBLE_DEVICES)."""
 
-    def open(self) -> Device:
+    def open(self, use_batches: bool) -> Device:
         self._start()
         device, context = c_int(), c_void_p()
         self._call("cuDeviceGet", byref(device), c_int(0))
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
         self._call("cuCtxSetCurrent", context)
+        self._batch = self._batch_call() if use_batches else None
         about = self._about(device)
-        self._batch = self._batch_call(about.driver)
         self._kernel = self._load_kernel()
         self._kernel_blocks = max(1, about.multiprocessors // _KERNEL_SHARE)
         self._control = self.new_stream()
@@ -198,14 +198,15 @@ class LibCuda:
         self._call("cuDeviceGetAttribute", byref(count), c_int(_MULTIPROCESSORS), device)
         return Device(
             name.value.decode(errors="replace"), uuid.raw[:16].hex(), bus.value.decode().lower(),
-            count.value, version.value, version.value >= _BATCH_VERSION,
+            count.value, version.value, self._batch is not None,
         )  # fmt: skip
 
-    def _batch_call(self, version: int) -> Any:
+    def _batch_call(self) -> Any:
         """cuMemcpyBatchAsync as of CUDA 12.8, None where the driver is older."""
-        if version < _BATCH_VERSION:
+        version, found, status = c_int(), c_void_p(), c_int()
+        self._call("cuDriverGetVersion", byref(version))
+        if version.value < _BATCH_VERSION:
             return None
-        found, status = c_void_p(), c_int()
         self._call(
             "cuGetProcAddress_v2",
             b"cuMemcpyBatchAsync", byref(found), c_int(_BATCH_VERSION), c_uint64(0), byref(status),

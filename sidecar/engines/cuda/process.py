@@ -28,18 +28,19 @@ _DEVICES = Path("/sys/bus/pci/devices")
 
 
 def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
-    """Serve the GPU that the environment shows. `arguments`: fds of pipe and arena, its size.
+    """Serve the GPU that the environment shows. `arguments`: fds of pipe and arena, its size,
+    and 1 if copies may be begun many at a time, else 0.
 
     Never returns: the end of the process is what lets go of everything on the GPU, and the
     driver's own clean-up may wait for a GPU that does not answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the server ends us
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
-    pipe_fd, arena_fd, size = map(int, arguments)
+    pipe_fd, arena_fd, size, use_batches = map(int, arguments)
     pipe = Connection(pipe_fd)
     code = 0
     try:
-        _serve(driver, pipe, mmap.mmap(arena_fd, size))
+        _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches))
     except DriverMissing as error:
         protocol.send(pipe, protocol.Unusable(str(error)))
     except (DriverError, Stuck) as error:
@@ -53,8 +54,8 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
         os._exit(code)
 
 
-def _serve(driver: Driver, pipe: Connection, arena: mmap.mmap) -> None:
-    device = driver.open()
+def _serve(driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool) -> None:
+    device = driver.open(use_batches)
     log.info(
         "%s %s, driver for CUDA %d.%d, %s",
         device.name, device.uuid, device.driver // 1000, device.driver % 1000 // 10,
