@@ -21,6 +21,7 @@ from sidecar.cache.segment import Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
+from sidecar.engines.cuda.numa import gpu_nodes, place_on
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
@@ -84,6 +85,9 @@ class App:
             signal.signal(number, self._on_signal)
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        nodes = gpu_nodes()
+        if nodes:
+            place_on(nodes, self._arena.bytes)
         self._arena.start_populating(
             lambda offset, size: self._loop.post(partial(self._service.grow, offset, size))
         )
