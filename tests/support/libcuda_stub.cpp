@@ -21,6 +21,7 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) uint4 { unsigned words[4]; };
 #define __device__
 #define __global__
+#define __launch_bounds__(threads)
 #include "copy_runs.cu"
 
 static int context, device_count = 1;

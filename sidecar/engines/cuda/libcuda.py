@@ -29,6 +29,7 @@ _STREAM_NON_BLOCKING, _EVENT_NO_TIMING, _LAZY_PEER_ACCESS, _PIN_MAPPED = 1, 2, 1
 _MULTIPROCESSORS = 16
 # A kernel may keep this share of the GPU's multiprocessors busy: inference has the rest.
 _KERNEL_SHARE, _KERNEL_THREADS = 20, 1024
+_WARPS = _KERNEL_THREADS // 32  # of a block; each copies one run at a time
 _PTX = Path(__file__).with_name("copy_runs.ptx")
 
 
@@ -145,7 +146,7 @@ class LibCuda:
     def copy_runs(self, table: int, runs: int, stream: int) -> None:
         values = (c_uint64(table), c_uint(runs))
         pointers = (c_void_p * 2)(*(ctypes.addressof(value) for value in values))
-        blocks = min(runs, self._kernel_blocks)
+        blocks = min(-(-runs // _WARPS), self._kernel_blocks)
         self._call(
             "cuLaunchKernel", self._kernel,
             c_uint(blocks), c_uint(1), c_uint(1), c_uint(_KERNEL_THREADS), c_uint(1), c_uint(1),
