@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support.fake_gpu import ILLEGAL, OTHER_UUID
-from tests.support.gpu_site import GpuSite, key_of
+from tests.support.gpu_site import GpuSite, fake_gpu, gpu_server_in, key_of
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker
 from tests.support.raw import RawClient
 from tests.support.server import wait_until
@@ -191,6 +192,26 @@ def test_without_memory_for_itself_transfers_are_slow_and_right(gpu_site: GpuSit
     gpu_site.client.call("unregister_kv_cache", 1)
     assert gpu_site.server.stderr().count("ulimit -l unlimited") == 1
     assert "no staging buffer" in gpu_site.server.stderr()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ends_leaves_no_process(tmp_path: Path, number: int) -> None:
+    """In the middle of a transfer, too."""
+    with gpu_server_in(tmp_path, fake_gpu(tmp_path)) as server:
+        site = GpuSite(server)
+        worker, event = site.worker(1), Event()
+        site.client.send(
+            site.client.frames("store", *worker.request(key_of(1, 2), SOURCE, event.handle))
+        )
+        wait_until(lambda: server.leases() > 0, "the store is under way")
+        child = Path(f"/proc/{site.child()}")
+        assert server.process is not None
+        server.process.send_signal(number)
+        server.process.wait(30)
+        wait_until(lambda: not child.exists(), "the GPU's process gone")
+        for left in (worker.pool, worker.done, event):
+            left.unlink()
+        site.client.close()
 
 
 def test_a_load_overtakes_a_long_store(gpu_site: GpuSite) -> None:

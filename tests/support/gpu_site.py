@@ -142,6 +142,15 @@ def round_trip(worker: GpuWorker, chunks: int, seed: int = 7) -> None:
     expect_moved(worker.pool, before, source, target)
 
 
+def fake_gpu(folder: Path) -> dict[str, str]:
+    """The environment of a server whose GPUs are fakes."""
+    return {
+        "KV_SIDECAR_SERVER_CMD": f"{sys.executable} -m tests.support.fake_gpu_server serve",
+        "FAKE_GPU_FAULTS": str(folder / "faults.json"),
+        "FAKE_GPU_SECONDS": str(SECONDS),
+    }
+
+
 @contextmanager
 def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Iterator[Server]:
     """A server with this environment."""
@@ -159,12 +168,7 @@ def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Ite
 def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for the tests of a module; its children's faults are in `faults.json`."""
     folder = tmp_path_factory.mktemp("gpu")
-    environment = {
-        "KV_SIDECAR_SERVER_CMD": f"{sys.executable} -m tests.support.fake_gpu_server serve",
-        "FAKE_GPU_FAULTS": str(folder / "faults.json"),
-        "FAKE_GPU_SECONDS": str(SECONDS),
-    }
-    with gpu_server_in(folder, environment) as server:
+    with gpu_server_in(folder, fake_gpu(folder)) as server:
         yield server
 
 
