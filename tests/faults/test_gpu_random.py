@@ -16,7 +16,7 @@ from tests.support.gpu_site import BLOCKS_A_CHUNK, GpuSite, key_of
 from tests.support.gpu_worker import GpuPool, GpuWorker
 from tests.support.raw import RawClient
 
-SECONDS, KEYS, CHUNKS = 6.0, 12, 3
+SECONDS, KEYS, CHUNKS = 4.0, 12, 3
 BLOCKS = CHUNKS * BLOCKS_A_CHUNK
 
 

@@ -24,7 +24,8 @@ def missing() -> str | None:
     """Why these tests cannot run here."""
     if not DRIVER.exists():
         return f"no NVIDIA GPU here ({DRIVER} does not exist)"
-    torch = pytest.importorskip("torch")
+    import torch
+
     return None if torch.cuda.is_available() else "needs a CUDA build of torch"
 
 

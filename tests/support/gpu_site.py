@@ -19,7 +19,7 @@ from tests.support.gpu_worker import GpuPool, GpuWorker
 from tests.support.raw import RawClient, decode, make_key
 from tests.support.server import Server, wait_until
 
-SECONDS = 1.5  # all deadlines of a child
+SECONDS = 1.0  # all deadlines of a child
 CHILD_MODULES = (b"tests.support.fake_gpu\0", b"sidecar.engines.cuda\0")
 BLOCKS_A_CHUNK = 4
 
