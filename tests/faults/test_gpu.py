@@ -15,6 +15,7 @@ from tests.support.gpu_worker import Event, GpuPool, GpuWorker
 from tests.support.raw import RawClient
 from tests.support.server import wait_until
 
+GPU_SECONDS = 2.0
 OUT_OF_MEMORY, SAME_PID = 2, 201
 SOURCE, TARGET = [9, 2, 30, 7, 5, 33, 12, 21], [50, 41, 60, 38, 44, 61, 47, 55]
 NO = [b"", False]

@@ -19,7 +19,6 @@ from tests.support.gpu_worker import GpuPool, GpuWorker
 from tests.support.raw import RawClient, decode, make_key
 from tests.support.server import Server, wait_until
 
-SECONDS = 1.0  # all deadlines of a child
 CHILD_MODULES = (b"tests.support.fake_gpu\0", b"sidecar.engines.cuda\0")
 BLOCKS_A_CHUNK = 4
 
@@ -142,12 +141,12 @@ def round_trip(worker: GpuWorker, chunks: int, seed: int = 7) -> None:
     expect_moved(worker.pool, before, source, target)
 
 
-def fake_gpu(folder: Path) -> dict[str, str]:
-    """The environment of a server whose GPUs are fakes."""
+def fake_gpu(folder: Path, seconds: float = 0) -> dict[str, str]:
+    """The environment of a server whose GPUs are fakes, with all deadlines of `seconds`."""
     return {
         "KV_SIDECAR_SERVER_CMD": f"{sys.executable} -m tests.support.fake_gpu_server serve",
         "FAKE_GPU_FAULTS": str(folder / "faults.json"),
-        "FAKE_GPU_SECONDS": str(SECONDS),
+        "FAKE_GPU_SECONDS": str(seconds),
     }
 
 
@@ -165,10 +164,16 @@ def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Ite
 
 
 @pytest.fixture(scope="module")
-def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests of a module; its children's faults are in `faults.json`."""
+def gpu_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server for the tests of a module; its children's faults are in `faults.json`.
+
+    GPU_SECONDS of the module shortens all deadlines of the children.
+    """
     folder = tmp_path_factory.mktemp("gpu")
-    with gpu_server_in(folder, fake_gpu(folder)) as server:
+    seconds = getattr(request.module, "GPU_SECONDS", 0)
+    with gpu_server_in(folder, fake_gpu(folder, seconds)) as server:
         yield server
 
 
