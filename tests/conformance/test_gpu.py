@@ -168,7 +168,7 @@ def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
     event.unlink()
 
 
-@pytest.mark.parametrize("event", [b"", b"x" * 80, bytes(81), b"x" * 64])
+@pytest.mark.parametrize("event", [b"", b"x" * 80, b"\1" * 81, b"x" * 64])
 def test_a_bad_event_fails_its_request_only(gpu_site: GpuSite, event: bytes) -> None:
     worker = gpu_site.worker(1)
     child = gpu_site.child()

@@ -90,7 +90,7 @@ def test_an_ipc_event(driver: FakeDriver) -> None:
 
 @pytest.mark.parametrize(
     ("word", "value", "done"),
-    [(0, 0, True), (6, 7, False), (7, 7, True), (9, 7, True), (2**64 - 1, 1, False)],
+    [(0, 1, False), (6, 7, False), (7, 7, True), (9, 7, True), (2**64 - 1, 1, False)],
 )
 def test_a_timeline_event_is_reached_or_passed(
     driver: FakeDriver, word: int, value: int, done: bool
@@ -101,6 +101,14 @@ def test_a_timeline_event_is_reached_or_passed(
     assert event.is_done() is done
     event.close()
     assert driver.calls["unmap_memory"] == 1
+
+
+def test_a_timeline_event_that_was_never_recorded_is_done(driver: FakeDriver) -> None:
+    """It names no memory."""
+    event = open_event(b"\1" + bytes(80), driver, Mappings(driver))
+    assert event.is_done()
+    event.close()
+    assert driver.calls["map_memory"] == 0
 
 
 def test_what_is_no_event_leaves_nothing_mapped(driver: FakeDriver) -> None:

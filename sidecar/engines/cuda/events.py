@@ -36,13 +36,17 @@ def open_event(handle: bytes, driver: Driver, mappings: Mappings) -> Event:
     if len(handle) == HANDLE_BYTES:
         return _IpcEvent(handle, driver)
     if len(handle) == _TIMELINE.size:
-        return _TimelineEvent(handle, driver, mappings)
+        recorded = timeline_memory(handle) is not None
+        return _TimelineEvent(handle, driver, mappings) if recorded else _NeverRecorded()
     raise BadEvent(f"an event of {len(handle)} bytes")
 
 
 def timeline_memory(handle: bytes) -> bytes | None:
     """The allocation in which an event's word lies; None if it has none."""
-    return _TIMELINE.unpack(handle)[1] if len(handle) == _TIMELINE.size else None
+    if len(handle) != _TIMELINE.size:
+        return None
+    _, memory, _, value = _TIMELINE.unpack(handle)
+    return memory if value else None
 
 
 class _IpcEvent:
@@ -57,6 +61,16 @@ class _IpcEvent:
 
     def close(self) -> None:
         self._driver.destroy_event(self._event)
+
+
+class _NeverRecorded:
+    """There is nothing to come after."""
+
+    def is_done(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 class _TimelineEvent:
