@@ -11,8 +11,6 @@ import pytest
 
 from tests.support.server import SHM, Server
 
-pytest_plugins = ["tests.support.gpu_site"]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def no_worker_memory_left() -> Iterator[None]:
