@@ -11,7 +11,7 @@ from tests.support.gpu_site import gpu_server, gpu_site
 from tests.support.raw import RawClient, RawWorker
 from tests.support.server import Server
 
-__all__ = ["gpu_server", "gpu_site", "raw", "still_serves"]
+__all__ = ["gpu_server", "gpu_site", "raw", "still_serves", "worker"]
 
 _numbers = itertools.count(1)
 
