@@ -11,7 +11,7 @@ HEAVY ?= tests/e2e tests/gpu
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench k8s images lint fmt generate clean
+.PHONY: help install demo test bench gpu k8s images lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -19,6 +19,7 @@ help:
 	@echo "               (KEEP=1 leaves it running)"
 	@echo "make test      lint and all tests (TESTS=tests/unit HEAVY= for some)"
 	@echo "make bench     this server and lmcache's, side by side"
+	@echo "make gpu       tests and bench of GPU workers, on a machine with an NVIDIA GPU"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
@@ -42,6 +43,12 @@ test: lint
 bench:
 	$(venv) base dev engine storage
 	$(RUN) -m bench
+
+gpu:
+	$(venv) base dev engine
+	$(RUN) -m pytest --timeout=7200 tests/gpu
+	$(RUN) -m bench.gpu --sweep
+	$(RUN) -m bench.gpu
 
 k8s:
 	$(venv) base dev k8s

@@ -6,6 +6,7 @@ import gc
 import math
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,14 @@ class Pool:
 
     def check_equal(self, source: list[int], target: list[int]) -> None:
         """Raises BenchError unless both block lists hold the same bytes in every layer."""
-        for name, tensor in self.tensors.items():
-            words = tensor.view(torch.int16)
+        for name, words in self._blocks_second():
             if not torch.equal(words[:, source], words[:, target]):
                 raise BenchError(f"{self.layout.name}: {name} came back with other bytes")
+
+    def _blocks_second(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The layers as integers, whose second axis counts blocks."""
+        for name, tensor in self.tensors.items():
+            yield name, tensor.view(torch.int16)
 
     def close(self) -> None:
         """Drops the tensors; the stock client unlinks their shared memory with them."""
@@ -172,20 +177,20 @@ class Worker:
         """Retrieves the whole request into `blocks`; returns seconds."""
         return self._transfer("retrieve", request, blocks)
 
-    def _transfer(self, what: str, request: Request, blocks: list[int]) -> float:
-        submit = getattr(self._context, f"submit_{what}")
-        key = self.key(request)
-        start = time.perf_counter()
-        event = self._context.create_recorded_event()
-        future = submit(
+    def submit(self, what: str, request: Request, blocks: list[int]) -> Any:
+        """Begins to store or retrieve the whole request; returns the client's future."""
+        return getattr(self._context, f"submit_{what}")(
             request.request_id,
-            key,
+            self.key(request),
             self.pool.tensors,
             [blocks],
-            event,
+            self._context.create_recorded_event(),
             CHUNK_TOKENS // BLOCK_TOKENS,
         )
-        done = future.result(TIMEOUT)
+
+    def _transfer(self, what: str, request: Request, blocks: list[int]) -> float:
+        start = time.perf_counter()
+        done = self.submit(what, request, blocks).result(TIMEOUT)
         seconds = time.perf_counter() - start
         if not done:
             raise BenchError(f"the server refused to {what} {len(request.tokens)} tokens")

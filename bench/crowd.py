@@ -38,12 +38,12 @@ class Span:
 
 def small(url: str, clients: int, repeats: int) -> Samples:
     """4 MiB requests of `clients` processes: GB/s in all, over the wall time of all."""
-    passes = zip(*_run(_small_client, url, clients, repeats), strict=True)
+    passes = zip(*run(_small_client, url, clients, repeats), strict=True)
     gigabytes = clients * repeats * SMALL.nbytes(CHUNK_TOKENS) / 1e9
     samples: Samples = {name: [] for name in ("small", "small_store", "small_retrieve")}
     for spans in passes:
-        stores = _wall([stored for stored, _ in spans])
-        retrieves = _wall([retrieved for _, retrieved in spans])
+        stores = wall([stored for stored, _ in spans])
+        retrieves = wall([retrieved for _, retrieved in spans])
         samples["small"].append(2 * gigabytes / (stores + retrieves))
         samples["small_store"].append(gigabytes / stores)
         samples["small_retrieve"].append(gigabytes / retrieves)
@@ -52,15 +52,16 @@ def small(url: str, clients: int, repeats: int) -> Samples:
 
 def lookups(url: str, clients: int, repeats: int) -> Samples:
     """2k-token lookups of `clients` processes, each as soon as its last is done; ms of each."""
-    times: list[list[float]] = _run(_lookup_client, url, clients, 25 * repeats)
+    times: list[list[float]] = run(_lookup_client, url, clients, 25 * repeats)
     return {f"lookup_{clients}": [value for client in times for value in client]}
 
 
-def _wall(spans: list[Span]) -> float:
+def wall(spans: list[Span]) -> float:
+    """Seconds from the first beginning to the last end."""
     return max(span.end for span in spans) - min(span.start for span in spans)
 
 
-def _run(client: Callable[..., Any], url: str, clients: int, repeats: int) -> list[Any]:
+def run(client: Callable[..., Any], url: str, clients: int, repeats: int) -> list[Any]:
     """Runs `client(url, barrier, repeats)` in as many processes; their results."""
     barrier = _PROCESSES.Barrier(clients)
     pipes, processes = [], []

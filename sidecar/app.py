@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+from functools import partial
 from types import FrameType
 
 import zmq
@@ -19,9 +20,12 @@ from sidecar.cache.policy import POLICIES
 from sidecar.cache.segment import Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
+from sidecar.engines.cuda.gpus import Gpus
+from sidecar.engines.cuda.numa import gpu_nodes, place_on
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.history import SAMPLE_SECONDS
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
@@ -65,7 +69,7 @@ class App:
         )
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
         try:
-            self._arena = Arena(self._segment)
+            self._arena = Arena(self._segment, config.l1_transparent_hugepages)
             self._core = self._build_core()
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()
@@ -83,8 +87,11 @@ class App:
             signal.signal(number, self._on_signal)
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        nodes = gpu_nodes()
+        if nodes:
+            place_on(nodes, self._arena.bytes)
         self._arena.start_populating(
-            lambda offset, size: self._loop.post(lambda: self._core.l1.grow(offset, size))
+            lambda offset, size: self._loop.post(partial(self._service.grow, offset, size))
         )
         self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
@@ -112,6 +119,13 @@ class App:
             leases=leases,
             registry=Registry(),
             copies=copies,
+            gpus=Gpus(
+                self._arena,
+                copies,
+                self._loop.post,
+                partial(record_transfer, self._telemetry),
+                config.gpu_batched_copies,
+            ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
@@ -146,6 +160,7 @@ class App:
         for name, source in {
             "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
             "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
+            "l1_memory_pinned_bytes": lambda: core.gpus.pinned_bytes(),
             "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
             "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
             "registered_workers": lambda: len(core.registry.instances),
@@ -212,6 +227,7 @@ class App:
         self._admin.stop()
         self._arena.stop_populating()
         self._core.copies.stop(_DRAIN_SECONDS)
+        self._core.gpus.close()
         self._core.tiers.close()
         self._segment.remove()
         self._telemetry.close()

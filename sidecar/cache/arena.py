@@ -7,14 +7,17 @@ piece, and only what is resident is ever handed out.
 
 import ctypes
 import logging
+import mmap
 import os
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sidecar.cache.segment import Segment
+from sidecar.cache.segment import SHM_DIR, Segment, SegmentError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ ALIGNMENT = 4096  # O_DIRECT and page granularity
 _PIECE = 64 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _BACKGROUND_NICE = 10
+_MOUNTS = Path("/proc/self/mounts")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,9 +37,14 @@ def aligned(size: int) -> int:
 class Arena:
     """Bytes of the L1, addressed by offset. `populate` makes them usable."""
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, huge_pages: bool = False) -> None:
+        """Raises SegmentError if `huge_pages` are asked for and the kernel gives none."""
         self.segment = segment
         self.size = segment.size
+        self._huge_pages = huge_pages
+        if huge_pages:
+            _check_huge_pages()
+            segment.map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(segment.map, np.uint8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,6 +75,9 @@ class Arena:
     def _populate_piece(self, offset: int, on_piece: Callable[[int, int], None]) -> bool:
         """False where there is no memory for it."""
         size = min(_PIECE, self.size - offset)
+        if self._huge_pages:
+            # Before fallocate, which knows nothing of the advice and takes small pages.
+            fill_page_tables(self.bytes[offset : offset + size])
         try:
             os.posix_fallocate(self.segment.fd, offset, size)
         except OSError as error:
@@ -74,6 +86,16 @@ class Arena:
         fill_page_tables(self.bytes[offset : offset + size])
         on_piece(offset, size)
         return True
+
+
+def _check_huge_pages() -> None:
+    """Raises SegmentError unless /dev/shm may have huge pages on request."""
+    mounts = [line.split() for line in _MOUNTS.read_text().splitlines()]
+    options = [mount[3] for mount in mounts if mount[1] == str(SHM_DIR)]
+    if not re.search(r"\bhuge=(always|within_size|advise)\b", ",".join(options[-1:])):
+        raise SegmentError(
+            f"{SHM_DIR} is mounted without huge pages: mount -o remount,huge=advise {SHM_DIR}"
+        )
 
 
 def fill_page_tables(region: npt.NDArray[np.uint8]) -> None:

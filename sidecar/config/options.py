@@ -72,6 +72,12 @@ class Config:
     max_workers: int = _option(
         "mp", values.integer(1, 256), _copy_threads, "copy threads; default min(4, CPUs)"
     )
+    gpu_batched_copies: bool = _option(
+        "mp",
+        values.boolean,
+        True,
+        "begin many copies with a GPU in one call; false if the driver is unstable with it",
+    )
     hash_algorithm: str = _option(
         "mp",
         values.choice(
@@ -100,6 +106,12 @@ class Config:
     )
     l1_size_gb: float = field(
         metadata={"option": Option(values.size_gib, "size of L1 in GiB (required)", "l1")}
+    )
+    l1_transparent_hugepages: bool = _option(
+        "l1",
+        values.boolean,
+        False,
+        "transparent huge pages for L1: pinning it for GPUs is faster; the kernel must allow it",
     )
     l1_write_ttl_seconds: float = _option(
         "l1", _SECONDS, 600.0, "longest time a store may hold its reservation"

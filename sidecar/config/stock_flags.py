@@ -9,7 +9,8 @@ _ALONE = "it means nothing without {}"
 
 # Nothing is lost by leaving these out.
 IGNORED: dict[str, str] = {
-    "max-gpu-workers": "all copies share one pool, see --max-workers",
+    "isolated-ipc": "a GPU worker's handles say how it shares; CPU workers share /dev/shm",
+    "max-gpu-workers": "each GPU has a process of its own",
     "max-cpu-workers": "all copies share one pool, see --max-workers",
     "grpc-server-workers": _NO_GRPC,
     "disable-grpc-metrics": _NO_GRPC,
@@ -55,7 +56,6 @@ _TRACE = Refusal("trace recording is not implemented")
 REFUSED: dict[str, Refusal] = {
     "transport": Refusal("only ZMQ is spoken", harmless="zmq"),
     "engine-type": Refusal(_BLEND.reason, harmless="default"),
-    "isolated-ipc": Refusal("workers and sidecar must share /dev/shm"),
     "runtime-plugin-locations": _NO_FOREIGN_CODE,
     "runtime-plugin-config": _NO_FOREIGN_CODE,
     "run-script-api-enabled": _NO_FOREIGN_CODE,
@@ -72,7 +72,9 @@ REFUSED: dict[str, Refusal] = {
     "p2p-load-timeout": _P2P,
     "p2p-transfer-engine": _P2P,
     "l1-manager": Refusal("there is one L1, sized by --l1-size-gb"),
-    "l1-use-hugepages": Refusal("the arena is POSIX shared memory, not the hugepage pool"),
+    "l1-use-hugepages": Refusal(
+        "the arena is POSIX shared memory, not the hugepage pool; see --l1-transparent-hugepages"
+    ),
     "l1-devdax-path": Refusal("L1 on a DAX device is not implemented", harmless=""),
     "gds-l1-path": Refusal("L1 on GPUDirect Storage is not implemented", harmless=""),
     "enable-tracing": Refusal("traces are set up by --trace-sample-ratio and --otlp-endpoint"),

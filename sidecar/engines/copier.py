@@ -65,13 +65,23 @@ class CopyPool:
 
         `ok` is False if a piece raised or the job was cancelled; every job ends. Loop thread.
         """
-        if not self._jobs:
-            self._progress = self._busy_since = time.monotonic()
-        job = Job(len(pieces), on_done)
-        self._jobs.add(job)
+        job = self._begin(len(pieces), on_done)
         for piece in pieces:
             self._queue.put((job, piece))
         return job
+
+    def adopt(self, on_done: Callable[[bool], None]) -> Callable[[bool], None]:
+        """Count a transfer that somebody else runs as one of ours, until the returned function
+        is called with its outcome. That calls `on_done(ok)`, as `submit` does. Loop thread.
+        """
+        job = self._begin(0, on_done)
+
+        def end(ok: bool) -> None:
+            job.failed = not ok
+            self._progress = time.monotonic()
+            self._end(job)
+
+        return end
 
     def stuck_seconds(self) -> float:
         """For how long there has been work and no piece of it has ended; 0 when idle."""
@@ -111,6 +121,13 @@ class CopyPool:
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _begin(self, pieces: int, on_done: Callable[[bool], None]) -> Job:
+        if not self._jobs:
+            self._progress = self._busy_since = time.monotonic()
+        job = Job(pieces, on_done)
+        self._jobs.add(job)
+        return job
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.engines.layout import LayerLayout, UnknownLayout, fingerprint
+from sidecar.engines.layout import LayerLayout, Plane, UnknownLayout, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,22 @@ class KVGroup:
     blocks: int
     window_chunks: int | None
 
+    def planes_by_run(self) -> dict[int, list[tuple[int, Plane]]]:
+        """(tensor, plane) by length of run: the order in which a slot holds this group.
+
+        It follows from the layout's identity alone, so workers on any device can share slots.
+        """
+        by_run: dict[int, list[tuple[int, Plane]]] = {}
+        for layer in self.layers:
+            for plane in layer.planes:
+                by_run.setdefault(plane.run, []).append((layer.tensor, plane))
+        return by_run
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerLayout:
-    """All groups of a worker. An object is group after group, layer after layer, plane after
-    plane, and in each plane the chunk's blocks in order: `object_bytes` in all.
+    """All groups of a worker. An object is group after group, in each the planes as
+    `planes_by_run` has them, and in each plane the chunk's blocks in order: `object_bytes` in all.
     """
 
     groups: tuple[KVGroup, ...]

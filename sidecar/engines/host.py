@@ -14,8 +14,8 @@ import numpy.typing as npt
 from sidecar.engines.groups import KVGroup, WorkerLayout
 from sidecar.engines.layout import LayerLayout, Plane
 from sidecar.engines.mapping import MappedSegments
+from sidecar.engines.memory import Blocks
 
-Blocks = npt.NDArray[np.int64]
 _MAX_ALIGNMENT = 64 << 20
 
 
@@ -63,12 +63,9 @@ class _Rows:
 class HostWorker:
     """Reads and writes the blocks of one worker. Methods run on copy threads.
 
-    In a slot, each group's planes of equal run are together, plane after plane, blocks in
-    order; that order follows from the layout's identity alone. Block ids must have been
-    checked against the layout before: 0 <= id < blocks.
+    Slots are in the order of `KVGroup.planes_by_run`. Block ids must have been checked against
+    the layout before: 0 <= id < blocks.
     """
-
-    device = "cpu"
 
     def __init__(
         self, layout: WorkerLayout, segment_of: Sequence[str], sizes: dict[str, int]
@@ -130,20 +127,18 @@ class HostWorker:
             key=lambda layer: layer.tensor,
         )
         return [
-            (layer, [self._read(plane, blocks) for plane in self._absolute(layer)])
+            (layer, [self._read(self._absolute(layer.tensor, p), blocks) for p in layer.planes])
             for layer in layers
         ]
 
     def _rows(self, group: KVGroup) -> list[_Rows]:
-        by_run: dict[int, list[Plane]] = {}
-        for layer in group.layers:
-            for plane in self._absolute(layer):
-                by_run.setdefault(plane.run, []).append(plane)
-        return [_Rows(self._mapped.bytes, planes, run) for run, planes in by_run.items()]
+        return [
+            _Rows(self._mapped.bytes, [self._absolute(*plane) for plane in planes], run)
+            for run, planes in group.planes_by_run().items()
+        ]
 
-    def _absolute(self, layer: LayerLayout) -> list[Plane]:
-        start = self._starts[layer.tensor]
-        return [Plane(start + p.base, p.stride, p.run) for p in layer.planes]
+    def _absolute(self, tensor: int, plane: Plane) -> Plane:
+        return Plane(self._starts[tensor] + plane.base, plane.stride, plane.run)
 
     def _read(self, plane: Plane, blocks: Blocks) -> npt.NDArray[np.uint8]:
         starts = (plane.base + blocks * plane.stride).tolist()

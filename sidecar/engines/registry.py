@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sidecar.engines.groups import WorkerLayout
-from sidecar.engines.host import HostWorker
+from sidecar.engines.memory import WorkerMemory
 
 _REMEMBERED = 1024
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class SlotShape:
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """One registered worker. Exactly one of `host` and `slot_shape` is set.
+    """One registered worker. Exactly one of `memory` and `slot_shape` is set.
 
     `fingerprint` and `object_bytes` say what its objects are. Times are on the cache's clock.
     """
@@ -41,7 +41,7 @@ class Instance:
     client: bytes
     last_seen: float
     layout: WorkerLayout | None = None
-    host: HostWorker | None = None
+    memory: WorkerMemory | None = None
     slot_shape: SlotShape | None = None
     rank: int | None = None
     proven: bool = False
@@ -50,13 +50,13 @@ class Instance:
 
     @property
     def kind(self) -> str:
-        return "handle" if self.host is not None else "engine_driven"
+        return "handle" if self.memory is not None else "engine_driven"
 
     @property
-    def mapped(self) -> HostWorker:
+    def mapped(self) -> WorkerMemory:
         """The memory of a handle-mode worker."""
-        assert self.host is not None
-        return self.host
+        assert self.memory is not None
+        return self.memory
 
     @property
     def windows(self) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Scope
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
+from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Instance, Registry
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
@@ -30,6 +31,7 @@ class Core:
     leases: Leases
     registry: Registry
     copies: CopyPool
+    gpus: Gpus
     telemetry: Telemetry
     tokens: TokenLists
     refusals: Refusals

@@ -16,6 +16,9 @@ _QUIET_SECONDS = 12.0
 # How long a peer may stay unreachable: a client reconnects within a second and is heard
 # again with its next heartbeat, ten seconds later by default.
 _GONE_SECONDS = 30.0
+# The same for a worker on a GPU. While we map its memory the GPU cannot give it to its successor,
+# which fails at its start then; and one that is given up too early just registers again.
+_GPU_QUIET_SECONDS, _GPU_GONE_SECONDS = 2.0, 5.0
 _SESSION_SECONDS = 600.0
 
 
@@ -55,17 +58,21 @@ class Liveness:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
         self._core.tiers.tick()
+        self._core.gpus.watch()
 
     def _lost(self, instance: Instance, now: float) -> str | None:
         """Why this worker is given up, None if it is not."""
         silence, timeout = now - instance.last_seen, self._core.config.worker_reap_timeout_seconds
-        if silence < min(_QUIET_SECONDS, timeout or _QUIET_SECONDS):
+        on_gpu = instance.memory is not None and instance.memory.on_gpu
+        quiet = _GPU_QUIET_SECONDS if on_gpu else _QUIET_SECONDS
+        if silence < min(quiet, timeout or quiet):
             return None
         if not self._is_connected(instance.client):
             if instance.unreachable_since is None:
                 instance.unreachable_since = now
             away = now - instance.unreachable_since
-            return "disconnected" if away >= self._gone_seconds else None
+            limit = min(self._gone_seconds, _GPU_GONE_SECONDS) if on_gpu else self._gone_seconds
+            return "disconnected" if away >= limit else None
         instance.unreachable_since = None
         return "silent" if timeout and instance.proven and silence > timeout else None
 

@@ -3,29 +3,21 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from sidecar.cache.arena import ALIGNMENT
-from sidecar.engines.groups import GroupSpec, WorkerLayout, worker_layout
-from sidecar.engines.host import HostWorker
-from sidecar.engines.layout import (
-    ITEM_BYTES,
-    LayerLayout,
-    TensorSpec,
-    UnknownLayout,
-    fingerprint,
-    layer_layout,
-)
-from sidecar.engines.mapping import SegmentRefused
+from sidecar.engines.cuda.gpus import MapRefused
+from sidecar.engines.host_memory import HostMemory
+from sidecar.engines.layout import ITEM_BYTES, UnknownLayout, fingerprint
+from sidecar.engines.memory import WorkerMemory
 from sidecar.engines.registry import Instance, SlotShape
 from sidecar.handlers.core import Core
+from sidecar.handlers.mapping import Mapping
 from sidecar.handlers.slots import Slots
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
-from sidecar.wire.ipc import CpuShmTensor, decode_tensor
 from sidecar.wire.messages import (
     ArenaAddress,
     BadPayload,
@@ -38,20 +30,6 @@ log = logging.getLogger(__name__)
 
 _MAX_WORKERS = 4096
 _MAX_MAPPING = 64
-_MAX_PLANES = 16_384  # of one worker, over all tensors
-
-
-@dataclass(slots=True)
-class _Mapping:
-    """What a copy thread makes of a registration: a mapped worker, or why there is none."""
-
-    instance_id: int
-    model_name: str
-    world_size: int
-    layout: WorkerLayout | None = None
-    host: HostWorker | None = None
-    refusal: str = "mapping failed"
-    is_final: bool = False  # no repetition would help: the layout itself is the reason
 
 
 class Registrations:
@@ -60,7 +38,7 @@ class Registrations:
     def __init__(self, core: Core, slots: Slots) -> None:
         self._core = core
         self._slots = slots
-        self._mapping: dict[int, _Mapping] = {}  # the latest of each worker that is under way
+        self._mapping: dict[int, Mapping] = {}  # the latest of each worker that is under way
 
     def register_handles(
         self,
@@ -78,16 +56,15 @@ class Registrations:
         self._admit(instance_id)
         try:
             self._check_mode("lmcache_driven")
-            tensors = [decode_tensor(handle) for handle in handles]
-            specs = [_group_spec(info) for info in groups]
+            mapping = Mapping(instance_id, model_name, world_size, hints)
+            mapping.describe(handles, groups)
         except (BadPayload, UnknownLayout) as error:
             self._refuse(instance_id)
             raise Refused("bad_registration", str(error)) from None
-        mapping = _Mapping(instance_id, model_name, world_size)
         self._mapping[instance_id] = mapping
         core.copies.submit(
-            [partial(_map_worker, mapping, tensors, hints, specs, core.config.chunk_size)],
-            partial(self._mapped, request, mapping),
+            [partial(mapping.prepare, core.config.chunk_size)],
+            partial(self._prepared, request, mapping),
         )
         return DEFERRED
 
@@ -141,28 +118,57 @@ class Registrations:
         self._slots.forget(instance, gone)
         self._retire(instance)
 
-    def _mapped(self, request: Request, mapping: _Mapping, ok: bool) -> None:
-        if self._mapping.get(mapping.instance_id) is not mapping:
+    def _prepared(self, request: Request, mapping: Mapping, ok: bool) -> None:
+        core = self._core
+        if mapping.host is not None:
+            threads = core.config.max_workers
+            memory = HostMemory(mapping.host, core.arena.bytes, core.copies, threads)
+            self._mapped(request, mapping, memory)
+        elif ok and mapping.gpu and mapping.layout and self._is_latest(mapping):
+            core.gpus.map(
+                mapping.gpu, mapping.layout, mapping.memories,
+                partial(self._mapped, request, mapping),
+                partial(self._memory_lost, mapping.instance_id),
+            )  # fmt: skip
+        else:
+            self._mapped(request, mapping, MapRefused(mapping.refusal, mapping.is_final))
+
+    def _mapped(
+        self, request: Request, mapping: Mapping, memory: WorkerMemory | MapRefused
+    ) -> None:
+        if not self._is_latest(mapping):
+            if not isinstance(memory, MapRefused):
+                memory.close()
             request.refuse("superseded", "a later registration, or its end, came first")
             return
         del self._mapping[mapping.instance_id]
-        layout = mapping.layout
-        if not ok or layout is None:
-            self._refuse_mapping(mapping)
-            request.refuse("bad_registration", mapping.refusal)
+        if isinstance(memory, MapRefused):
+            self._refuse_mapping(mapping.instance_id, memory.is_final)
+            request.refuse("bad_registration", memory.reason)
             return
+        layout = mapping.layout
+        assert layout is not None
         instance = Instance(
             mapping.instance_id, mapping.model_name, mapping.world_size,
             layout.fingerprint, layout.object_bytes,
-            request.client, self._core.now(), layout=layout, host=mapping.host,
+            request.client, self._core.now(), layout=layout, memory=memory,
         )  # fmt: skip
         self._add(instance)
         request.reply(None)
 
-    def _refuse_mapping(self, mapping: _Mapping) -> None:
-        if mapping.is_final:
-            self._refuse(mapping.instance_id)
-        elif (old := self._core.registry.remove(mapping.instance_id)) is not None:
+    def _is_latest(self, mapping: Mapping) -> bool:
+        return self._mapping.get(mapping.instance_id) is mapping
+
+    def _memory_lost(self, instance_id: int, memory: WorkerMemory) -> None:
+        """The GPU's process has been given up: the worker must register again."""
+        instance = self._core.registry.instances.get(instance_id)
+        if instance is not None and instance.memory is memory:
+            self.forget(instance)
+
+    def _refuse_mapping(self, instance_id: int, is_final: bool) -> None:
+        if is_final:
+            self._refuse(instance_id)
+        elif (old := self._core.registry.remove(instance_id)) is not None:
             self._release(old, gone=False)
 
     def _add(self, instance: Instance) -> None:
@@ -187,13 +193,8 @@ class Registrations:
             self._release(old, gone=False)
 
     def _retire(self, instance: Instance) -> None:
-        """Drop a worker's mapping on a copy thread, after the copies that use it.
-
-        Unmapping gigabytes takes a while, and the loop has no time.
-        """
-        if instance.host is not None:
-            mappings = [instance.host]
-            self._core.copies.submit([mappings.clear], lambda ok: None)
+        if instance.memory is not None:
+            instance.memory.close()
 
     def _admit(self, instance_id: int) -> None:
         self._core.refuse_when_closing()
@@ -210,51 +211,6 @@ class Registrations:
 
     def _address(self) -> ArenaAddress:
         return ArenaAddress("/" + self._core.arena.segment.name, self._core.arena.size)
-
-
-def _group_spec(info: EngineGroupInfo) -> GroupSpec:
-    if info.recurrent_state:
-        raise UnknownLayout("recurrent-state groups are not supported")
-    window = info.sw_size_tokens if info.sw_size_tokens > 0 else None
-    return GroupSpec(tuple(info.layer_indices), info.tokens_per_block, window)
-
-
-def _map_worker(
-    mapping: _Mapping,
-    tensors: list[CpuShmTensor],
-    hints: LayoutHints,
-    specs: list[GroupSpec],
-    chunk_size: int,
-) -> None:
-    """Fill `mapping`. Runs on a copy thread: segments may be large."""
-    try:
-        layers: list[LayerLayout] = []
-        planes = 0
-        for i, tensor in enumerate(tensors):
-            layers.append(_layer(i, tensor, hints))
-            planes += len(layers[-1].planes)
-            if planes > _MAX_PLANES:
-                raise UnknownLayout("the tensors lie in too many pieces")
-        mapping.layout = worker_layout(layers, specs, chunk_size)
-        names = [tensor.shm_name for tensor in tensors]
-        mapping.host = HostWorker(mapping.layout, names, _segment_sizes(tensors))
-    except (UnknownLayout, SegmentRefused) as error:
-        mapping.layout, mapping.refusal = None, str(error)
-        mapping.is_final = isinstance(error, UnknownLayout)
-
-
-def _layer(index: int, tensor: CpuShmTensor, hints: LayoutHints) -> LayerLayout:
-    m = tensor.metadata
-    spec = TensorSpec(m.dtype, tuple(m.shape), tuple(m.stride), m.storage_offset)
-    return layer_layout(index, spec, hints.kv_layout, tensor.nbytes)
-
-
-def _segment_sizes(tensors: list[CpuShmTensor]) -> dict[str, int]:
-    """Each segment once, however many tensors lie in it (fused pools)."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor.shm_name] = max(tensor.nbytes, sizes.get(tensor.shm_name, 0))
-    return sizes
 
 
 def _slot_shape(r: EngineDrivenRegistration, chunk_size: int) -> tuple[SlotShape, int]:

@@ -6,16 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.engines.host import Blocks, HostWorker
+from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
-from sidecar.handlers.chunk_copies import (
-    ChunkCopy,
-    all_null,
-    block_tables,
-    count_bytes,
-    pieces,
-    scatter,
-)
+from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, scope_of, space_of
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey
@@ -44,11 +37,11 @@ class Retrieves:
         """
         core = self._core
         core.trace(request, key)
-        core.telemetry.num_submitted_retrieves.add(1, HostWorker.device)
         hashes: list[bytes] = []
         try:
             hashes = core.hashes(key, key.end - key.end % core.config.chunk_size)
             instance = core.instance(request, instance_id, key, "handle")
+            core.telemetry.num_submitted_retrieves.add(1, instance.mapped.device)
             tables = block_tables(core, instance, key, block_ids)
             copies = self._find(instance, key, hashes, tables, skip_first_n_tokens)
             core.admit(instance)
@@ -61,8 +54,7 @@ class Retrieves:
         if not copies:
             end(True)
             return DEFERRED
-        copy_out = partial(scatter, core.arena.bytes, instance.mapped)
-        core.copies.submit(pieces(copy_out, copies, core.config.max_workers), end)
+        instance.mapped.load(copies, event, end)
         return DEFERRED
 
     def _find(
@@ -129,9 +121,9 @@ class Retrieves:
         core.telemetry.num_chunks_loaded.add(
             len(copies), str(instance.id), key.model_name, key.cache_salt
         )
-        core.telemetry.num_finished_retrieves.add(1, HostWorker.device)
+        core.telemetry.num_finished_retrieves.add(1, instance.mapped.device)
         count_bytes(core, "load", instance, copies, began)
-        if not request.reply((event, True)):
+        if not request.reply((instance.mapped.done_event(event), True)):
             # It waits for this answer for ever, unless it is made to give up and register again.
             self._lost(instance)
 

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from sidecar.engines.host_memory import HostMemory
 from sidecar.handlers.checksums import block_checksums
 from sidecar.handlers.control import Control
 from sidecar.handlers.core import Core
@@ -47,6 +48,11 @@ class Service:
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
         return Liveness(self._core, self._slots, self._registrations, is_connected)
+
+    def grow(self, offset: int, size: int) -> None:
+        """The next `size` bytes of the arena, from `offset`, may be used."""
+        self._core.l1.grow(offset, size)
+        self._core.gpus.populated(offset + size)
 
     def on_stall(self) -> None:
         """The server has not run for longer than its clients wait for a ping."""
@@ -91,17 +97,20 @@ class Service:
     ) -> "Future[dict[str, Any]]":
         """Digests of a worker's blocks, computed on a copy thread.
 
-        Raises KeyError for a worker whose memory is not mapped, ValueError for bad ids.
+        Raises KeyError for a worker that has named no memory, ValueError for one on a GPU and for
+        bad ids.
         """
         instance = self._core.registry.instances.get(instance_id)
-        if instance is None or instance.host is None or instance.layout is None:
+        if instance is None or instance.layout is None:
             raise KeyError(instance_id)
+        if not isinstance(instance.memory, HostMemory):
+            raise ValueError(f"the server does not read memory of {instance.mapped.device} itself")
         blocks = min(group.blocks for group in instance.layout.groups)
         if not block_ids or min(block_ids) < 0 or max(block_ids) >= blocks:
             raise ValueError(f"block ids must be in [0, {blocks})")
         future: Future[dict[str, Any]] = Future()
         work = partial(
-            _resolve, future, instance.host, list(block_ids), blocks_per_chunk, layerwise
+            _resolve, future, instance.memory.host, list(block_ids), blocks_per_chunk, layerwise
         )
         self._core.copies.submit([work], lambda ok: None)
         return future

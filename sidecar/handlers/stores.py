@@ -7,16 +7,9 @@ from typing import Any
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
-from sidecar.engines.host import Blocks, HostWorker
+from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
-from sidecar.handlers.chunk_copies import (
-    ChunkCopy,
-    all_null,
-    block_tables,
-    count_bytes,
-    gather,
-    pieces,
-)
+from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, space_of
 from sidecar.handlers.eviction import Eviction
 from sidecar.telemetry.spans import Span
@@ -64,19 +57,16 @@ class Stores:
         tables = block_tables(core, instance, key, block_ids)
         hashes = core.hashes(key, key.end)
         core.admit(instance)
-        core.telemetry.num_submitted_stores.add(1, HostWorker.device)
+        core.telemetry.num_submitted_stores.add(1, instance.mapped.device)
         copies, others = self._reserve(instance, key, hashes, tables)
-        store = _Store(
-            request, instance, (event, True), copies, core.now(), span, 1 + len(others)
-        )  # fmt: skip
+        answer = instance.mapped.done_event(event), True
+        store = _Store(request, instance, answer, copies, core.now(), span, 1 + len(others))
         for entry in others:
             _when_settled(entry, partial(self._one_done, store))
         if not copies:
             self._one_done(store)
             return DEFERRED
-        copy_in = partial(gather, core.arena.bytes, instance.mapped)
-        work = pieces(copy_in, copies, core.config.max_workers)
-        core.copies.submit(work, partial(self._end_store, store))
+        instance.mapped.store(copies, event, partial(self._end_store, store))
         return DEFERRED
 
     def _reserve(
@@ -149,7 +139,7 @@ class Stores:
     def _answer(self, store: "_Store") -> bool:
         if store.request.answered:
             return False
-        self._core.telemetry.num_finished_stores.add(1, HostWorker.device)
+        self._core.telemetry.num_finished_stores.add(1, store.instance.mapped.device)
         delivered = store.request.reply(store.answer)
         if not delivered:
             self._lost(store.instance)

@@ -102,6 +102,7 @@ class Instruments(Declarations):
             "l1_chunk_reuse_gap", "s", "Between two uses of a chunk", _AGES, fixed=_L1
         )
         self._gauge("l1_memory_usage_bytes", "Bytes of L1 in use", _L1_MEMORY)
+        self._gauge("l1_memory_pinned_bytes", "Bytes of L1 that are pinned for GPUs", _L1_MEMORY)
         self._gauge("l1_memory_populated_bytes", "Bytes of L1 that hold pages", _L1_MEMORY)
         self._gauge("l1_usage_ratio", "Share of L1 in use", _L1_MEMORY)
         self._gauge("live_leases", "Objects that somebody may be reading or writing")
@@ -130,6 +131,14 @@ class Instruments(Declarations):
         )
         self.l0_l1_load_throughput = self._histogram(
             "l0_l1_load_throughput", "GB/s", "Speed of retrieves", _RATES, _TRANSFER
+        )
+
+        self.gpu_transfer_phase = self._histogram(
+            "gpu_transfer_phase",
+            "s",
+            "Parts of a transfer with a GPU: waiting for the worker's event, copying",
+            _LATENCIES,
+            ("device", "direction", "phase"),
         )
 
     def _declare_workers(self) -> None:

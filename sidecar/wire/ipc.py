@@ -38,10 +38,53 @@ class CpuShmTensor(msgspec.Struct, forbid_unknown_fields=True, tag_field="type",
     nbytes: _Extent
 
 
-_decoder = msgspec.msgpack.Decoder(CpuShmTensor)
+_Torch = tuple[int, bytes | None, _Extent, _Extent, bytes | None, _Extent, bytes | None, bool]
 
 
-def decode_tensor(ext: msgspec.msgpack.Ext) -> CpuShmTensor:
+class CudaTensor(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="cuda"):
+    """A tensor in a storage that torch shares.
+
+    `handle` is what `UntypedStorage._share_cuda_` gives: device ordinal, memory handle, size and
+    offset of the storage in its allocation, file and index of the reference counter, an event
+    and whether it counts.
+    """
+
+    version: Literal[1]
+    metadata: TensorMetadata
+    handle: _Torch
+
+    @property
+    def nbytes(self) -> int:
+        return self.handle[2]
+
+
+class RawCudaTensor(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="cuda_raw"):
+    """A tensor `alloc_offset` bytes into an allocation of the driver's (isolated_ipc)."""
+
+    version: Literal[1]
+    metadata: TensorMetadata
+    ipc_handle: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    alloc_offset: _Extent
+    nbytes: _Extent
+
+
+class _VmmTensor(msgspec.Struct, tag_field="type", tag="cuda_vmm"):
+    """Memory of the driver's virtual memory management, of which CUDA IPC knows nothing."""
+
+
+GpuTensor = CudaTensor | RawCudaTensor
+_Tensor = CpuShmTensor | GpuTensor | _VmmTensor
+_decoder: msgspec.msgpack.Decoder[_Tensor] = msgspec.msgpack.Decoder(_Tensor)
+_VMM = (
+    "virtual CUDA memory cannot be shared: start the worker without expandable_segments and "
+    "without sleep mode"
+)
+# Newer torch puts a version and a type before the handle: c = cudaMalloc, e = expandable segment.
+_MEMORY_HANDLE_BYTES = 64
+_PREFIX_BYTES = 2
+
+
+def decode_tensor(ext: msgspec.msgpack.Ext) -> CpuShmTensor | GpuTensor:
     """The descriptor in `ext`. Raises BadPayload for a pickle, another device or any misfit."""
     if ext.code != EXT_DEVICE_HANDLE:
         raise BadPayload(f"unknown ext code {ext.code}")
@@ -52,6 +95,23 @@ def decode_tensor(ext: msgspec.msgpack.Ext) -> CpuShmTensor:
         tensor = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadPayload(f"tensor handle: {error}") from None
+    if isinstance(tensor, _VmmTensor):
+        raise BadPayload(_VMM)
     if len(tensor.metadata.shape) != len(tensor.metadata.stride):
         raise BadPayload("tensor handle: shape and stride differ in length")
     return tensor
+
+
+def memory_handle(tensor: GpuTensor) -> bytes:
+    """The driver's handle (64 bytes) of the allocation. Raises BadPayload if there is none."""
+    if isinstance(tensor, RawCudaTensor):
+        return tensor.ipc_handle
+    handle = tensor.handle[1] or b""
+    kind = handle[1:_PREFIX_BYTES]
+    if len(handle) == _MEMORY_HANDLE_BYTES:
+        return handle
+    if kind == b"e":
+        raise BadPayload(_VMM)
+    if len(handle) != _PREFIX_BYTES + _MEMORY_HANDLE_BYTES or kind != b"c":
+        raise BadPayload(f"a memory handle of {len(handle)} bytes, type {kind!r}")
+    return handle[_PREFIX_BYTES:]

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.gpu_site import gpu_server, gpu_site
 from tests.support.server import Server
 
 if TYPE_CHECKING:
     from tests.conformance.rig import Rig
+
+__all__ = ["gpu_server", "gpu_site", "mode", "rig"]
 
 
 @pytest.fixture

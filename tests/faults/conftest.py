@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.gpu_site import gpu_server, gpu_site
 from tests.support.raw import RawClient, RawWorker
 from tests.support.server import Server
+
+__all__ = ["gpu_server", "gpu_site", "raw", "still_serves", "worker"]
 
 _numbers = itertools.count(1)
 

@@ -1,17 +1,47 @@
-"""Tests of this tier need an NVIDIA GPU and are skipped, with that reason, where there is none."""
+"""Tests of this tier need an NVIDIA GPU and are skipped, with that reason, where there is none.
 
+The worker is this process, made of the stock client; the server and its child are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support.server import Server
+
+if TYPE_CHECKING:
+    from tests.conformance.rig import Rig
 
 HERE = Path(__file__).parent
 DRIVER = Path("/dev/nvidiactl")
 
 
+def missing() -> str | None:
+    """Why these tests cannot run here."""
+    if not DRIVER.exists():
+        return f"no NVIDIA GPU here ({DRIVER} does not exist)"
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA build of torch"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if DRIVER.exists():
-        return
-    skip = pytest.mark.skip(reason=f"no NVIDIA GPU here ({DRIVER} does not exist)")
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(skip)
+    ours = [item for item in items if HERE in item.path.parents]
+    reason = missing() if ours else None
+    if reason is not None:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def rig(server: Server, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """A model name of this test's own on the shared server."""
+    from tests.conformance.rig import Rig
+
+    made = Rig(server, request.node.nodeid.split("::")[-1])
+    yield made
+    made.close()

@@ -6,9 +6,11 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from sidecar.cache import arena as arena_module
 from sidecar.cache.arena import Arena
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.engines.mapping import MappedSegments, SegmentRefused
@@ -84,6 +86,22 @@ def test_the_whole_arena_becomes_usable(name: str) -> None:
     arena.stop_populating()
     assert pieces == [(0, 64 * MIB), (64 * MIB, 64 * MIB), (128 * MIB, 2 * MIB)]
     assert os.stat(SHM_DIR / segment.name).st_blocks * 512 == arena.size
+    segment.remove()
+
+
+@pytest.mark.parametrize(("option", "good"), [("rw,huge=advise", True), ("rw", False)])
+def test_huge_pages_are_refused_where_the_mount_has_none(
+    name: str, option: str, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"none /tmp tmpfs huge=always 0 0\ntmpfs /dev/shm tmpfs {option} 0 0\n")
+    monkeypatch.setattr(arena_module, "_MOUNTS", mounts)
+    segment = Segment(name, MIB)
+    if good:
+        assert Arena(segment, huge_pages=True).bytes.nbytes == MIB
+    else:
+        with pytest.raises(SegmentError, match="remount,huge=advise"):
+            Arena(segment, huge_pages=True)
     segment.remove()
 
 

@@ -72,6 +72,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "request_latency_seconds": ("histogram", {"operation"}),
     "l1_memory_usage_bytes": ("gauge", L1 | {"backend"}),
     "l1_memory_populated_bytes": ("gauge", L1 | {"backend"}),
+    "l1_memory_pinned_bytes": ("gauge", L1 | {"backend"}),
+    "gpu_transfer_phase_seconds": ("histogram", {"device", "direction", "phase"}),
     "l1_usage_ratio": ("gauge", L1 | {"backend"}),
     "active_prefetch_jobs": ("gauge", set()),
     "registered_workers": ("gauge", set()),

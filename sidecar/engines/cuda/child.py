@@ -1,0 +1,186 @@
+"""The child process of one GPU: maps workers' memory, copies, and answers over its pipe.
+
+One thread uses the driver; another reads the pipe. Whatever makes it doubtful that copies do
+what they should ends the process, and with it everything it had on the GPU: the server starts
+another.
+"""
+
+import logging
+import queue
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.driver import Driver, DriverError
+from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
+from sidecar.engines.cuda.lane import Lane, Transfer
+from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
+from sidecar.engines.cuda.mappings import Mappings
+from sidecar.engines.cuda.pinning import PinnedArena
+from sidecar.engines.cuda.protocol import (
+    End,
+    Map,
+    Mapped,
+    Move,
+    Moved,
+    Ping,
+    Pong,
+    Populated,
+    Unmap,
+)
+
+log = logging.getLogger(__name__)
+
+# A step of the engine takes less. A worker that died before its event never signals it.
+_EVENT_SECONDS = 30.0
+_POLL_SECONDS = 50e-6
+_POLLED_A_TURN = 32  # copies must not wait for long while many events are looked at
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A transfer whose worker's event has not happened yet."""
+
+    order: Move
+    event: Event
+    since: float = field(default_factory=time.monotonic)
+
+
+class Child:
+    """The work of the process. `run` returns when the server wants no more."""
+
+    def __init__(self, driver: Driver, pipe: Connection, arena: PinnedArena) -> None:
+        self._driver, self._pipe, self._arena = driver, pipe, arena
+        self._mappings = Mappings(driver)
+        self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
+        self._workers: dict[int, MappedWorker] = {}
+        self._waiting: deque[_Waiting] = deque()
+
+    def run(self, inbox: "queue.SimpleQueue[protocol.ToChild]") -> None:
+        """Take orders until End. Raises DriverError and Stuck when the process must be replaced."""
+        while True:
+            try:
+                order = inbox.get(timeout=self._patience())
+            except queue.Empty:
+                pass
+            else:
+                if isinstance(order, End):
+                    return
+                self._take(order)
+            self._poll_events()
+            for lane in self._lanes.values():
+                for transfer in lane.advance():
+                    self._finish(transfer)
+
+    def _patience(self) -> float | None:
+        """How long the loop may sleep until the next order."""
+        if self._waiting or not all(lane.is_idle for lane in self._lanes.values()):
+            return _POLL_SECONDS
+        return 0.0 if self._arena.advance() else None
+
+    def _take(self, order: protocol.ToChild) -> None:
+        match order:
+            case Map():
+                self._map(order)
+            case Unmap():
+                self._leave(order.worker)
+            case Move():
+                self._begin(order)
+            case Populated():
+                self._arena.populated = order.size
+            case Ping():
+                self._send(Pong(self._arena.pinned_bytes))
+
+    def _map(self, order: Map) -> None:
+        try:
+            self._workers[order.worker] = MappedWorker(order, self._mappings)
+        except CannotMap as error:
+            self._send(Mapped(order.worker, str(error)))
+        else:
+            self._send(Mapped(order.worker, None))
+
+    def _begin(self, order: Move) -> None:
+        worker, memory = self._workers[order.worker], timeline_memory(order.event)
+        try:
+            event = open_event(order.event, self._driver, self._mappings)
+            if memory is not None:
+                worker.keep(memory)
+        except BadEvent as error:
+            self._send(Moved(order.job, str(error), 0.0, 0.0))
+        except DriverError as error:
+            if error.is_fatal:
+                raise
+            self._send(Moved(order.job, f"the worker's event: {error}", 0.0, 0.0))
+        else:
+            worker.transfers += 1
+            self._waiting.append(_Waiting(order, event))
+
+    def _poll_events(self) -> None:
+        now = time.monotonic()
+        for _ in range(min(len(self._waiting), _POLLED_A_TURN)):
+            waiting = self._waiting.popleft()
+            late = now - waiting.since > _EVENT_SECONDS
+            try:
+                done = waiting.event.is_done()
+                if done or late:
+                    waiting.event.close()
+            except DriverError as error:
+                if error.is_fatal:
+                    raise
+                self._give_up(waiting, f"the worker's event: {error}")
+                continue
+            if done:
+                self._start(waiting)
+            elif late:
+                self._give_up(waiting, f"the event did not happen in {_EVENT_SECONDS:.0f} s")
+            else:
+                self._waiting.append(waiting)
+
+    def _start(self, waiting: _Waiting) -> None:
+        order = waiting.order
+        waited = time.monotonic() - waiting.since
+        steps = self._workers[order.worker].steps(order)
+        transfer = Transfer(order.job, order.worker, waited, steps)
+        if transfer.next is not None:
+            self._lanes[order.is_store].add(transfer)
+        else:
+            self._finish(transfer)
+
+    def _give_up(self, waiting: _Waiting, why: str) -> None:
+        order = waiting.order
+        self._send(Moved(order.job, why, time.monotonic() - waiting.since, 0.0))
+        self._ended(order.worker)
+
+    def _finish(self, transfer: Transfer) -> None:
+        copied = time.monotonic() - transfer.began
+        self._send(Moved(transfer.job, transfer.error, transfer.waited, copied))
+        self._ended(transfer.worker)
+
+    def _ended(self, worker: int) -> None:
+        self._workers[worker].transfers -= 1
+        self._unmap_if_left(worker)
+
+    def _leave(self, worker: int) -> None:
+        """The worker may use its blocks for something else: touch nothing more of them."""
+        self._workers[worker].is_leaving = True
+        left = [waiting for waiting in self._waiting if waiting.order.worker == worker]
+        self._workers[worker].transfers += 1  # keep it mapped until all of this is done
+        for waiting in left:
+            self._waiting.remove(waiting)
+            waiting.event.close()
+            self._give_up(waiting, "the worker has left")
+        for lane in self._lanes.values():
+            for transfer in lane.drop(worker):
+                self._finish(transfer)
+        self._ended(worker)
+
+    def _unmap_if_left(self, worker: int) -> None:
+        mapped = self._workers[worker]
+        if mapped.is_leaving and not mapped.transfers:
+            del self._workers[worker]
+            mapped.close()
+
+    def _send(self, answer: protocol.ToServer) -> None:
+        protocol.send(self._pipe, answer)

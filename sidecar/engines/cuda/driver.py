@@ -1,0 +1,113 @@
+"""What a child needs of a GPU's driver: some twenty calls on ints and bytes.
+
+`libcuda` is the real one; tests bring a fake whose device memory is shared memory.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Addresses = npt.NDArray[np.uint64]
+
+HANDLE_BYTES = 64  # of a CUipcMemHandle and of a CUipcEventHandle
+
+INVALID_VALUE, OUT_OF_MEMORY = 1, 2
+_INVALID_DEVICE, INVALID_CONTEXT, MAP_FAILED, ALREADY_MAPPED = 101, 201, 205, 208
+_PEER_LIMIT, _INVALID_HANDLE = (217, 711), 400
+ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED = 712, 713, 801
+# A call that fails with one of these has done nothing. After any other code nothing that the
+# process does with CUDA can be relied on, the illegal address (700) first of all.
+_HARMLESS = {
+    INVALID_VALUE, OUT_OF_MEMORY, _INVALID_DEVICE, INVALID_CONTEXT, MAP_FAILED, ALREADY_MAPPED,
+    *_PEER_LIMIT, _INVALID_HANDLE, ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED,
+}  # fmt: skip
+
+
+class DriverError(Exception):
+    """A driver call failed with `code` (CUresult)."""
+
+    def __init__(self, call: str, code: int, name: str = "") -> None:
+        super().__init__(f"{call}: {name or 'CUDA error'} ({code})")
+        self.code = code
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the process must be replaced."""
+        return self.code not in _HARMLESS
+
+
+class DriverMissing(Exception):
+    """There is no driver, or no GPU that it shows us; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The one GPU of this process. `driver` is the CUDA version it supports, as 12080 for 12.8."""
+
+    name: str
+    uuid: str
+    bus_id: str
+    multiprocessors: int
+    driver: int
+    has_batches: bool
+
+
+class Driver(Protocol):
+    """One GPU, used by one thread. Streams, events and addresses are ints.
+
+    All but `open` raise DriverError.
+    """
+
+    def open(self, use_batches: bool) -> Device:
+        """Make the GPU's primary context current on this thread. Raises DriverMissing.
+
+        Without `use_batches` copies are begun one by one, even if the driver can take many.
+        """
+
+    def map_memory(self, handle: bytes) -> tuple[int, int]:
+        """Map another process's allocation: its address here and its size in bytes."""
+
+    def unmap_memory(self, address: int) -> None: ...
+
+    def open_event(self, handle: bytes) -> int:
+        """Another process's event."""
+
+    def new_event(self) -> int: ...
+
+    def destroy_event(self, event: int) -> None: ...
+
+    def record(self, event: int, stream: int) -> None: ...
+
+    def is_done(self, event: int) -> bool:
+        """Whether what was recorded last has ended; an event never recorded is done."""
+
+    def new_stream(self) -> int: ...
+
+    def allocate(self, nbytes: int) -> int:
+        """Device memory."""
+
+    def allocate_host(self, nbytes: int) -> int:
+        """Pinned host memory."""
+
+    def pin(self, address: int, nbytes: int) -> int:
+        """Pin whole pages of host memory; the address by which copies name them."""
+
+    def copy(
+        self, to: Addresses, source: Addresses, sizes: Addresses, stream: int, batched: bool
+    ) -> None:
+        """Begin copies that do not overlap; reads come after what the stream did before.
+
+        No copy may span two pinned pieces. Only with `batched` in one call, if there is such
+        a call: it wants pinned memory. On an error any of them may have begun.
+        """
+
+    def copy_runs(self, table: int, runs: int, stream: int) -> None:
+        """Begin a kernel that copies runs within device memory.
+
+        `table` is device memory: `runs` words (uint64) each of destinations, sources, sizes.
+        """
+
+    def read_word(self, address: int) -> int:
+        """The uint64 at a device address, now."""

@@ -1,0 +1,175 @@
+"""One child process as the server sees it: orders out, answers in, and its end."""
+
+import logging
+import os
+import queue
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from sidecar.cache.arena import Arena
+from sidecar.engines.cuda import protocol
+
+log = logging.getLogger(__name__)
+
+# The driver may take long to start. Later no call takes this long on a GPU that works.
+_START_SECONDS, _SILENT_SECONDS = 60.0, 10.0
+
+OnMapped = Callable[[str | None], None]
+OnMoved = Callable[[protocol.Moved], None]
+
+
+class Gpu:
+    """The child process of the GPU `uuid`. All methods on the loop thread; none blocks.
+
+    When it ends, whatever the reason, every callback that is owed is called, `on_mapped` and
+    `on_moved` with an error: only then does nobody touch their memory any more. `on_lost`
+    comes as soon as it is known that it will not answer, `on_ended` when it is gone.
+    """
+
+    def __init__(
+        self,
+        uuid: str,
+        command: Sequence[str],
+        arena: Arena,
+        use_batches: bool,
+        post: Callable[[Callable[[], None]], None],
+        on_lost: Callable[["Gpu"], None],
+        on_ended: Callable[["Gpu"], None],
+    ) -> None:
+        """Start the process. Raises OSError."""
+        self.uuid = uuid
+        self.pinned_bytes = 0
+        self.is_ending = False
+        self.is_unusable = False  # there is no driver, or no such GPU
+        self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
+        self._asked: float | None = time.monotonic()
+        self._patience = _START_SECONDS
+        self._reason = "its process has ended"
+        self._mapping: dict[int, OnMapped] = {}
+        self._moving: dict[int, OnMoved] = {}
+        self._process, self._pipe = _start(uuid, command, arena, use_batches)
+        self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
+        # A child that hangs does not read either: sending must not stop the loop.
+        for work in (self._write, self._read):
+            threading.Thread(target=work, name=f"gpu-{uuid}", daemon=True).start()
+
+    def map(self, order: protocol.Map, on_mapped: OnMapped) -> None:
+        self._mapping[order.worker] = on_mapped
+        self._outbox.put(order)
+
+    def move(self, order: protocol.Move, on_moved: OnMoved) -> None:
+        self._moving[order.job] = on_moved
+        self._outbox.put(order)
+
+    def tell(self, order: protocol.Unmap | protocol.Populated) -> None:
+        self._outbox.put(order)
+
+    def end(self) -> None:
+        """The last worker has left: let the process end, and see to it that it does."""
+        self.is_ending = True
+        self._reason = "its last worker has left"
+        self._asked, self._patience = time.monotonic(), _SILENT_SECONDS
+        self._outbox.put(protocol.End())
+
+    def watch(self) -> None:
+        """To be called about once a second: replaces a child that does not answer."""
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = now
+            self._outbox.put(protocol.Ping())
+        elif now - self._asked > self._patience:
+            self.kill(f"it did not answer for {self._patience:.0f} s")
+
+    def kill(self, reason: str) -> None:
+        """Give it up. What it was asked for is answered when it is gone."""
+        self._reason = reason
+        self._process.kill()
+        self._lost()
+
+    def stop(self) -> None:
+        """The server stops: end the process now."""
+        self.is_ending = True
+        self._process.kill()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the end of a process that was stopped."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            log.error("%s: process %d does not end", self.uuid, self._process.pid)
+
+    def _lost(self) -> None:
+        if not self.is_ending:
+            self.is_ending = True
+            log.error(
+                "%s is given up: %s; its workers must register again", self.uuid, self._reason
+            )
+        self._on_lost(self)
+
+    def _write(self) -> None:
+        while (order := self._outbox.get()) is not None:
+            try:
+                protocol.send(self._pipe, order)
+            except OSError:
+                return
+
+    def _read(self) -> None:
+        try:
+            while True:
+                answer = protocol.receive_answer(self._pipe)
+                self._post(partial(self._take, answer))
+        except (EOFError, OSError, msgspec.DecodeError):
+            pass
+        # The driver stops all copies before the process is gone, and not a moment earlier.
+        self._process.kill()
+        self._process.wait()
+        self._post(self._ended)
+
+    def _take(self, answer: protocol.ToServer) -> None:
+        match answer:
+            case protocol.Mapped():
+                self._mapping.pop(answer.worker)(answer.error)
+            case protocol.Moved():
+                self._moving.pop(answer.job)(answer)
+            case protocol.Pong():
+                self.pinned_bytes = answer.pinned
+                if not self.is_ending:
+                    self._asked, self._patience = None, _SILENT_SECONDS
+            case protocol.Unusable():
+                self.is_ending = self.is_unusable = True
+                self._reason = answer.reason
+
+    def _ended(self) -> None:
+        self._outbox.put(None)
+        self._pipe.close()
+        self._lost()
+        self._on_ended(self)
+        mapping, self._mapping = self._mapping, {}
+        for on_mapped in mapping.values():
+            on_mapped(self._reason)
+        moving, self._moving = self._moving, {}
+        for job, on_moved in moving.items():
+            on_moved(protocol.Moved(job, self._reason, 0.0, 0.0))
+
+
+def _start(
+    uuid: str, command: Sequence[str], arena: Arena, use_batches: bool
+) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """The process and our end of its pipe. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    fds = theirs.fileno(), arena.segment.fd
+    with theirs:
+        process = subprocess.Popen(
+            [*command, *map(str, (*fds, arena.size, int(use_batches)))],
+            pass_fds=fds,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
+            stdin=subprocess.DEVNULL,
+        )
+    return process, Connection(ours.detach())

@@ -1,0 +1,152 @@
+"""The GPUs that have workers now, each with its child process."""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from sidecar.cache.arena import Arena
+from sidecar.engines.copier import CopyPool
+from sidecar.engines.cuda.gpu import Gpu
+from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
+from sidecar.engines.cuda.layout import Tensor, map_order
+from sidecar.engines.cuda.protocol import Populated
+from sidecar.engines.groups import WorkerLayout
+
+COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
+_END_SECONDS = 5.0
+_MAX_GPUS = 32  # processes, also for GPUs that a peer has made up
+
+
+@dataclass(frozen=True, slots=True)
+class MapRefused:
+    """Why a worker's memory is not mapped; `is_final` if no repetition would help."""
+
+    reason: str
+    is_final: bool
+
+
+OnMapped = Callable[[GpuMemory | MapRefused], None]
+OnLost = Callable[[GpuMemory], None]
+
+
+class Gpus:
+    """Starts a child for the first worker of a GPU and ends it after the last one.
+
+    All methods on the loop thread.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        pool: CopyPool,
+        post: Callable[[Callable[[], None]], None],
+        observe: Observe,
+        use_batches: bool,
+    ) -> None:
+        """`observe` is told of each transfer that has ended well; `pool` counts them all.
+
+        `use_batches`: let drivers begin many copies in one call.
+        """
+        self._use_batches = use_batches
+        self._arena, self._pool, self._post, self._observe = arena, pool, post, observe
+        self._populated = 0
+        self._gpus: dict[str, Gpu] = {}
+        self._ending: set[Gpu] = set()
+        self._workers: dict[GpuMemory, OnLost] = {}
+        self._numbers = itertools.count(1)
+
+    def map(
+        self,
+        uuid: str,
+        layout: WorkerLayout,
+        tensors: Sequence[Tensor],
+        on_mapped: OnMapped,
+        on_lost: OnLost,
+    ) -> None:
+        """Map a worker's tensors on the GPU `uuid`.
+
+        `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
+        unless it was closed before: the worker has to register again.
+        """
+        try:
+            gpu = self._gpus.get(uuid) or self._start(uuid)
+        except OSError as error:
+            on_mapped(MapRefused(f"no process for {uuid}: {error}", is_final=False))
+            return
+        number = next(self._numbers)
+        memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
+        self._workers[memory] = on_lost
+        gpu.map(map_order(number, layout, tensors), partial(self._mapped, memory, on_mapped))
+
+    def populated(self, size: int) -> None:
+        """The first `size` bytes of the arena are resident; they may be pinned."""
+        self._populated = size
+        for gpu in self._gpus.values():
+            gpu.tell(Populated(size))
+
+    def pinned_bytes(self) -> int:
+        """Bytes of the arena that are pinned, by the GPU that has pinned most."""
+        return max((gpu.pinned_bytes for gpu in self._gpus.values()), default=0)
+
+    def watch(self) -> None:
+        """To be called about once a second."""
+        for gpu in [*self._gpus.values(), *self._ending]:
+            gpu.watch()
+
+    def close(self) -> None:
+        """End all processes."""
+        gpus = [*self._gpus.values(), *self._ending]
+        for gpu in gpus:
+            gpu.stop()
+        for gpu in gpus:
+            gpu.wait(_END_SECONDS)
+
+    def _start(self, uuid: str) -> Gpu:
+        """Raises OSError."""
+        running = len(self._gpus) + len(self._ending)
+        if running >= _MAX_GPUS:
+            raise OSError(f"{running} GPUs have one")
+        gpu = Gpu(
+            uuid, COMMAND, self._arena, self._use_batches, self._post, self._lost, self._ended
+        )
+        self._gpus[uuid] = gpu
+        gpu.tell(Populated(self._populated))
+        return gpu
+
+    def _mapped(self, memory: GpuMemory, on_mapped: OnMapped, error: str | None) -> None:
+        if error is None and memory in self._workers:
+            on_mapped(memory)
+            return
+        self._leave(memory)
+        reason = error or "the GPU was given up meanwhile"
+        on_mapped(MapRefused(reason, memory.gpu.is_unusable))
+
+    def _close(self, memory: GpuMemory) -> None:
+        """A worker's memory is not wanted any more."""
+        if memory in self._workers:
+            memory.unmap()
+            self._leave(memory)
+
+    def _leave(self, memory: GpuMemory) -> None:
+        self._workers.pop(memory, None)
+        gpu = memory.gpu
+        if gpu.is_ending or any(other.gpu is gpu for other in self._workers):
+            return
+        gpu.end()
+        self._retire(gpu)
+
+    def _lost(self, gpu: Gpu) -> None:
+        self._retire(gpu)
+        lost = [memory for memory in self._workers if memory.gpu is gpu]
+        for memory in lost:
+            self._workers.pop(memory)(memory)
+
+    def _retire(self, gpu: Gpu) -> None:
+        if self._gpus.get(gpu.uuid) is gpu:
+            del self._gpus[gpu.uuid]
+            self._ending.add(gpu)
+
+    def _ended(self, gpu: Gpu) -> None:
+        self._ending.discard(gpu)

@@ -1,0 +1,80 @@
+"""The arena as the GPU sees it: pinned in pieces, in the background and where it is needed."""
+
+import logging
+
+import numpy as np
+
+from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Driver, DriverError
+from sidecar.engines.cuda.plan import PIECE_BYTES, Ints
+
+log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "transfers with the rest are slow. Raise the limits of pinned memory: `ulimit -l unlimited` "
+    "(docker --ulimit memlock=-1), and the memory of the container beyond --l1-size-gb"
+)
+
+
+class PinnedArena:
+    """Where copies find the bytes of the arena. For the CUDA thread only.
+
+    Pinning a piece takes milliseconds and stops the driver for everybody on the machine, so it
+    is done piece by piece while there is nothing else to do, and at once for a piece that a
+    copy needs. A piece that cannot be pinned is copied to and from as it is, slowly.
+    """
+
+    def __init__(self, driver: Driver, address: int, size: int) -> None:
+        """The arena is mapped at `address`; `populated` bytes of `size` may be touched."""
+        self._driver = driver
+        self._size = size
+        self.populated = 0
+        pieces = -(-size // PIECE_BYTES)
+        self._address = address + np.arange(pieces, dtype=np.int64) * PIECE_BYTES
+        self._is_pinned = np.zeros(pieces, bool)
+        self._gave_up = False
+        self._next = 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        sizes = [self._extent(int(piece)) for piece in np.flatnonzero(self._is_pinned)]
+        return sum(sizes)
+
+    def advance(self) -> bool:
+        """Pin one more piece; False if there is none to be pinned now."""
+        while self._next < len(self._is_pinned) and self._is_pinned[self._next]:
+            self._next += 1
+        whole = self._next * PIECE_BYTES + self._extent(self._next) <= self.populated
+        if self._gave_up or self._next == len(self._is_pinned) or not whole:
+            return False
+        self._pin(self._next)
+        return True
+
+    def need(self, offsets: Ints) -> bool:
+        """Pin the pieces in which these offsets lie; whether all of them are pinned now."""
+        pieces = np.unique(offsets // PIECE_BYTES)
+        for piece in pieces[~self._is_pinned[pieces]].tolist():
+            if not self._gave_up:
+                self._pin(piece)
+        return bool(self._is_pinned[pieces].all())
+
+    def addresses(self, offsets: Ints) -> Ints:
+        """What copies call the bytes at these offsets."""
+        return self._address[offsets // PIECE_BYTES] + offsets % PIECE_BYTES
+
+    def _pin(self, piece: int) -> None:
+        try:
+            address = self._driver.pin(int(self._address[piece]), self._extent(piece))
+        except DriverError as error:
+            if error.is_fatal:
+                raise
+            self._gave_up = True
+            what = "no memory may be pinned" if error.code == OUT_OF_MEMORY else str(error)
+            log.warning(
+                "%d MiB of the L1 are pinned, %s: %s", self.pinned_bytes >> 20, what, _REMEDY
+            )
+            return
+        self._address[piece] = address
+        self._is_pinned[piece] = True
+
+    def _extent(self, piece: int) -> int:
+        return min(PIECE_BYTES, self._size - piece * PIECE_BYTES)

@@ -1,0 +1,94 @@
+"""A child process from its start to its end."""
+
+import ctypes
+import logging
+import mmap
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn
+
+from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.child import Child
+from sidecar.engines.cuda.driver import Device, Driver, DriverError, DriverMissing
+from sidecar.engines.cuda.lane import Stuck
+from sidecar.engines.cuda.pinning import PinnedArena
+
+log = logging.getLogger(__name__)
+
+FAILED = 70
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_DEVICES = Path("/sys/bus/pci/devices")
+
+
+def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
+    """Serve the GPU that the environment shows. `arguments`: fds of pipe and arena, its size,
+    and 1 if copies may be begun many at a time, else 0.
+
+    Never returns: the end of the process is what lets go of everything on the GPU, and the
+    driver's own clean-up may wait for a GPU that does not answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the server ends us
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
+    pipe_fd, arena_fd, size, use_batches = map(int, arguments)
+    pipe = Connection(pipe_fd)
+    code = 0
+    try:
+        _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches))
+    except DriverMissing as error:
+        protocol.send(pipe, protocol.Unusable(str(error)))
+    except (DriverError, Stuck) as error:
+        log.error("the GPU is given up: %s", error)
+        code = FAILED
+    except BaseException:
+        log.exception("the GPU is given up")
+        code = FAILED
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _serve(driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool) -> None:
+    device = driver.open(use_batches)
+    log.info(
+        "%s %s, driver for CUDA %d.%d, %s",
+        device.name, device.uuid, device.driver // 1000, device.driver % 1000 // 10,
+        "batched copies" if device.has_batches else "no batched copies: long runs one by one",
+    )  # fmt: skip
+    _stay_near(device)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+    child = Child(driver, pipe, PinnedArena(driver, address, len(arena)))
+    inbox: queue.SimpleQueue[protocol.ToChild] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
+    protocol.send(pipe, protocol.Pong(0))
+    child.run(inbox)
+
+
+def _read(pipe: Connection, inbox: "queue.SimpleQueue[protocol.ToChild]") -> None:
+    """Hand on what comes over the pipe; without a server there is nothing to live for."""
+    with suppress(EOFError, OSError):
+        while True:
+            inbox.put(protocol.receive_order(pipe))
+    os._exit(0)
+
+
+def _stay_near(device: Device) -> None:
+    """Run on the CPUs of the GPU's NUMA node, where the machine says which those are."""
+    with suppress(OSError, ValueError):
+        text = (_DEVICES / device.bus_id / "local_cpulist").read_text().strip()
+        os.sched_setaffinity(0, _cpus(text) & os.sched_getaffinity(0))
+
+
+def _cpus(text: str) -> set[int]:
+    """The CPUs of a list such as 0-15,32-47."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found

@@ -1,0 +1,120 @@
+"""What the server and a GPU's child tell each other, as msgpack over a pipe."""
+
+from multiprocessing.connection import Connection
+
+import msgspec
+
+
+class Allocation(msgspec.Struct, array_like=True, frozen=True):
+    """Memory of a worker by its CUDA IPC handle (64 bytes). `reach` bytes of it are used.
+
+    `counters` are torch's reference counters of what was shared of it: (file, index).
+    """
+
+    handle: bytes
+    reach: int
+    counters: list[tuple[str, int]]
+
+
+class Planes(msgspec.Struct, array_like=True, frozen=True):
+    """Planes with equal runs: of each (allocation, offset in it, stride), in bytes."""
+
+    run: int
+    planes: list[tuple[int, int, int]]
+
+
+class Map(msgspec.Struct, tag=True, frozen=True):
+    """Map a worker's memory; answered by Mapped. `worker` is never used again for another."""
+
+    worker: int
+    allocations: list[Allocation]
+    groups: list[list[Planes]]
+
+
+class Unmap(msgspec.Struct, tag=True, frozen=True):
+    """Let go of a worker's memory when its transfers have ended. There is no answer."""
+
+    worker: int
+
+
+class Move(msgspec.Struct, tag=True, frozen=True):
+    """Copy chunks; answered by Moved. Offsets are places in the arena.
+
+    By group: `blocks` is int64 [chunks, blocks a chunk], `wanted` bool of the same shape, or
+    None for all. `event` is the worker's: nothing is touched before it.
+    """
+
+    job: int
+    worker: int
+    is_store: bool
+    event: bytes
+    offsets: list[int]
+    blocks: list[bytes]
+    wanted: list[bytes | None]
+
+
+class Populated(msgspec.Struct, tag=True, frozen=True):
+    """The first `size` bytes of the arena are resident."""
+
+    size: int
+
+
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Answered by Pong, by the thread that uses the driver."""
+
+
+class End(msgspec.Struct, tag=True, frozen=True):
+    """The last worker has left: the process ends. There is no answer."""
+
+
+class Mapped(msgspec.Struct, tag=True, frozen=True):
+    """`error` is why the memory could not be mapped."""
+
+    worker: int
+    error: str | None
+
+
+class Moved(msgspec.Struct, tag=True, frozen=True):
+    """A transfer has ended: nobody touches its memory now. Times in seconds.
+
+    It waited for the worker's event, then for its turn and the copies.
+    """
+
+    job: int
+    error: str | None
+    waited: float
+    copied: float
+
+
+class Pong(msgspec.Struct, tag=True, frozen=True):
+    """Bytes of the arena that are pinned."""
+
+    pinned: int
+
+
+class Unusable(msgspec.Struct, tag=True, frozen=True):
+    """There is no driver or no such GPU; the child ends."""
+
+    reason: str
+
+
+ToChild = Map | Unmap | Move | Populated | Ping | End
+ToServer = Mapped | Moved | Pong | Unusable
+
+_to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
+_to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
+
+
+def send(pipe: Connection, message: ToChild | ToServer) -> None:
+    """Raises OSError if the other side is gone."""
+    pipe.send_bytes(msgspec.msgpack.encode(message))
+
+
+def receive_order(pipe: Connection) -> ToChild:
+    """What the server says. Raises EOFError or OSError when it is gone."""
+    return _to_child.decode(pipe.recv_bytes())
+
+
+def receive_answer(pipe: Connection) -> ToServer:
+    """What the child says. Raises EOFError or OSError when it is gone."""
+    return _to_server.decode(pipe.recv_bytes())

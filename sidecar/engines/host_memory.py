@@ -1,0 +1,91 @@
+"""Workers whose KV memory the server itself has mapped: the copy threads move it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sidecar.cache.entry import Entry
+from sidecar.engines.copier import CopyPool, Piece
+from sidecar.engines.host import HostWorker
+from sidecar.engines.memory import ChunkCopy
+
+# A piece is what one thread copies before another job may have its turn. Threads hand the GIL
+# to each other between pieces: small ones cost a fifth of the throughput of a large transfer.
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2 << 20, 32 << 20
+_PIECES_A_THREAD = 4
+
+
+class HostMemory:
+    """`WorkerMemory` of a worker on the CPU; its events mean nothing there."""
+
+    on_gpu: ClassVar[bool] = False
+    device = "cpu"
+
+    def __init__(
+        self, host: HostWorker, arena: npt.NDArray[np.uint8], pool: CopyPool, threads: int
+    ) -> None:
+        self.host = host
+        self._arena, self._pool, self._threads = arena, pool, threads
+
+    def store(
+        self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
+    ) -> None:
+        self._pool.submit(self._pieces(partial(_gather, self._arena, self.host), copies), on_done)
+
+    def load(
+        self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
+    ) -> None:
+        self._pool.submit(self._pieces(partial(_scatter, self._arena, self.host), copies), on_done)
+
+    def done_event(self, event: bytes) -> bytes:
+        return event
+
+    def close(self) -> None:
+        """Unmap on a copy thread: gigabytes take a while."""
+        hosts = [self.host]
+        del self.host
+        self._pool.submit([hosts.clear], lambda ok: None)
+
+    def _pieces(self, move: Callable[..., None], copies: Sequence[ChunkCopy]) -> list[Piece]:
+        """Cut a transfer into pieces: some chunks each, or a part of one."""
+        size = copies[0].entry.size
+        even = size * len(copies) // (self._threads * _PIECES_A_THREAD)
+        wanted = min(max(even, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+        parts = -(-size // wanted)
+        together = max(1, wanted // size)
+        return [
+            partial(move, copies[i : i + together], part, parts)
+            for i in range(0, len(copies), together)
+            for part in range(parts)
+        ]
+
+
+def _gather(
+    arena: npt.NDArray[np.uint8],
+    host: HostWorker,
+    copies: Sequence[ChunkCopy],
+    part: int,
+    parts: int,
+) -> None:
+    """Copy a part of chunks into their objects. For copy threads."""
+    for copy in copies:
+        host.gather(copy.blocks, _slot(arena, copy.entry), part, parts)
+
+
+def _scatter(
+    arena: npt.NDArray[np.uint8],
+    host: HostWorker,
+    copies: Sequence[ChunkCopy],
+    part: int,
+    parts: int,
+) -> None:
+    """Copy a part of objects back into their chunks' blocks. For copy threads."""
+    for copy in copies:
+        host.scatter(_slot(arena, copy.entry), copy.blocks, copy.wanted, part, parts)
+
+
+def _slot(arena: npt.NDArray[np.uint8], entry: Entry) -> npt.NDArray[np.uint8]:
+    return arena[entry.offset : entry.offset + entry.size]

@@ -1,0 +1,73 @@
+"""Handles of GPU memory as the stock client's own classes write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lmcache", reason="the stock client is not installed")
+
+import msgspec
+from lmcache.v1.platform.base.ipc_wire import (
+    CudaIPCData,
+    RawCudaIPCData,
+    TensorMetadata,
+    VmmCudaIPCData,
+)
+from lmcache.v1.platform.base.ipc_wrapper import DeviceIPCWrapper
+from lmcache.v1.platform.devices.cuda.ipc_wrapper import (
+    CudaIPCWrapper,
+    RawCudaIPCWrapper,
+    VmmCudaIPCWrapper,
+)
+
+from sidecar.handlers.mapping import Mapping
+from sidecar.wire.messages import BadPayload, LayoutHints
+
+HANDLE = bytes(range(64))
+UUID = "8a5e7a3c-1111-2222-3333-444455556666"
+SHAPE = (2, 8, 16, 4, 64)
+STRIDE = (32_768, 4096, 256, 64, 1)
+
+
+def metadata(offset: int = 0) -> TensorMetadata:
+    return TensorMetadata("bfloat16", SHAPE, STRIDE, offset, UUID)
+
+
+def described(wrapper: DeviceIPCWrapper) -> Mapping:
+    """The registration of one tensor, as it comes over the wire."""
+    mapping = Mapping(1, "model", 1, LayoutHints(kv_layout="NHD"))
+    mapping.describe([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [])
+    mapping.prepare(64)
+    assert mapping.layout is not None, mapping.refusal
+    return mapping
+
+
+@pytest.mark.parametrize("memory", [HANDLE, b"\2c" + HANDLE])
+def test_torch_s_sharing(memory: bytes) -> None:
+    handle = (3, memory, 131_072 + 512, 2048, b"/torch_77_1_2", 5, bytes(64), True)
+    data = CudaIPCData(version=1, metadata=metadata(offset=256), handle=handle)
+    mapping = described(CudaIPCWrapper.from_wire(data))
+    (tensor,) = mapping.memories
+    assert mapping.gpu == f"GPU-{UUID}"
+    assert (tensor.handle, tensor.offset) == (HANDLE, 2048)
+    assert tensor.counter == ("/torch_77_1_2", 5)
+
+
+def test_driver_handles() -> None:
+    data = RawCudaIPCData(
+        version=1, metadata=metadata(), ipc_handle=HANDLE, alloc_offset=4096, nbytes=131_072
+    )
+    (tensor,) = described(RawCudaIPCWrapper.from_wire(data)).memories
+    assert (tensor.handle, tensor.offset, tensor.counter) == (HANDLE, 4096, None)
+
+
+def test_virtual_memory_is_refused_with_what_to_do() -> None:
+    fields: dict[str, Any] = {"alloc_size": 131_072, "alloc_offset": 0, "nbytes": 131_072}
+    data = VmmCudaIPCData(
+        version=1, metadata=metadata(), export_id=bytes(16), kind="fabric",
+        fabric_blob=bytes(64), **fields,
+    )  # fmt: skip
+    with pytest.raises(BadPayload, match="without sleep mode"):
+        described(VmmCudaIPCWrapper.from_wire(data))

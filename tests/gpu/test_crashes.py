@@ -1,0 +1,99 @@
+"""Workers killed in the middle of stores: the server lives, the GPU's memory comes back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.rig import Rig, round_trip
+from tests.gpu.device import on_gpu, used_mib
+from tests.support.layouts import FUSED
+from tests.support.server import REPO, Server, wait_until
+
+pytestmark = pytest.mark.gpu
+
+ROUNDS = int(os.environ.get("KV_SIDECAR_GPU_ROUNDS", "200"))
+MIB = 512  # of a victim's blocks
+# The server gives up a connection that is gone for the registration grace, 2 s here.
+REAP = ("--worker-reap-timeout-seconds", "2", "--worker-registration-grace-seconds", "2")
+
+
+@pytest.fixture
+def reaping(new_server: Callable[..., Server]) -> Server:
+    return new_server(*REAP, l1_size_gb=2).start()
+
+
+@pytest.fixture
+def bystander(reaping: Server) -> Iterator[Rig]:
+    rig = Rig(reaping, "bystander")
+    yield rig
+    rig.close()
+
+
+def kill_one(server: Server, kind: str) -> None:
+    """Start a victim and kill it once it is under way."""
+    arguments = [server.url, "victim", str(MIB), kind]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.gpu.victim", *arguments], stdout=subprocess.PIPE, cwd=REPO
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"under way\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_killed_in_the_middle_of_stores(reaping: Server, bystander: Rig) -> None:
+    worker = bystander.worker(on_gpu(FUSED))
+    round_trip(bystander, worker)
+    level = used_mib()
+    for _ in range(ROUNDS):
+        kill_one(reaping, "stores")
+        wait_until(lambda: reaping.instances() == {worker.instance}, "the dead worker forgotten")
+        wait_until(lambda: used_mib() < level + 100, "the GPU's memory back", 10)
+    assert bystander.scheduler().lookup(bystander.tokens(3)) == 3
+    reaping.assert_no_leases()
+
+
+def test_killed_before_the_event(reaping: Server, bystander: Rig) -> None:
+    """The event never happens: the others are served, and nobody waits for it on a stream."""
+    worker = bystander.worker(on_gpu(FUSED))
+    level = used_mib()
+    for _ in range(3):
+        kill_one(reaping, "spins")
+        round_trip(bystander, worker)
+        wait_until(lambda: reaping.instances() == {worker.instance}, "the dead worker forgotten")
+        wait_until(lambda: used_mib() < level + 100, "the GPU's memory back", 60)
+
+
+def test_an_illegal_address_in_the_child(
+    new_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is replaced; what is cached is served again within half a minute."""
+    command = f"{sys.executable} -m tests.gpu.faulty serve"
+    monkeypatch.setenv("KV_SIDECAR_SERVER_CMD", command)
+    fault = tmp_path / "fault"
+    monkeypatch.setenv("GPU_FAULT", str(fault))
+    server = new_server().start()
+    rig = Rig(server, "faulty")
+    worker, tokens = rig.worker(on_gpu(FUSED)), rig.tokens(2)
+    blocks = rig.blocks(worker, 2)
+    assert worker.store(tokens, blocks)
+    fault.touch()
+    assert not worker.store(rig.tokens(2, 1), blocks)
+    assert "700" in server.stderr()
+    answers: list[bool] = []
+
+    def told() -> bool:
+        answers.append(worker.ping(worker.instance))
+        return answers[-2:] == [False, True]
+
+    wait_until(told, "the worker is told to register again", 30)
+    worker.register()
+    assert worker.retrieve(tokens, blocks)
+    rig.close()

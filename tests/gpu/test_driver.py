@@ -1,0 +1,133 @@
+"""What the rest relies on of the driver itself, in a process of its own for each check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+import torch
+
+from tests.support.server import REPO
+
+pytestmark = pytest.mark.gpu
+
+HEAD = """
+    import ctypes, mmap, time
+    import numpy as np
+    from sidecar.engines.cuda.driver import DriverError
+    from sidecar.engines.cuda.libcuda import LibCuda
+    MIB = 1 << 20
+    driver = LibCuda()
+    about = driver.open(use_batches=True)
+    memory = mmap.mmap(-1, 64 * MIB)
+    view = np.frombuffer(memory, np.uint8)
+    view[:] = 7
+    host = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    device, stream, event = driver.allocate(64 * MIB), driver.new_stream(), driver.new_event()
+
+    def words(*values):
+        return np.array(values, np.uint64)
+
+    def wait():
+        driver.record(event, stream)
+        while not driver.is_done(event):
+            time.sleep(1e-4)
+"""
+
+
+def run(code: str) -> str:
+    """What `code` prints, run after HEAD."""
+    program = dedent(HEAD) + dedent(code)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_versions_and_the_uuid() -> None:
+    name, uuid, version, batches = run(
+        "print(about.name, about.uuid, about.driver, about.has_batches, sep='|')"
+    ).split("|")
+    properties = torch.cuda.get_device_properties(0)
+    assert name == properties.name
+    assert uuid == str(properties.uuid).replace("-", "").removeprefix("GPU")
+    assert batches == "True", f"a driver for CUDA {version} has no batched copies: slow, not wrong"
+
+
+def test_pinned_memory_has_one_address_and_pieces_are_apart() -> None:
+    """A copy over two pieces fails with error 1; where it passes, we cut all the same."""
+    out = run("""
+        half = 32 * MIB
+        print(driver.pin(host, half) == host, driver.pin(host + half, half) == host + half)
+        try:
+            driver.copy(words(device), words(host + half - MIB), words(2 * MIB), stream, False)
+            wait()
+            print("passes")
+        except DriverError as error:
+            print(error.code)
+    """)
+    assert out.split()[:2] == ["True", "True"]
+    assert out.split()[2] in ("1", "passes")
+
+
+def test_a_bad_pointer_in_a_batch_is_an_error_that_kills_nothing() -> None:
+    out = run("""
+        driver.pin(host, 64 * MIB)
+        try:
+            driver.copy(words(device, 8), words(host, host), words(4096, 4096), stream, True)
+        except DriverError as error:
+            print(error.is_fatal)
+        driver.copy(words(device, device + MIB), words(host, host), words(MIB, MIB), stream, True)
+        wait()
+    """)
+    assert out == "False"
+
+
+def test_batches_again_and_again() -> None:
+    """4096 copies a call, ten thousand times; the call itself takes less than 1.5 ms."""
+    out = run("""
+        driver.pin(host, 64 * MIB)
+        at = np.arange(4096, dtype=np.uint64) * 4096
+        sizes = np.full(4096, 4096, np.uint64)
+        spent = 0.0
+        for turn in range(10_000):
+            start = time.perf_counter()
+            driver.copy(at + np.uint64(device), at + np.uint64(host), sizes, stream, True)
+            spent += time.perf_counter() - start
+            if turn % 16 == 15:
+                wait()
+        print(spent / 10_000)
+    """)
+    print(f"{1e3 * float(out):.3f} ms a call")
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 12, 16, 48, 1024, 4096, 18432, 40_001])
+def test_the_kernel_copies_runs_of_any_size(size: int) -> None:
+    out = run(f"""
+        size, count = {size}, 300
+        driver.pin(host, 64 * MIB)
+        view[:] = np.random.default_rng(1).integers(0, 256, len(view), np.uint8)
+        before = view.copy()
+        driver.copy(words(device), words(host), words(len(view)), stream, False)
+        order = np.random.default_rng(0).permutation(count)
+        to = device + 32 * MIB + np.arange(count) * size
+        source = device + 1 + 2 * order * (size + 1)
+        table = np.concatenate((to, source, np.full(count, size))).astype(np.uint64)
+        held = driver.allocate_host(table.nbytes)
+        ctypes.memmove(held, table.ctypes.data, table.nbytes)
+        place = driver.allocate(table.nbytes)
+        driver.copy(words(place), words(held), words(table.nbytes), stream, False)
+        driver.copy_runs(place, count, stream)
+        driver.copy(words(host), words(device), words(len(view)), stream, False)
+        wait()
+        expected = before.copy()
+        for i, n in enumerate(order):
+            begin = 1 + 2 * n * (size + 1)
+            at = 32 * MIB + i * size
+            expected[at : at + size] = before[begin : begin + size]
+        print(np.array_equal(expected, view))
+    """)
+    assert out == "True"

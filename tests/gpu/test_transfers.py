@@ -1,0 +1,86 @@
+"""Bytes after store, scribble and retrieve, for every layout and both kinds of handles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.conformance.rig import Rig, round_trip
+from tests.gpu.device import on_gpu, processes
+from tests.support.layouts import FUSED, KV_FIRST_NHD, LAYOUTS, MLA, Layout
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_layouts(rig: Rig, layout: Layout) -> None:
+    round_trip(rig, rig.worker(on_gpu(layout, seed=layout.format_id)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "uint8"])
+@pytest.mark.parametrize("layout", [FUSED, MLA, KV_FIRST_NHD], ids=lambda layout: layout.name)
+def test_element_types(rig: Rig, layout: Layout, dtype: str) -> None:
+    round_trip(rig, rig.worker(on_gpu(layout, dtype=dtype)))
+
+
+@pytest.mark.parametrize("size", [8, 64, 256, 1024], ids=lambda size: f"{size * 128} B")
+def test_lengths_of_runs(rig: Rig, size: int) -> None:
+    """Staged and direct."""
+    round_trip(rig, rig.worker(on_gpu(FUSED, size=size)), chunks=5)
+
+
+@pytest.fixture
+def isolated_ipc() -> Iterator[None]:
+    """Driver handles and timeline words in place of torch's handles and events."""
+    pytest.importorskip("cuda.bindings", reason="lmcache needs it for isolated_ipc")
+    from lmcache.v1.platform.ipc_policy import set_isolated_ipc
+
+    set_isolated_ipc(True)
+    yield
+    set_isolated_ipc(False)
+
+
+@pytest.mark.usefixtures("isolated_ipc")
+@pytest.mark.parametrize("layout", [FUSED, MLA, KV_FIRST_NHD], ids=lambda layout: layout.name)
+def test_isolated_ipc(rig: Rig, layout: Layout) -> None:
+    round_trip(rig, rig.worker(on_gpu(layout)))
+
+
+def test_two_workers_at_once(rig: Rig) -> None:
+    """Their requests are under way together; each gets its own bytes."""
+    workers = [rig.worker(on_gpu(FUSED, seed=n), rank=n, world=2) for n in range(2)]
+    tokens = [rig.tokens(4, variant) for variant in range(8)]
+    before = [worker.cache.image() for worker in workers]
+    blocks = [rig.blocks(worker, 4) for worker in workers]
+    stores = [
+        worker.begin_store(t, b) for t in tokens for worker, b in zip(workers, blocks, strict=True)
+    ]
+    assert all(store.result(60) for store in stores)
+    for worker, image, mine in zip(workers, before, blocks, strict=True):
+        worker.cache.wipe(mine)
+        for t in tokens:
+            assert worker.retrieve(t, mine)
+        for layer, original in image.items():
+            assert torch.equal(worker.cache.image()[layer], original)
+
+
+def test_many_tensors_in_one_allocation(rig: Rig) -> None:
+    """torch packs small tensors into one cudaMalloc: one mapping, many tensors."""
+    cache = on_gpu(FUSED, layers=24, blocks=24)
+    addresses = [tensor.untyped_storage().data_ptr() for tensor in cache.tensors.values()]
+    assert max(addresses) - min(addresses) < 20 << 20
+    round_trip(rig, rig.worker(cache), chunks=2)
+
+
+def test_what_a_worker_costs(rig: Rig) -> None:
+    """The server has no context on the GPU; its child has one while there is a worker."""
+    rig.worker(on_gpu(FUSED))
+    found = processes()
+    if not found:
+        pytest.skip("nvidia-smi shows no processes here (a container)")
+    assert rig.server.process is not None
+    assert rig.server.process.pid not in found
+    # 500 to 650 MiB of context, then events and two staging buffers a direction at most.
+    assert max(found.values()) < 2048

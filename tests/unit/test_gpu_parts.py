@@ -1,0 +1,183 @@
+"""The parts of a GPU's process over the fake driver: mappings, events, pinning, turns."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sidecar.engines.cuda import mappings as mappings_module
+from sidecar.engines.cuda.driver import DriverError
+from sidecar.engines.cuda.events import BadEvent, open_event
+from sidecar.engines.cuda.lane import Lane, Transfer
+from sidecar.engines.cuda.mappings import Mappings, release_counter
+from sidecar.engines.cuda.pinning import PinnedArena
+from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, Step
+from tests.support.fake_gpu import PREFIX, FakeDriver
+from tests.support.gpu_worker import DeviceMemory, Event, Timeline
+from tests.support.server import SHM, wait_until
+
+KIB = 1024
+
+
+@pytest.fixture
+def driver() -> Iterator[FakeDriver]:
+    yield FakeDriver()
+    for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
+        left.unlink()
+
+
+@pytest.fixture
+def memory() -> mmap.mmap:
+    """Host memory of two pieces and a bit."""
+    return mmap.mmap(-1, 2 * PIECE_BYTES + 8192)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def test_an_allocation_is_mapped_once_and_until_its_last_use(driver: FakeDriver) -> None:
+    mappings, shared = Mappings(driver), DeviceMemory(4096)
+    uses = [mappings.acquire(shared.handle) for _ in range(3)]
+    assert len(set(uses)) == 1
+    assert driver.calls["map_memory"] == 1
+    mappings.release(shared.handle)
+    mappings.release(shared.handle)
+    assert driver.calls["unmap_memory"] == 0
+    mappings.release(shared.handle)
+    assert driver.calls["unmap_memory"] == 1
+    mappings.acquire(shared.handle)
+    assert driver.calls["map_memory"] == 2
+
+
+def test_memory_that_cannot_be_mapped_is_not_counted(driver: FakeDriver) -> None:
+    mappings, shared = Mappings(driver), DeviceMemory(4096)
+    with pytest.raises(DriverError):
+        mappings.acquire(bytes(64))
+    assert mappings.acquire(shared.handle)[1] == 4096
+
+
+@pytest.mark.parametrize("name", ["/../etc/passwd", "/torch_1/../x", "torch_1", "", "/torch_gone"])
+def test_a_counter_of_another_name_is_not_touched(name: str) -> None:
+    release_counter(name, 0)
+
+
+def test_a_counter_goes_down_once_and_never_below_zero(
+    tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mappings_module, "SHM_DIR", str(tmp_path))
+    file = tmp_path / "torch_12_ab"  # type: ignore[operator]
+    file.write_bytes(np.array([1, 1, 7], np.int64).tobytes())
+    for _ in range(2):
+        release_counter("/torch_12_ab", 1)
+    release_counter("/torch_12_ab", 99)
+    assert np.frombuffer(file.read_bytes(), np.int64).tolist() == [1, 0, 7]
+
+
+def test_an_ipc_event(driver: FakeDriver) -> None:
+    theirs = Event()
+    event = open_event(theirs.handle, driver, Mappings(driver))
+    assert not event.is_done()
+    theirs.signal()
+    assert event.is_done()
+    event.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "done"),
+    [(0, 1, False), (6, 7, False), (7, 7, True), (9, 7, True), (2**64 - 1, 1, False)],
+)
+def test_a_timeline_event_is_reached_or_passed(
+    driver: FakeDriver, word: int, value: int, done: bool
+) -> None:
+    mappings, timeline = Mappings(driver), Timeline(4096)
+    timeline.write(word)
+    event = open_event(timeline.event(value), driver, mappings)
+    assert event.is_done() is done
+    event.close()
+    assert driver.calls["unmap_memory"] == 1
+
+
+def test_a_timeline_event_that_was_never_recorded_is_done(driver: FakeDriver) -> None:
+    """It names no memory."""
+    event = open_event(b"\1" + bytes(80), driver, Mappings(driver))
+    assert event.is_done()
+    event.close()
+    assert driver.calls["map_memory"] == 0
+
+
+def test_what_is_no_event_leaves_nothing_mapped(driver: FakeDriver) -> None:
+    mappings, timeline = Mappings(driver), Timeline(4096)
+    good = timeline.event(1)
+    outside = timeline.event(1, slot=512)
+    for bad in (b"", good[:-1], b"\2" + good[1:], outside, timeline.event(1, slot=1 << 60)):
+        with pytest.raises(BadEvent):
+            open_event(bad, driver, mappings)
+    assert driver.calls["map_memory"] == driver.calls["unmap_memory"]
+
+
+def test_pinning_goes_on_in_pieces_as_far_as_memory_is_resident(
+    driver: FakeDriver, memory: mmap.mmap
+) -> None:
+    arena = PinnedArena(driver, address_of(memory), len(memory))
+    assert not arena.advance()
+    arena.populated = PIECE_BYTES + 4096
+    assert arena.advance()
+    assert not arena.advance()
+    assert arena.pinned_bytes == PIECE_BYTES
+    assert arena.need(np.array([2 * PIECE_BYTES])), "a copy does not wait for its turn"
+    arena.populated = len(memory)
+    assert arena.advance()
+    assert not arena.advance()
+    assert arena.pinned_bytes == len(memory)
+
+
+class Copies:
+    """Lanes over one device allocation, and transfers of one portion of 1 KiB after another."""
+
+    def __init__(self, driver: FakeDriver, memory: mmap.mmap) -> None:
+        self.arena = PinnedArena(driver, address_of(memory), len(memory))
+        self.device = driver.allocate(64 * KIB)
+        self.lane = Lane(driver, self.arena, is_store=True)
+
+    def transfer(self, job: int, steps: int, worker: int = 1) -> Transfer:
+        one = Runs(np.array([self.device]), np.array([job * KIB]), np.array([KIB]))
+        return Transfer(job, worker, 0.0, iter([Step(one, False)] * steps))
+
+    def ended(self, count: int) -> list[int]:
+        jobs: list[int] = []
+
+        def enough() -> bool:
+            jobs.extend(transfer.job for transfer in self.lane.advance())
+            return len(jobs) >= count
+
+        wait_until(enough, f"{count} transfers ended")
+        return jobs
+
+
+def test_short_transfers_do_not_wait_for_a_long_one(driver: FakeDriver, memory: mmap.mmap) -> None:
+    copies = Copies(driver, memory)
+    for job, steps in ((0, 50), (1, 1), (2, 3)):
+        copies.lane.add(copies.transfer(job, steps))
+    assert copies.ended(3) == [1, 2, 0]
+    assert copies.lane.is_idle
+
+
+def test_a_worker_that_has_left_gets_no_further_portion(
+    driver: FakeDriver, memory: mmap.mmap
+) -> None:
+    copies = Copies(driver, memory)
+    copies.lane.add(copies.transfer(0, 50, worker=1))
+    copies.lane.add(copies.transfer(1, 2, worker=2))
+    copies.lane.advance()
+    begun = driver.calls["copy"]
+    at_once = copies.lane.drop(1)
+    jobs = [transfer.job for transfer in at_once] + copies.ended(2 - len(at_once))
+    assert sorted(jobs) == [0, 1]
+    assert driver.calls["copy"] - begun <= 2
+    assert copies.lane.is_idle
