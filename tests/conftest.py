@@ -15,6 +15,7 @@ from tests.support.server import SHM, Server
 WAITING = ("test_adapter_faults.py",)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the marks in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n`: a file's tests share its servers and stay together; long waits first."""
     items.sort(key=lambda item: item.path.name not in WAITING)

@@ -7,6 +7,7 @@ owner left: shared memory outlives a SIGKILL, and a full /dev/shm takes the host
 import mmap
 import os
 import re
+import time
 from pathlib import Path
 
 from sidecar.cache.lockfile import lock
@@ -17,6 +18,8 @@ SEGMENT_PREFIX = "lmcache_l1_pool_"
 _LOCK_PREFIX = "kv_sidecar_lock_"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GIB = 1 << 30
+# Another server that starts holds each free lock for a moment: is it an orphan's?
+_SWEEP_SECONDS = 1.0
 
 
 class SegmentError(RuntimeError):
@@ -50,11 +53,13 @@ class Segment:
             self._disown()
 
     def _own(self, name: str) -> int:
-        fd = lock(self._lock_path)
-        if fd is None:
-            raise SegmentError(
-                f"another kv-sidecar runs with the name {name!r}: choose another --shm-name"
-            )
+        deadline = time.monotonic() + _SWEEP_SECONDS
+        while (fd := lock(self._lock_path)) is None:
+            if time.monotonic() > deadline:
+                raise SegmentError(
+                    f"another kv-sidecar runs with the name {name!r}: choose another --shm-name"
+                )
+            time.sleep(0.01)
         return fd
 
     def _disown(self) -> None:

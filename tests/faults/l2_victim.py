@@ -339,6 +339,7 @@ class Campaign:
         def live() -> None:
             life = Life(self.base, self.capacity, self.sync, Fate("never", 1), 0)
             life.bench.start()
+            life.bench.run_until(lambda: not life.catalog.doomed)
             life.check_usage()
             life.verify(self.spoiled)
             if not self.capacity:

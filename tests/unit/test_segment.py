@@ -12,6 +12,7 @@ import pytest
 
 from sidecar.cache import arena as arena_module
 from sidecar.cache.arena import Arena
+from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.engines.mapping import MappedSegments, SegmentRefused
 
@@ -37,6 +38,14 @@ def test_a_name_is_taken_once_and_free_again(name: str) -> None:
     Segment(name, MIB).remove()
 
 
+def test_a_sweep_by_another_server_fails_nobody(name: str) -> None:
+    """Who looks for orphans holds each free lock for a moment."""
+    held = lock(SHM_DIR / f"kv_sidecar_lock_{name}")
+    assert held is not None
+    threading.Timer(0.2, os.close, [held]).start()
+    Segment(name, MIB).remove()
+
+
 def test_somebody_elses_segment_is_left_alone(name: str) -> None:
     path = SHM_DIR / f"lmcache_l1_pool_{name}"
     path.write_bytes(b"theirs")
@@ -48,7 +57,8 @@ def test_somebody_elses_segment_is_left_alone(name: str) -> None:
 
 def test_what_a_killed_owner_left_is_removed(name: str) -> None:
     code = (
-        "import os, signal; from sidecar.cache.segment import Segment;"
+        "import os, signal; from sidecar.cache.lockfile import lock
+from sidecar.cache.segment import Segment;"
         f"Segment({name!r}, 1 << 20); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code])
