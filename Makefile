@@ -20,7 +20,7 @@ help:
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
-	@echo "make generate  the files that are made from others: dashboard, rules, docs/metrics.md"
+	@echo "make generate  the files that are made from others: dashboard, rules, docs"
 	@echo "make clean     remove .venv and what the tools left"
 
 install:
@@ -67,6 +67,7 @@ generate:
 	$(venv) base
 	$(RUN) scripts/monitoring.py
 	$(RUN) scripts/metrics_doc.py
+	$(RUN) scripts/configuration_doc.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
