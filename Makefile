@@ -68,6 +68,7 @@ generate:
 	$(RUN) scripts/monitoring.py
 	$(RUN) scripts/metrics_doc.py
 	$(RUN) scripts/configuration_doc.py
+	$(RUN) scripts/stock_flags_doc.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
