@@ -111,7 +111,7 @@ def _nixl_params() -> Iterator[str]:
     yield "| backend | keys |\n|---|---|\n"
     for backend, keys in nixl.PARAMS.items():
         yield f"| `{backend}` | {_listed(keys)} |\n"
-    yield f"\nWithout effect there: {_listed(nixl.IGNORED_PARAMS)} (true is refused for the last).\n"
+    yield f"\nWithout effect there: {_listed(nixl.IGNORED_PARAMS)} (the last may be false alone).\n"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -25,7 +25,8 @@ def page() -> str:
 
 
 def _tables() -> Iterator[str]:
-    yield "\nAccepted, with a line that says why they change nothing:\n\n| flag | why |\n|---|---|\n"
+    yield "\nAccepted, with a line that says why they change nothing:\n\n"
+    yield "| flag | why |\n|---|---|\n"
     for name, reason in IGNORED.items():
         yield f"| {_flags(name)} | {reason} |\n"
     yield "\nRefused, exit code 2, because what they ask for would silently be missing:\n\n"
