@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
-TESTS ?= tests/unit tests/k8s tests/conformance tests/faults tests/e2e tests/gpu
+TESTS ?= tests/unit tests/docs tests/k8s tests/conformance tests/faults tests/e2e tests/gpu
 
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
