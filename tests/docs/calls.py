@@ -27,7 +27,7 @@ Words = Sequence[str]
 class Program(NamedTuple):
     """`check` raises AssertionError; `run_by` is the test that runs the real thing, or why none."""
 
-    check: Callable[[Words], None]
+    check: Callable[[Words], object]
     run_by: str
 
 
@@ -122,12 +122,8 @@ def _install(groups: Words) -> None:
         assert re.search(rf"^{group} ", text, re.MULTILINE), group
 
 
-def _stack(topology: options.Topology) -> Callable[[Words], None]:
-    return lambda words: _no_usage_error(topology, words)
-
-
-def _no_usage_error(topology: options.Topology, words: Words) -> None:
-    options.parse(topology, words, {})
+def _stack(topology: options.Topology) -> Callable[[Words], object]:
+    return lambda words: options.parse(topology, words, {})
 
 
 def _without_arguments(words: Words) -> None:

@@ -8,15 +8,12 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from tests.docs.pages import REPO
@@ -67,25 +64,14 @@ class Outcome(NamedTuple):
 
 
 class Sandbox:
-    """Free ports and a short path (a Unix socket's is limited); `admin` is the admin port's URL."""
+    """An empty folder with a short path (a Unix socket's is limited), and free ports."""
 
-    def __init__(self, openai_port: int) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="kvdocs"))
+    def __init__(self, root: Path, openai_port: int) -> None:
+        self.root = root
         self.port, self.http_port = free_port(), free_port()
         self.admin = f"http://127.0.0.1:{self.http_port}"
         self._openai = f"127.0.0.1:{openai_port}"
         self._write_files()
-
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        shutil.rmtree(self.root)
 
     def run(self, text: str) -> Outcome:
         """Run a block. Fails after 60 s; then everything that it started is killed."""
