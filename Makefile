@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
-TESTS ?= tests/unit tests/k8s tests/conformance tests/faults
+TESTS ?= tests/unit tests/docs tests/k8s tests/conformance tests/faults
 # These fill the machine by themselves.
 HEAVY ?= tests/e2e tests/gpu
 
@@ -23,7 +23,7 @@ help:
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
-	@echo "make generate  the files that are made from others: dashboard, rules, docs/metrics.md"
+	@echo "make generate  the files that are made from others: dashboard, rules, docs"
 	@echo "make clean     remove .venv and what the tools left"
 
 install:
@@ -77,6 +77,8 @@ generate:
 	$(venv) base
 	$(RUN) scripts/monitoring.py
 	$(RUN) scripts/metrics_doc.py
+	$(RUN) scripts/configuration_doc.py
+	$(RUN) scripts/stock_flags_doc.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """What the JSON of `--l2-adapter` may say: the keys that all adapters share.
 
 Each adapter's own keys stand beside it. The names are those that LMCache uses where it has
-the thing.
+the thing. The descriptions are what docs/configuration.md says of each key.
 """
 
 from typing import Annotated, ClassVar
@@ -21,9 +21,15 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 class Eviction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """When the capacity is used up: which share of it may be used, how much goes at once."""
 
-    eviction_policy: str = "LRU"
-    trigger_watermark: Ratio = 1.0
-    eviction_ratio: Ratio = 0.0
+    eviction_policy: Annotated[str, Meta(description="`LRU`, or `noop`: store nothing more")] = (
+        "LRU"
+    )
+    trigger_watermark: Annotated[
+        Ratio, Meta(description="share of `max_capacity_gb` that may be used")
+    ] = 1.0
+    eviction_ratio: Annotated[
+        Ratio, Meta(description="share of `max_capacity_gb` that goes beyond what is needed")
+    ] = 0.0
 
     def __post_init__(self) -> None:
         if self.eviction_policy not in ("LRU", "noop"):
@@ -33,19 +39,27 @@ class Eviction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 class AdapterSettings(
     msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True
 ):
-    """Base of every adapter's settings.
-
-    `name` is the adapter's label in metrics and on the admin port; `max_capacity_gb` (GiB)
-    0 = no limit; `num_workers` threads read at once, half as many write; a call that takes
-    longer than `timeout_seconds` counts as a failure of the backend.
-    """
+    """Base of every adapter's settings."""
 
     type: str
-    name: Annotated[str, Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")] = ""
-    max_capacity_gb: NotNegative = 0.0
-    num_workers: Workers = 6
-    timeout_seconds: Positive = 5.0
-    eviction: Eviction = Eviction()
+    name: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            pattern="^[A-Za-z0-9._-]*$",
+            description="label in metrics and on the admin port; without it the type",
+        ),
+    ] = ""
+    max_capacity_gb: Annotated[NotNegative, Meta(description="most GiB kept; 0 = no limit")] = 0.0
+    num_workers: Annotated[
+        Workers, Meta(description="threads that read at once; half as many write")
+    ] = 6
+    timeout_seconds: Annotated[
+        Positive, Meta(description="a call that takes longer is a failure of the backend")
+    ] = 5.0
+    eviction: Annotated[
+        Eviction, Meta(description="what happens when `max_capacity_gb` is used up")
+    ] = Eviction()
 
     ignored: ClassVar[dict[str, str]] = {
         "persist_enabled": "what is stored stays",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.config import load
 from tests.support.prometheus import RULES, in_fast_motion, program
 from tests.support.server import REPO
 
@@ -76,13 +73,6 @@ def _sections(text: str) -> dict[str, str]:
     return dict(zip(anchors, parts[1::2], strict=True))
 
 
-def test_generated_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(REPO / "scripts"))
-    metrics, monitoring = map(importlib.import_module, ("metrics_doc", "monitoring"))
-    for path, text in (monitoring.files() | {metrics.PAGE: metrics.page()}).items():
-        assert path.read_text() == text, f"{path.name} is old: make generate"
-
-
 def test_what_kustomize_makes_of_it() -> None:
     ours = REPO / ".venv" / "bin" / "kubectl"
     kubectl = str(ours) if ours.exists() else shutil.which("kubectl")
@@ -100,18 +90,3 @@ def test_what_kustomize_makes_of_it() -> None:
 def test_the_dashboard_is_tied_to_no_site() -> None:
     text = (RULES.parent / "dashboard.json").read_text()
     assert not re.search(r"https?://|job=\\\"", text)
-
-
-def test_commands_of_the_page_are_valid() -> None:
-    text = (REPO / "docs" / "monitoring.md").read_text()
-    commands = re.findall(r"^kv-sidecar serve (.+)$", text, flags=re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        assert load(shlex.split(command), {}).warnings == []
-
-
-def test_pages_name_only_metrics_that_exist() -> None:
-    known = (REPO / "docs" / "metrics.md").read_text()
-    for page in (REPO / "docs").glob("*.md"):
-        for name in re.findall(r"\blmcache_mp_\w+\w", page.read_text()):
-            assert re.search(rf"`{name}(_total)?`", known), f"{page.name}: {name}"

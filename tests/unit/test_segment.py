@@ -57,8 +57,7 @@ def test_somebody_elses_segment_is_left_alone(name: str) -> None:
 
 def test_what_a_killed_owner_left_is_removed(name: str) -> None:
     code = (
-        "import os, signal; from sidecar.cache.lockfile import lock
-from sidecar.cache.segment import Segment;"
+        "import os, signal; from sidecar.cache.segment import Segment;"
         f"Segment({name!r}, 1 << 20); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code])

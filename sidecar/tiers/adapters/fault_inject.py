@@ -24,28 +24,32 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class FaultInjectSettings(AdapterSettings, frozen=True, kw_only=True):
-    """`inner` is the adapter that does the work; its JSON is any adapter's.
+    """Another adapter with faults, for tests."""
 
-    `rate` of the names lose their loads and `corrupt_rate` of them get a bit flipped when
-    loaded, always the same names for one `seed`. `errors` names the errno with which an
-    operation fails, `delay_seconds` how long it waits before, `hang` those that never return.
-    The first `after` calls of each operation pass, and of the others the first `first` are
-    hit (0 = all).
-
-    `control_path` is a JSON file with the same keys. While it is there, it says all of what
-    goes wrong; it is read again, and calls are counted anew, when it changes.
-    """
-
-    inner: dict[str, Any]
-    rate: Ratio = 0.0
-    seed: int = 0
-    corrupt_rate: Ratio = 0.0
-    errors: dict[Op, str] = field(default_factory=dict)
-    delay_seconds: dict[Op, NotNegative] = field(default_factory=dict)
-    hang: list[Op] = field(default_factory=list)
-    after: Count = 0
-    first: Count = 0
-    control_path: str = ""
+    inner: Annotated[dict[str, Any], Meta(description="the JSON of the adapter that does the work")]
+    rate: Annotated[Ratio, Meta(description="share of the names that lose their loads")] = 0.0
+    seed: Annotated[int, Meta(description="one seed hits the same names each time")] = 0
+    corrupt_rate: Annotated[
+        Ratio, Meta(description="share of the names that get a bit flipped when loaded")
+    ] = 0.0
+    errors: Annotated[
+        dict[Op, str], Meta(description="by operation, the errno with which it fails")
+    ] = field(default_factory=dict)
+    delay_seconds: Annotated[
+        dict[Op, NotNegative], Meta(description="by operation, how long it waits before")
+    ] = field(default_factory=dict)
+    hang: Annotated[list[Op], Meta(description="operations that never return")] = field(
+        default_factory=list
+    )
+    after: Annotated[Count, Meta(description="calls of each operation that pass at first")] = 0
+    first: Annotated[Count, Meta(description="how many after them are hit; 0 = all")] = 0
+    control_path: Annotated[
+        str,
+        Meta(
+            description="a JSON file with these keys, which then says all of what goes wrong; it "
+            "is read again, and calls are counted anew, when it changes"
+        ),
+    ] = ""
 
     ignored: ClassVar[dict[str, str]] = {
         "gap_indices": "what is loaded is one object; use rate",

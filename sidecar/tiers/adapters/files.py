@@ -1,7 +1,9 @@
 """Settings of the adapter types `fs` and `fs_native`: a directory (`directory.Files`)."""
 
 from pathlib import PurePosixPath
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from sidecar.tiers.adapters.directory import Files, Sync
 from sidecar.tiers.adapters.file_io import DirectIO
@@ -9,15 +11,25 @@ from sidecar.tiers.settings import AdapterSettings, NotNegative
 
 
 class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What everything that keeps files has in common.
+    """What everything that keeps files has in common."""
 
-    `min_free_gb` (GiB) of the file system stay free. `shared`: other servers use the directory
-    at the same time, so nothing in it is counted or evicted here.
-    """
-
-    sync: Sync = "none"
-    min_free_gb: NotNegative = 1.0
-    shared: bool = False
+    sync: Annotated[
+        Sync,
+        Meta(
+            description="what a power failure may cost: `none` syncs nothing, `data` each file, "
+            "`full` its folder too"
+        ),
+    ] = "none"
+    min_free_gb: Annotated[
+        NotNegative, Meta(description="GiB of the file system that stay free")
+    ] = 1.0
+    shared: Annotated[
+        bool,
+        Meta(
+            description="other servers use the directory at the same time, so nothing in it is "
+            "counted or evicted"
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.shared and self.max_capacity_gb:
@@ -42,11 +54,17 @@ class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True
 
 
 class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """`base_path` is absolute; `relative_tmp_dir` lies in it and is on the same file system."""
+    """Plain files."""
 
-    base_path: str
-    relative_tmp_dir: str = ""
-    use_odirect: bool = True
+    base_path: Annotated[str, Meta(description="the directory, absolute")]
+    relative_tmp_dir: Annotated[
+        str,
+        Meta(
+            description="folder in `base_path` for files that are not complete, on the same file "
+            "system; without it `.tmp`"
+        ),
+    ] = ""
+    use_odirect: Annotated[bool, Meta(description="past the page cache, where that works")] = True
 
     ignored: ClassVar[dict[str, str]] = {
         "read_ahead_size": "a record is read whole",

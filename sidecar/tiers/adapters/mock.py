@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, NoSpace, batches
 from sidecar.tiers.names import ObjectName
@@ -14,10 +16,12 @@ _QUARANTINED = 16  # objects
 
 
 class MockSettings(AdapterSettings, frozen=True, kw_only=True):
-    """`max_size_gb` (GiB) and `mock_bandwidth_gb` (GiB/s a transfer); without them no limits."""
+    """Memory of the server itself, for tests: gone with it."""
 
-    max_size_gb: Positive | None = None
-    mock_bandwidth_gb: Positive | None = None
+    max_size_gb: Annotated[Positive | None, Meta(description="GiB; without it no limit")] = None
+    mock_bandwidth_gb: Annotated[
+        Positive | None, Meta(description="GiB/s of one transfer; without it no limit")
+    ] = None
 
     def build(self) -> Adapter:
         return _Mock(self)

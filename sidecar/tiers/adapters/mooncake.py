@@ -56,20 +56,23 @@ Size = Annotated[int, Meta(ge=0)] | str
 
 
 class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
-    """`local_hostname` is how other nodes reach this one; sizes are bytes, or like "4GB".
+    """The memory of a Mooncake cluster. Sizes are bytes, or like "4GB"."""
 
-    `global_segment_size` is what this node gives to the pool.
-    """
-
-    local_hostname: Name
-    metadata_server: Name = "P2PHANDSHAKE"
-    master_server_address: str = ""
-    master_server_addr: str = ""
-    protocol: Literal["tcp", "rdma"] = "tcp"
-    device_name: str = ""
-    rdma_devices: str = ""
-    global_segment_size: Size = 16 << 20
-    local_buffer_size: Size = 16 << 20
+    local_hostname: Annotated[Name, Meta(description="how other nodes reach this one")]
+    metadata_server: Annotated[
+        Name, Meta(description="Mooncake's metadata server; the default needs none")
+    ] = "P2PHANDSHAKE"
+    master_server_address: Annotated[
+        str, Meta(description="`host:port` of the master; this or the next is required")
+    ] = ""
+    master_server_addr: Annotated[str, Meta(description="another spelling of it")] = ""
+    protocol: Annotated[Literal["tcp", "rdma"], Meta(description="of the transfers")] = "tcp"
+    device_name: Annotated[str, Meta(description="another spelling of `rdma_devices`")] = ""
+    rdma_devices: Annotated[str, Meta(description="with `rdma`: its devices")] = ""
+    global_segment_size: Annotated[Size, Meta(description="what this node gives to the pool")] = (
+        16 << 20
+    )
+    local_buffer_size: Annotated[Size, Meta(description="the library's own buffer")] = 16 << 20
 
     def __post_init__(self) -> None:
         self.master()

@@ -1,9 +1,10 @@
 """Settings of the adapter types `nixl_store`, `nixl_store_dynamic` and `nixl_native`."""
 
 import logging
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
@@ -15,7 +16,7 @@ from sidecar.tiers.settings import NotNegative
 log = logging.getLogger(__name__)
 
 # What each backend reads. NIXL itself takes any key and says nothing.
-_PARAMS = {
+PARAMS = {
     "POSIX": ("use_uring", "use_aio"),
     "GDS": ("batch_pool_size", "batch_limit", "max_request_size"),
     "GDS_MT": ("thread_count",),
@@ -30,17 +31,17 @@ _PARAMS = {
     ),
 }  # fmt: skip
 # Read here, not by NIXL.
-_FILE_PARAMS = ("file_path", "use_direct_io")
-_OBJECT_PARAMS = ("key_prefix",)
+FILE_PARAMS = ("file_path", "use_direct_io")
+OBJECT_PARAMS = ("key_prefix",)
 # What LMCache's users write, and why it does nothing.
-_IGNORED_PARAMS = {
+IGNORED_PARAMS = {
     "file_size": "a file is as long as its record",
     "shard_dirs": "files always lie in one folder per first byte of the hash",
     "ios_pool_size": "a queue serves one request at a time",
     "kernel_queue_size": "a queue serves one request at a time",
     "use_posix_aio": "it is off",
 }
-_OBJECT_STORES = ("OBJ", "AZURE_BLOB")
+OBJECT_STORES = ("OBJ", "AZURE_BLOB")
 # A queue of NIXL's serves one request at a time here; its default takes 11 MB.
 _SMALL_QUEUE = {"ios_pool_size": "64", "kernel_queue_size": "16"}
 _NEEDS = {
@@ -52,17 +53,27 @@ _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
 class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """`backend_params` of files: file_path (required), use_direct_io; of objects: key_prefix.
+    """Files or objects through NIXL.
 
-    The rest of it goes to NIXL. `fallback`: what to do where the backend does not work. True
-    takes POSIX instead of GDS or HF3FS, and libaio instead of io_uring; False refuses to
-    start. The default is True but for HF3FS: who asks for that has a 3FS cluster, and the
-    server would run many times slower on it without a visible error.
+    `fallback` is False for HF3FS: who asks for that has a 3FS cluster, and the server would run
+    many times slower on it without a visible error.
     """
 
-    backend: Literal["POSIX", "GDS", "GDS_MT", "HF3FS", "OBJ", "AZURE_BLOB"]
-    backend_params: dict[str, Any] = msgspec.field(default_factory=dict)
-    fallback: bool | None = None
+    backend: Annotated[
+        Literal["POSIX", "GDS", "GDS_MT", "HF3FS", "OBJ", "AZURE_BLOB"],
+        Meta(description="NIXL's plugin"),
+    ]
+    backend_params: Annotated[dict[str, Any], Meta(description="see below")] = msgspec.field(
+        default_factory=dict
+    )
+    fallback: Annotated[
+        bool | None,
+        Meta(
+            description="where the backend does not work: true takes POSIX instead of GDS or "
+            "HF3FS, and libaio instead of io_uring; false refuses to start. Without it true, "
+            "but for HF3FS"
+        ),
+    ] = None
 
     ignored: ClassVar[dict[str, str]] = {
         "pool_size": "files are opened as they are needed",
@@ -73,7 +84,7 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
         self._take_params()
         super().__post_init__()
         self._check_keys()
-        if self.backend in _OBJECT_STORES:
+        if self.backend in OBJECT_STORES:
             if self.max_capacity_gb:
                 raise ValueError(
                     f"max_capacity_gb does not go with {self.backend}: NIXL cannot delete "
@@ -87,11 +98,11 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
             raise ValueError("backend_params.mem_config is none of dram, dram_zc, auto")
 
     def build(self) -> Adapter:
-        for key in self.backend_params.keys() & _IGNORED_PARAMS.keys():
-            log.warning("backend_params.%s changes nothing: %s", key, _IGNORED_PARAMS[key])
-        known = _PARAMS[self.backend]
+        for key in self.backend_params.keys() & IGNORED_PARAMS.keys():
+            log.warning("backend_params.%s changes nothing: %s", key, IGNORED_PARAMS[key])
+        known = PARAMS[self.backend]
         params = {k: v for k, v in self.backend_params.items() if k in known}
-        if self.backend in _OBJECT_STORES:
+        if self.backend in OBJECT_STORES:
             prefix = self.backend_params.get("key_prefix", "")
             return NixlObjects(self.backend, params, prefix)
         return Files(
@@ -151,10 +162,10 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
                 "backend_params.use_posix_aio is refused: after one error of the disk it fails "
                 "for good, and it reports errors while bytes still arrive; leave it out"
             )
-        own = _OBJECT_PARAMS if self.backend in _OBJECT_STORES else _FILE_PARAMS
-        known = (*own, *_PARAMS[self.backend])
+        own = OBJECT_PARAMS if self.backend in OBJECT_STORES else FILE_PARAMS
+        known = (*own, *PARAMS[self.backend])
         for key in self.backend_params:
-            if key not in (*known, *_IGNORED_PARAMS):
+            if key not in (*known, *IGNORED_PARAMS):
                 raise ValueError(
                     f"backend_params.{key} is unknown to {self.backend}; there are: "
                     + ", ".join(known)

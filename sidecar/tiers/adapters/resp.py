@@ -37,26 +37,33 @@ class Address(NamedTuple):
 
 
 class RespSettings(AdapterSettings, frozen=True, kw_only=True):
-    """`host` and `port`, or Valkey's `startup_nodes`: one "host:port".
+    """Redis or Valkey: `host` and `port`, or `startup_nodes`."""
 
-    What is not given is taken from LMCACHE_RESP_HOST, _PORT, _USERNAME and _PASSWORD.
-    `ttl_seconds` is for how long a record is kept after it was stored, None = until the server
-    evicts it (its maxmemory and maxmemory-policy). `request_timeout` and `connection_timeout`
-    (seconds) default to `timeout_seconds`.
-    """
-
-    host: str = ""
-    port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    startup_nodes: str = ""
-    cluster_mode: bool = False
-    username: str = ""
-    password: str = ""
-    database_id: Annotated[int, Meta(ge=0)] = 0
-    tls_enable: bool = False
-    key_prefix: Annotated[str, Meta(min_length=1, max_length=200)] = "kv-sidecar"
-    ttl_seconds: Annotated[int, Meta(gt=0)] | None = None
-    request_timeout: Positive | None = None
-    connection_timeout: Positive | None = None
+    host: Annotated[str, Meta(description="without it LMCACHE_RESP_HOST")] = ""
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="0 = LMCACHE_RESP_PORT, or else 6379")
+    ] = 0
+    startup_nodes: Annotated[
+        str, Meta(description="Valkey's way to say host and port: one `host:port`")
+    ] = ""
+    cluster_mode: Annotated[bool, Meta(description="true is refused: one server only")] = False
+    username: Annotated[str, Meta(description="without it LMCACHE_RESP_USERNAME")] = ""
+    password: Annotated[str, Meta(description="without it LMCACHE_RESP_PASSWORD")] = ""
+    database_id: Annotated[int, Meta(ge=0, description="number of the database")] = 0
+    tls_enable: Annotated[bool, Meta(description="TLS to the server")] = False
+    key_prefix: Annotated[
+        str, Meta(min_length=1, max_length=200, description="begins every key")
+    ] = "kv-sidecar"
+    ttl_seconds: Annotated[
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(description="how long a record is kept; without it, until the server evicts it"),
+    ] = None
+    request_timeout: Annotated[
+        Positive | None, Meta(description="seconds; without it `timeout_seconds`")
+    ] = None
+    connection_timeout: Annotated[
+        Positive | None, Meta(description="seconds; without it `timeout_seconds`")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.cluster_mode:

@@ -33,21 +33,29 @@ class Place(NamedTuple):
 
 
 class S3Settings(AdapterSettings, frozen=True, kw_only=True):
-    """Where the bucket is: `s3_endpoint`, or `bucket` and `endpoint_url` where it is in the path.
+    """A bucket: `s3_endpoint`, or `bucket` and `endpoint_url` where it is in the path."""
 
-    `prefix` is one cluster's: sidecars with the same prefix share what they keep. A prefix that
-    is not `shared` belongs to one sidecar.
-    """
-
-    s3_endpoint: str = ""
-    bucket: str = ""
-    endpoint_url: str = ""
-    s3_region: str = ""
-    disable_tls: bool = False
-    aws_access_key_id: str = ""
-    aws_secret_access_key: str = ""
-    prefix: Annotated[str, Meta(pattern="^[A-Za-z0-9._=@-]{1,200}$")] = "kv-sidecar"
-    shared: bool = True
+    s3_endpoint: Annotated[
+        str, Meta(description="`s3://bucket`, or `s3://bucket.host[:port]` of another server")
+    ] = ""
+    bucket: Annotated[str, Meta(description="instead of `s3_endpoint`: the bucket's name")] = ""
+    endpoint_url: Annotated[
+        str, Meta(description="with `bucket`: `http[s]://host[:port]` of a path-style server")
+    ] = ""
+    s3_region: Annotated[str, Meta(description="without it, what AWS's variables say")] = ""
+    disable_tls: Annotated[bool, Meta(description="http instead of https")] = False
+    aws_access_key_id: Annotated[str, Meta(description="without it, what AWS's variables say")] = ""
+    aws_secret_access_key: Annotated[str, Meta(description="goes with it")] = ""
+    prefix: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9._=@-]{1,200}$",
+            description="begins every key: sidecars with the same prefix share what they keep",
+        ),
+    ] = "kv-sidecar"
+    shared: Annotated[
+        bool, Meta(description="false: the prefix belongs to this sidecar, which may count it")
+    ] = True
 
     ignored: ClassVar[dict[str, str]] = {
         "s3_num_io_threads": "connections are opened as they are needed",
