@@ -11,17 +11,13 @@ import pytest
 
 from tests.support.server import SHM, Server
 
-# Most of their time is waiting for servers that are dead or silent.
-WAITING = ("test_adapter_faults.py",)
+# The files that take minutes, most of it waiting for servers that are dead or silent.
+LONG = ("test_adapter_faults.py", "test_launch.py", "test_monitoring.py", "test_page.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks at the marks in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: a file's tests share its servers and stay together; long waits first."""
-    items.sort(key=lambda item: item.path.name not in WAITING)
-    for item in items:
-        if item.path.name not in WAITING:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """For `pytest -n`, file by file: what takes long begins first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ _OURS = (
     *(["-m", "sidecar", command, "--help"] for command in ("size", "connector", "worker-args")),
     *(["-m", "launch", command, "--help"] for command in ("agg", "disagg", "vllm", "stop")),
     ["-m", "bench", "--help"],
+    ["-m", "bench.gpu", "--help"],
     ["-m", "examples.gain", "--help"],
 )
 # Those of vLLM and Dynamo, and of docker.
