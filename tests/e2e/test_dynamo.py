@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from examples.demo.client import counter
+from examples.counters import counter
 from tests.support.server import REPO, wait_until
 from tests.support.stack import Stack
 
