@@ -99,6 +99,8 @@ class Launcher:
         while not self._daemon.ended() and time.monotonic() < deadline:
             if len(self._signals) > asked:
                 break
+            # What was still loading makes shared memory until it hears the signal.
+            self._keeper.take_inventory()
             self._stream.show()
             time.sleep(_TICK_SECONDS)
         cleanup.end(self._directory, self._daemon.leader)
