@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from examples.demo.client import counter
+from examples.counters import counter
 from tests.support.server import REPO, wait_until
 from tests.support.stack import Stack
 
@@ -141,6 +141,17 @@ def computed(aggregated: Running) -> list[Answer]:
 def assert_same(got: list[Answer], expected: list[Answer]) -> None:
     for text, one, other in zip(PROMPTS, got, expected, strict=True):
         assert one.same_as(other), text[:40]
+
+
+def test_a_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory(prefix="kvd") as directory:
+        stack = Stack("agg", Path(directory)).start("--cpu", "--model", "nobody/no-such-model")
+        assert stack.wait() == 1
+        assert stack.left() == []
+        why, last = stack.output().splitlines()[-2:]
+    assert "LocalEntryNotFoundError: Cannot find" in why
+    assert "FAILED: worker-0 ended with exit code 1 while the stack was starting" in last
 
 
 def test_aggregated_output_from_the_cache(aggregated: Running, computed: list[Answer]) -> None:
