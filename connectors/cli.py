@@ -33,7 +33,8 @@ def add_commands(commands: Any) -> None:
         "worker-args",
         help="print the command line of a worker",
         usage="%(prog)s --role ROLE --model MODEL [OPTION...] [-- ...]",
-        epilog="Arguments after -- go to the worker and win over those of the role.",
+        epilog="Arguments after -- go to the worker and win over those of the role; "
+        "`kv-sidecar doctor -- LINE` looks for what is wrong with the whole.",
     )
     for parser in (connector, worker):
         _add_connector_options(parser)
@@ -129,7 +130,11 @@ def _add_connector_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default=server.host, help="or ipc:///PATH (default %(default)s)")
     add("--port", type=port, default=server.port, metavar="N", help="default %(default)s")
     add(
-        "--server-url", action="append", default=[], metavar="URL", help="one each of several"
+        "--server-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="one of several sidecars; repeatable",
     )
     add(
         "--transfer-mode",

@@ -209,7 +209,7 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
     ),
     (
         "lazy offload without prefix cache",
-        vllm(settings(lazy_offload=True), "--no-enable-prefix-caching"),
+        vllm(settings(lazy_offload=True), "--no_enable_prefix_caching"),
         {},
         "problem",
         "given together with lmcache.mp.lazy_offload",
