@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from connectors import lmcache_v1, roles, versions
@@ -109,8 +109,12 @@ def _worker(given: argparse.Namespace, config: dict[str, Any] | None, transfer: 
 
 
 def _add_connector_options(parser: argparse.ArgumentParser) -> None:
-    server = CacheServer()
-    add = parser.add_argument
+    _add_role(parser.add_argument)
+    _add_sidecar(parser.add_argument_group("sidecar").add_argument)
+    _add_transfer(parser.add_argument_group("transfer").add_argument)
+
+
+def _add_role(add: Callable[..., Any]) -> None:
     add(
         "--role",
         required=True,
@@ -126,39 +130,27 @@ def _add_connector_options(parser: argparse.ArgumentParser) -> None:
         help="prefill to decode: nixl (default), or cache: the sidecar",
     )
     add("--skip-version-check", action="store_true", help="the worker runs somewhere else")
-    add = parser.add_argument_group("sidecar").add_argument
+
+
+def _add_sidecar(add: Callable[..., Any]) -> None:
+    server = CacheServer()
+    modes, seconds = get_args(TransferMode), "seconds (default %(default)g)"
     add("--host", default=server.host, help="or ipc:///PATH (default %(default)s)")
     add("--port", type=port, default=server.port, metavar="N", help="default %(default)s")
-    add(
-        "--server-url",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="one of several sidecars; repeatable",
-    )
+    add("--server-url", action="append", default=[], metavar="URL", help="of several; repeatable")
     add(
         "--transfer-mode",
-        choices=get_args(TransferMode),
+        choices=modes,
         default=server.transfer_mode,
         metavar="MODE",
-        help=f"{', '.join(get_args(TransferMode))}; default %(default)s",
+        help=f"{', '.join(modes)}; default %(default)s",
     )
-    add(
-        "--timeout",
-        type=float,
-        default=server.timeout_seconds,
-        metavar="S",
-        help="seconds (default %(default)g)",
-    )
-    add(
-        "--heartbeat",
-        type=float,
-        default=server.heartbeat_seconds,
-        metavar="S",
-        help="seconds (default %(default)g)",
-    )
+    add("--timeout", type=float, default=server.timeout_seconds, metavar="S", help=seconds)
+    add("--heartbeat", type=float, default=server.heartbeat_seconds, metavar="S", help=seconds)
     add("--lmcache-config", metavar="FILE", default="", help="LMCacheConnectorV1 with it instead")
-    add = parser.add_argument_group("transfer").add_argument
+
+
+def _add_transfer(add: Callable[..., Any]) -> None:
     add(
         "--buffer-device",
         choices=get_args(BufferDevice),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import urllib.request
@@ -159,6 +160,8 @@ def test_aggregated_output_from_the_cache(aggregated: Running, computed: list[An
     assert_same(ask_all(aggregated.url, PROMPTS), computed)
     hit = aggregated.sidecar_counter("lookup_hit_tokens") - before
     assert hit >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    shown = aggregated.stack.script("status", "--name", aggregated.stack.name).stdout
+    assert re.search(r"^cache: hit rate [1-9]\d?% of ", shown, re.MULTILINE), shown
 
 
 def test_a_killed_worker_comes_back_to_a_warm_cache(
