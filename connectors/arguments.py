@@ -18,6 +18,11 @@ class Argument:
     name: str
     tokens: tuple[str, ...]
 
+    @property
+    def value(self) -> str:
+        """The only or last one, of `--x VALUE` or `--x=VALUE`."""
+        return self.tokens[-1].removeprefix(f"{self.tokens[0].partition('=')[0]}=")
+
 
 @dataclass(frozen=True)
 class Merged:

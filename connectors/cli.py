@@ -2,13 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from connectors import lmcache_v1, roles, versions
 from connectors.arguments import compact
 from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import BufferDevice, Nixl
+from connectors.option_types import port
 from connectors.roles import Handoff, Role
 from connectors.worker import DEFAULT_PORTS, Ports, Program, Worker, command, needs
 
@@ -23,11 +24,17 @@ _V1_ROLES: dict[Role, Literal["kv_both", "kv_producer", "kv_consumer"]] = {
 
 def add_commands(commands: Any) -> None:
     """Add both commands to argparse's `add_subparsers()`."""
-    connector = commands.add_parser("connector", help="print a role's --kv-transfer-config")
+    connector = commands.add_parser(
+        "connector",
+        help="print a role's --kv-transfer-config",
+        usage="%(prog)s --role ROLE [OPTION...]",
+    )
     worker = commands.add_parser(
         "worker-args",
         help="print the command line of a worker",
-        epilog="Arguments after -- go to the worker and win over those of the role.",
+        usage="%(prog)s --role ROLE --model MODEL [OPTION...] [-- ...]",
+        epilog="Arguments after -- go to the worker and win over those of the role; "
+        "`kv-sidecar doctor -- LINE` looks for what is wrong with the whole.",
     )
     for parser in (connector, worker):
         _add_connector_options(parser)
@@ -102,50 +109,73 @@ def _worker(given: argparse.Namespace, config: dict[str, Any] | None, transfer: 
 
 
 def _add_connector_options(parser: argparse.ArgumentParser) -> None:
-    server = CacheServer()
-    parser.add_argument("--role", required=True, choices=get_args(Role))
-    parser.add_argument(
+    _add_role(parser.add_argument)
+    _add_sidecar(parser.add_argument_group("sidecar").add_argument)
+    _add_transfer(parser.add_argument_group("transfer").add_argument)
+
+
+def _add_role(add: Callable[..., Any]) -> None:
+    add(
+        "--role",
+        required=True,
+        choices=get_args(Role),
+        metavar="ROLE",
+        help=", ".join(get_args(Role)),
+    )
+    add(
         "--handoff",
         choices=get_args(Handoff),
         default="nixl",
-        help="from prefill to decode: directly (nixl), or both through the sidecar (cache)",
+        metavar="WAY",
+        help="prefill to decode: nixl (default), or cache: the sidecar",
     )
-    add = parser.add_argument_group("sidecar").add_argument
-    add("--host", default=server.host, help="tcp://NAME or ipc:///PATH (default %(default)s)")
-    add("--port", type=_port, default=server.port, help="default %(default)s")
-    add("--server-url", action="append", default=[], help="for several sidecars: one each")
-    add("--transfer-mode", choices=get_args(TransferMode), default=server.transfer_mode)
-    add("--timeout", type=float, default=server.timeout_seconds, help="s (default %(default)s)")
-    add("--heartbeat", type=float, default=server.heartbeat_seconds, help="s (default %(default)s)")
+    add("--skip-version-check", action="store_true", help="the worker runs somewhere else")
+
+
+def _add_sidecar(add: Callable[..., Any]) -> None:
+    server = CacheServer()
+    modes, seconds = get_args(TransferMode), "seconds (default %(default)g)"
+    add("--host", default=server.host, help="or ipc:///PATH (default %(default)s)")
+    add("--port", type=port, default=server.port, metavar="N", help="default %(default)s")
+    add("--server-url", action="append", default=[], metavar="URL", help="of several; repeatable")
+    add(
+        "--transfer-mode",
+        choices=modes,
+        default=server.transfer_mode,
+        metavar="MODE",
+        help=f"{', '.join(modes)}; default %(default)s",
+    )
+    add("--timeout", type=float, default=server.timeout_seconds, metavar="S", help=seconds)
+    add("--heartbeat", type=float, default=server.heartbeat_seconds, metavar="S", help=seconds)
     add("--lmcache-config", metavar="FILE", default="", help="LMCacheConnectorV1 with it instead")
-    add = parser.add_argument_group("transfer").add_argument
-    add("--buffer-device", choices=get_args(BufferDevice), help="default the worker's device")
-    add("--nixl-backend", action="append", default=[], help="default UCX; may be repeated")
-    parser.add_argument(
-        "--skip-version-check", action="store_true", help="the worker runs somewhere else"
+
+
+def _add_transfer(add: Callable[..., Any]) -> None:
+    add(
+        "--buffer-device",
+        choices=get_args(BufferDevice),
+        metavar="D",
+        help=f"{', '.join(get_args(BufferDevice))}; default the worker's",
     )
+    add("--nixl-backend", action="append", default=[], metavar="B", help="default UCX; repeatable")
 
 
 def _add_worker_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("worker").add_argument
     add("--model", required=True, help="name or directory")
-    add("--program", choices=get_args(Program), default="dynamo")
+    add("--program", choices=get_args(Program), default="dynamo", help="default %(default)s")
     add("--python", default="python3", help="the interpreter that has Dynamo")
-    add("--system-port", type=_port, help="Dynamo's health port")
-    add("--side-channel-host", default="127.0.0.1", help="this worker as its peers see it")
-    add("--side-channel-port", type=_port, help="of NIXL's handshake")
-    add("--kv-events-port", type=_port, help="publish what the worker holds; default no")
-    add("--ucx-tls", default="")
-    add("--ucx-net-devices", default="")
+    add("--system-port", type=port, metavar="N", help="Dynamo's health port")
+    add("--side-channel-host", default="127.0.0.1", metavar="H", help="as its peers see it")
+    add("--side-channel-port", type=port, metavar="N", help="of NIXL's handshake")
+    add(
+        "--kv-events-port", type=port, metavar="N", help="publish what the worker holds; default no"
+    )
+    add("--ucx-tls", default="", metavar="LIST", help="UCX_TLS")
+    add("--ucx-net-devices", default="", metavar="L", help="UCX_NET_DEVICES")
     add(
         "--no-prefix-caching",
         dest="prefix_caching",
         action="store_false",
         help="for measurements: all hits are the sidecar's",
     )
-
-
-def _port(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
-    return int(text)

@@ -1,7 +1,7 @@
 """The complete command of a worker: program, arguments and environment for a role."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,7 +94,10 @@ def command(worker: Worker, user_arguments: Sequence[str] = ()) -> Command:
             raise ConnectorError("Dynamo rejects --connector since 1.0: use --kv-transfer-config")
     merged = merge(_arguments(worker), user_arguments)
     return Command(
-        (*_program(worker), *merged.tokens), _environment(worker), _unset(worker), merged.conflicts
+        (*_program(worker), *merged.tokens),
+        _environment(worker),
+        _unset(worker),
+        (*merged.conflicts, *_contradictions(worker, merged.tokens)),
     )
 
 
@@ -154,6 +157,17 @@ def _arguments(worker: Worker) -> list[Argument]:
         # itself, but not where the user turns them on.
         arguments.append(option("--disable-hybrid-kv-cache-manager"))
     return arguments
+
+
+def _contradictions(worker: Worker, tokens: Sequence[str]) -> Iterator[str]:
+    """What the user's arguments spoil without taking the place of one of ours."""
+    given = {argument.name: argument for argument in split(tokens)}
+    caching = given.get("--enable-prefix-caching")
+    if worker.ports.kv_events and caching and caching.tokens[0].startswith(("--no-", "--no_")):
+        yield f"{caching.tokens[0]}: a worker without prefix caching publishes no KV events"
+    mode = given.get("--disaggregation-mode")
+    if worker.role in ("aggregated", "fallback") and mode and mode.value != "agg":
+        yield f"{shlex.join(mode.tokens)} is another role than {worker.role}: use --role"
 
 
 def _kv_events(port: int) -> dict[str, Any]:

@@ -7,6 +7,14 @@ from pathlib import Path
 # the stack would inherit.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.cli import main  # noqa: E402
+try:
+    from launch.cli import main
+except ModuleNotFoundError as error:
+    print(
+        f"launch: {sys.executable} has no {error.name}: run `make install`, or name with "
+        "LAUNCH_PYTHON an interpreter that has kv-sidecar[launch]",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,11 @@ def add(commands: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="config.json or its directory")
     parser.add_argument("--tp", type=_COUNT, default=1, help="tensor-parallel ranks (default 1)")
     parser.add_argument(
-        "--kv-cache-dtype", choices=sizing.KV_DTYPES, default="auto", help="default auto"
+        "--kv-cache-dtype",
+        choices=sizing.KV_DTYPES,
+        default="auto",
+        metavar="DTYPE",
+        help=f"{', '.join(sizing.KV_DTYPES)}; default auto",
     )
     parser.add_argument("--chunk-size", type=_COUNT, default=256, help="tokens (default 256)")
     parser.add_argument("--l1-size-gb", type=checked(size_gib), help="GiB: say what fits in")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import urllib.request
@@ -143,11 +144,24 @@ def assert_same(got: list[Answer], expected: list[Answer]) -> None:
         assert one.same_as(other), text[:40]
 
 
+def test_a_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory(prefix="kvd") as directory:
+        stack = Stack("agg", Path(directory)).start("--cpu", "--model", "nobody/no-such-model")
+        assert stack.wait() == 1
+        assert stack.left() == []
+        why, last = stack.output().splitlines()[-2:]
+    assert "LocalEntryNotFoundError: Cannot find" in why
+    assert "FAILED: worker-0 ended with exit code 1 while the stack was starting" in last
+
+
 def test_aggregated_output_from_the_cache(aggregated: Running, computed: list[Answer]) -> None:
     before = aggregated.sidecar_counter("lookup_hit_tokens")
     assert_same(ask_all(aggregated.url, PROMPTS), computed)
     hit = aggregated.sidecar_counter("lookup_hit_tokens") - before
     assert hit >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    shown = aggregated.stack.script("status", "--name", aggregated.stack.name).stdout
+    assert re.search(r"^cache: hit rate [1-9]\d?% of ", shown, re.MULTILINE), shown
 
 
 def test_a_killed_worker_comes_back_to_a_warm_cache(

@@ -243,6 +243,18 @@ def test_wrong_usage_is_one_line(make: MakeStack, arguments: list[str], message:
     assert message in line
 
 
+def test_an_interpreter_without_the_packages(make: MakeStack, place: Path) -> None:
+    bare = place / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    stack = make()
+    stack.env["LAUNCH_PYTHON"] = str(bare)
+    assert stack.start().wait() == 2
+    (line,) = stack.output().splitlines()
+    assert f"{sys.executable} has no " in line
+    assert "make install" in line
+
+
 def test_a_name_is_taken_while_its_stack_runs(make: MakeStack) -> None:
     first = make().start().wait_ready()
     second = make()

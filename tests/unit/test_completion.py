@@ -25,6 +25,7 @@ CASES = [
     (["size", "--kv-cache-dtype", "bf"], "bfloat16"),
     (["connector", "--role", "pre"], "prefill"),
     (["completion", "z"], "zsh"),
+    (["lmcache-config", "prod"], "producer"),
 ]
 
 
@@ -77,19 +78,49 @@ def test_another_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.count("\n") == 1
 
 
+# Those with more options than lines have them in groups.
+_LONG = {"serve", "doctor", "worker-args"}
+_SHORT = {"status", "wait", "size", "completion", "connector", "lmcache-config"}
+_KINDS = ("in-process", "shared", "producer", "consumer")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], *([name] for name in sorted(_SHORT)), *(["lmcache-config", kind] for kind in _KINDS)],
+    ids=" ".join,
+)
 def test_help_fits_a_screen(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = help_of(words, capsys, monkeypatch)
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    commands = ("serve", "status", "wait", "doctor", "size", "completion", "connector")
-    for command in (*commands, "worker-args"):
-        assert any(line.strip().startswith(command) for line in lines), command
+
+
+def test_help_lists_every_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = help_of([], capsys, monkeypatch)
+    listed = {line.split()[0] for line in lines if line[:4] == " " * 4 and line[4:5].strip()}
+    assert listed == _SHORT | _LONG
+
+
+@pytest.mark.parametrize("command", sorted(_LONG))
+def test_long_help_is_not_wide(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max(map(len, help_of([command], capsys, monkeypatch))) <= 80
+
+
+def help_of(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """On a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("command", ["serve", "doctor"])

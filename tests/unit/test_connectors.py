@@ -120,7 +120,7 @@ def test_lmcache_settings_that_cannot_work_are_refused(make: Any, said: str) -> 
 
 def test_imports_nothing_outside_the_standard_library() -> None:
     program = (
-        "import sys, connectors.cli, connectors.lmcache_v1;"
+        "import sys, connectors.cli, connectors.lmcache_config;"
         "known = sys.stdlib_module_names | {'connectors'};"
         "print([n for n in sys.modules if n.split('.')[0] not in known])"
     )

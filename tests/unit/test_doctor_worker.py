@@ -176,7 +176,7 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
     ("other port", vllm(settings(port=6555)), {}, "problem", "tcp://127.0.0.1:6555"),
     ("gRPC", vllm(settings(host="grpc://h")), {}, "problem", "grpc://h:5555"),
     ("other path", vllm(settings(host="ipc:///run/mp")), {}, "problem", "ipc:///run/mp:5555"),
-    ("isolated", vllm(settings(isolated_ipc=True)), {}, "problem", "it is on"),
+    ("virtual memory", vllm(settings(use_vmm_api=True)), {}, "problem", "it is on"),
     ("slow", vllm(settings(mq_timeout=300)), {}, "warning", "300 s"),
     # flags
     (
@@ -209,7 +209,7 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
     ),
     (
         "lazy offload without prefix cache",
-        vllm(settings(lazy_offload=True), "--no-enable-prefix-caching"),
+        vllm(settings(lazy_offload=True), "--no_enable_prefix_caching"),
         {},
         "problem",
         "given together with lmcache.mp.lazy_offload",

@@ -185,7 +185,30 @@ def test_other_spellings_of_an_option_conflict_too(
     assert sum(flag in out for flag in users) == len(users)
 
 
+@pytest.mark.parametrize(
+    ("role", "users", "said"),
+    [
+        ("aggregated --kv-events-port 20081", "--no-enable-prefix-caching", "no KV events"),
+        ("aggregated --kv-events-port 20081", "--no_enable_prefix_caching", "no KV events"),
+        ("aggregated", "--disaggregation-mode prefill", "another role than aggregated"),
+        ("fallback", "--disaggregation-mode=decode", "another role than fallback"),
+    ],
+)
+def test_what_spoils_an_option_is_told(
+    capsys: pytest.CaptureFixture[str], role: str, users: str, said: str
+) -> None:
+    arguments = ["worker-args", "--role", *role.split(), "--model", "m", "--skip-version-check"]
+    assert main([*arguments, "--", *users.split()]) == 0
+
+    out, err = capsys.readouterr()
+    assert err.startswith("kv-sidecar: warning: ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert out.rstrip().endswith(users)
+
+
 def test_the_same_value_twice_is_no_conflict(capsys: pytest.CaptureFixture[str]) -> None:
+    line(capsys, "--role", "aggregated", "--", "--disaggregation-mode=agg")
     users = ("--disaggregation-mode=decode", "-tp", "2", "--model", "m", "-q", "--seed", "-1")
     said = line(capsys, "--role", "decode", "--", *users)
 

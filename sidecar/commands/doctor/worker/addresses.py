@@ -88,17 +88,16 @@ def transfer_mode(worker: Invocation, around: Surroundings) -> Finding | None:
     )
 
 
-def isolation(worker: Invocation, around: Surroundings) -> Finding | None:
-    """Modes of the client in which sidecar and worker share less than they must."""
-    for name in ("isolated_ipc", "use_vmm_api"):
-        if worker.client_extra.get(_PREFIX + name):
-            return problem(
-                _PREFIX + name,
-                "it is on",
-                "the sidecar refuses such memory: worker and sidecar share /dev/shm",
-                "leave it out",
-            )
-    return None
+def virtual_memory(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Handles that CUDA IPC cannot open."""
+    if not worker.client_extra.get(f"{_PREFIX}use_vmm_api"):
+        return None
+    return problem(
+        f"{_PREFIX}use_vmm_api",
+        "it is on",
+        "the sidecar refuses virtual CUDA memory: it maps the KV cache by CUDA IPC",
+        "leave it out",
+    )
 
 
 def timeout(worker: Invocation, around: Surroundings) -> Finding | None:
@@ -133,4 +132,4 @@ def _meets(url: str, place: str, is_unix: bool) -> bool:
     return str(urlsplit(url if "://" in url else f"tcp://{url}").netloc.rpartition(":")[2]) == place
 
 
-CHECKS = (right_place, known, address, transfer_mode, isolation, timeout)
+CHECKS = (right_place, known, address, transfer_mode, virtual_memory, timeout)

@@ -38,8 +38,8 @@ class Invocation:
         return None if tokens is None else " ".join(tokens[1:])
 
     def switched_off(self, name: str) -> bool:
-        """`--no-x`."""
-        return self.options.get(name, ("",))[0].startswith("--no-")
+        """`--no-x`, or `--no_x`."""
+        return self.options.get(name, ("",))[0].startswith(("--no-", "--no_"))
 
     def switched_on(self, name: str) -> bool:
         return name in self.options and not self.switched_off(name)
