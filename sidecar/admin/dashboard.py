@@ -24,7 +24,6 @@ _HEADERS = {
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
-from sidecar.admin.boundary import Boundary
-
 _OPEN_CONNECTIONS = 64
 
 
@@ -34,7 +32,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
         super().__init__(
             uvicorn.Config(
-                Boundary(app),
+                app,
                 http="h11",
                 ws="none",
                 lifespan="off",

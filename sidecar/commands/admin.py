@@ -47,7 +47,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         try:
             body = json.load(error)
-            return str(body.get("reason") or body.get("error") or error)
+            told = (body.get(key) for key in ("reason", "error", "detail"))
+            return str(next(filter(None, told), error))
         except (OSError, HTTPException, ValueError, AttributeError):
             return str(error)
     if isinstance(error, urllib.error.URLError):
