@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from sidecar.admin.connections import ImpatientProtocol
+
 _OPEN_CONNECTIONS = 64
 
 
@@ -33,11 +35,12 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=ImpatientProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                # Its warnings are of what a peer sends, as often as it likes.
+                log_level="error",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
