@@ -15,14 +15,16 @@ class WireLoop(Protocol):
 
 
 class Listing(Protocol):
-    """What one L2 adapter has, the least recently used first: (name, record size in bytes)."""
+    """What one L2 adapter has, the least recently used first."""
 
     @property
     def adapter(self) -> str: ...
     @property
     def shared(self) -> bool: ...
     @property
-    def objects(self) -> Sequence[tuple[Any, int]]: ...
+    def names(self) -> Sequence[Any]: ...
+    def size_of(self, name: Any) -> int:
+        """The record's size in bytes, 0 if it is there no more. Any thread."""
 
 
 class Objects(Protocol):

@@ -86,18 +86,18 @@ def _page(
     """Entries from place `start` of the listing on; the next page begins behind the last."""
     entries: list[dict[str, Any]] = []
     end = start
-    for name, size_bytes in islice(found.objects, start, None):
+    for name in islice(found.names, start, None):
         if len(entries) == size:
             break
         end += 1
         key = service.objects.key_of(name)
         if model_name is None or (key is not None and key[1] == model_name):
-            entries.append({"key": _encoded(name, key), "size_bytes": size_bytes})
+            entries.append({"key": _encoded(name, key), "size_bytes": found.size_of(name)})
     return {
         "adapter": found.adapter,
         "shared": found.shared,
         "entries": entries,
-        "next_page_token": str(end) if end < len(found.objects) else None,
+        "next_page_token": str(end) if end < len(found.names) else None,
     }
 
 
