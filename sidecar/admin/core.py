@@ -1,10 +1,12 @@
 """What the admin port needs of the rest of the server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+# What a function returns or raises on the wire thread; TimeoutError if that does not answer.
+OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class WireLoop(Protocol):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 
 from sidecar import __version__
-from sidecar.admin.core import Service
+from sidecar.admin.core import OnLoop, Service
 from sidecar.config import Config
 
 _FOLDER = Path(__file__).with_name("page")
@@ -25,7 +25,6 @@ _HEADERS = {
     "frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
 }
-OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 def add_routes(

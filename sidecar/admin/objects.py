@@ -1,7 +1,7 @@
 """``GET`` and ``DELETE /cache/objects``, in the shape of LMCache 0.5.6."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from sidecar.admin.core import Service
+from sidecar.admin.core import OnLoop, Service
 
-OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 _PAGE, _LARGEST_PAGE = 500, 5000
 _LARGEST_BATCH = 5000
 
