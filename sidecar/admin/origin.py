@@ -22,7 +22,7 @@ def objection(
     if host and _is_loopback(reached) and not _is_ours(host, configured_host):
         return f"the request is for {host!r}, which is no name of this server"
     origin = headers.get("origin")
-    if origin is not None and method not in _READING and urlsplit(origin).netloc != host:
+    if origin is not None and method not in _READING and origin.partition("://")[2] != host:
         return f"a page of {origin!r} may not change anything here"
     return None
 
