@@ -10,6 +10,9 @@ VALUES = Path(__file__).parent / "values"
 # What the server needs beside its L1 (about 0.1 GiB at rest), with room for what is being written
 # to L2, the page cache of it, and the host memory of a CUDA context for each GPU.
 _SERVER_GIB = 4
+# Page tables, which the kernel counts as the container's: 8 bytes a page of 4 KiB, for each process
+# that maps the L1. These are the server and the child for each GPU, of which a node has 8.
+_PAGE_TABLES = 9 * 8 / 4096
 # vLLM's and NCCL's own use of /dev/shm: Dynamo gives its workers as much.
 _WORKER_SHM_GIB = 8
 _PROBE_SECONDS = 5
@@ -33,7 +36,7 @@ def derived(values: Mapping[str, str]) -> dict[str, str]:
     adapter = {"type": "fs", "base_path": _L2_PATH, "max_capacity_gb": l2}
     populating = l1 / _SLOWEST_GIB_PER_SECOND
     return {
-        "MEMORY": f"{math.ceil(l1) + _SERVER_GIB}Gi",
+        "MEMORY": f"{math.ceil(l1 + l1 * _PAGE_TABLES) + _SERVER_GIB}Gi",
         "SHM_SIZE": f"{math.ceil(l1) + _WORKER_SHM_GIB}Gi",
         "STARTUP_FAILURES": str(max(_MIN_FAILURES, math.ceil(populating / _PROBE_SECONDS))),
         "L2_ADAPTER": json.dumps(adapter if l2 else [], separators=(",", ":")),

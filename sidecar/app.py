@@ -25,6 +25,7 @@ from sidecar.engines.cuda.numa import gpu_nodes, place_on
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.history import SAMPLE_SECONDS
 from sidecar.handlers.liveness import TICK_SECONDS
@@ -32,7 +33,6 @@ from sidecar.handlers.refusals import Refusals
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.record import HEADER_BYTES
 from sidecar.wire.endpoint import Endpoint
@@ -71,6 +71,7 @@ class App:
         try:
             self._arena = Arena(self._segment, config.l1_transparent_hugepages)
             self._core = self._build_core()
+            observe(self._core)
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()
             self._endpoint.bind(wire_url(config), config.ipc_mode)
@@ -157,20 +158,6 @@ class App:
         def on_answered(operation: str, seconds: float) -> None:
             telemetry.request_latency.record(seconds, operation)
 
-        for name, source in {
-            "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
-            "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
-            "l1_memory_pinned_bytes": lambda: core.gpus.pinned_bytes(),
-            "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
-            "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
-            "registered_workers": lambda: len(core.registry.instances),
-            "live_leases": lambda: core.leases.live,
-            "queue_depth": lambda: core.copies.depth,
-            "queue_age_seconds": core.copies.oldest_seconds,
-        }.items():
-            telemetry.gauge_source(name, source)
-        for lane in core.tiers.lanes:
-            _observe(telemetry, core.tiers, lane)
         return Endpoint(
             LMCACHE_0_5_5,
             self._service.handlers(),
@@ -237,23 +224,6 @@ class App:
             # time there, Mooncake's 14 s when its master is gone.
             logging.shutdown()
             os._exit(0)
-
-
-def _observe(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
-    """Let the gauges tell of one L2 adapter."""
-    label, index = lane.label, str(lane.index)
-    gauge = telemetry.gauge_source
-    gauge("l2_usage_bytes", lambda: lane.catalog.used_bytes, label)
-    gauge("l2_objects", lambda: len(lane.catalog), label)
-    gauge("l2_breaker_open", lambda: int(lane.reads.state != "closed"), label, "load")
-    gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
-    gauge("num_inflight_l2_stores", lambda: tiers.writes.in_flight(lane), label)
-    gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
-    gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(lane), label)
-    gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(lane)[0], label, index)
-    gauge("inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(lane)[1], label, index)
-    gauge("l2_store_adapters", lambda: len(tiers.lanes), "active")
-    gauge("l2_prefetch_adapters", lambda: len(tiers.lanes), "active")
 
 
 def wire_url(config: Config) -> str:

@@ -1,6 +1,7 @@
-"""The ``kv-sidecar`` command. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+"""The ``kv-sidecar`` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,13 +27,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit code; problems are one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        # `serve` has its own parser: its options come from the table in sidecar.config.
-        if arguments and arguments[0] == "serve":
-            return serve.run(arguments[1:])
-        return _run_command(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
     except (ConfigError, ConnectorError) as error:
         complain(str(error))
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Who reads our output has seen enough. Python's own end would complain of it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # `serve` has its own parser: its options come from the table in sidecar.config.
+    if arguments and arguments[0] == "serve":
+        return serve.run(arguments[1:])
+    return _run_command(arguments)
 
 
 def _run_command(arguments: Sequence[str]) -> int:

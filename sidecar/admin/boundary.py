@@ -1,11 +1,14 @@
-"""What holds for every request: a bounded body, and the headers of an answer."""
+"""What holds for every request: who may ask, a bounded body, and the headers of an answer."""
 
 from email.utils import formatdate
 from http import HTTPStatus
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sidecar.admin.origin import objection
 
 # A prefetch names up to a million tokens.
 MAX_BODY_BYTES = 10 << 20
@@ -14,11 +17,13 @@ MAX_BODY_BYTES = 10 << 20
 class Boundary:
     """ASGI middleware around a whole application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        """`host` is where the application is configured to listen."""
         self._app = app
+        self._host = host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; a body of more than ``MAX_BODY_BYTES`` becomes a 413."""
+        """Pass the request on, or answer 403; a body beyond ``MAX_BODY_BYTES`` becomes a 413."""
         received = 0
 
         async def receive_bounded() -> Message:
@@ -36,6 +41,9 @@ class Boundary:
                 # The HTTP server itself would need a timer to know the date.
                 headers["date"] = formatdate(usegmt=True)
                 headers["cache-control"] = "no-store"
+                headers["x-content-type-options"] = "nosniff"
             await send(message)
 
-        await self._app(scope, receive_bounded, send_dated)
+        refused = objection(scope["method"], Headers(scope=scope), scope["server"][0], self._host)
+        answer = JSONResponse({"detail": refused}, HTTPStatus.FORBIDDEN) if refused else self._app
+        await answer(scope, receive_bounded, send_dated)

@@ -1,10 +1,12 @@
 """What the admin port needs of the rest of the server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+# What a function returns or raises on the wire thread; TimeoutError if that does not answer.
+OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class WireLoop(Protocol):
@@ -15,14 +17,16 @@ class WireLoop(Protocol):
 
 
 class Listing(Protocol):
-    """What one L2 adapter has, the least recently used first: (name, record size in bytes)."""
+    """What one L2 adapter has, the least recently used first."""
 
     @property
     def adapter(self) -> str: ...
     @property
     def shared(self) -> bool: ...
     @property
-    def objects(self) -> Sequence[tuple[Any, int]]: ...
+    def names(self) -> Sequence[Any]: ...
+    def size_of(self, name: Any) -> int:
+        """The record's size in bytes, 0 if it is there no more. Any thread."""
 
 
 class Objects(Protocol):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 
 from sidecar import __version__
-from sidecar.admin.core import Service
+from sidecar.admin.core import OnLoop, Service
 from sidecar.config import Config
 
 _FOLDER = Path(__file__).with_name("page")
@@ -24,9 +24,7 @@ _HEADERS = {
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
-OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 def add_routes(

@@ -1,7 +1,7 @@
 """``GET`` and ``DELETE /cache/objects``, in the shape of LMCache 0.5.6."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from sidecar.admin.core import Service
+from sidecar.admin.core import OnLoop, Service
 
-OnLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 _PAGE, _LARGEST_PAGE = 500, 5000
 _LARGEST_BATCH = 5000
 
@@ -86,18 +85,18 @@ def _page(
     """Entries from place `start` of the listing on; the next page begins behind the last."""
     entries: list[dict[str, Any]] = []
     end = start
-    for name, size_bytes in islice(found.objects, start, None):
+    for name in islice(found.names, start, None):
         if len(entries) == size:
             break
         end += 1
         key = service.objects.key_of(name)
         if model_name is None or (key is not None and key[1] == model_name):
-            entries.append({"key": _encoded(name, key), "size_bytes": size_bytes})
+            entries.append({"key": _encoded(name, key), "size_bytes": found.size_of(name)})
     return {
         "adapter": found.adapter,
         "shared": found.shared,
         "entries": entries,
-        "next_page_token": str(end) if end < len(found.objects) else None,
+        "next_page_token": str(end) if end < len(found.names) else None,
     }
 
 

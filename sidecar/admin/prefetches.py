@@ -1,6 +1,5 @@
 """``POST /cache/prefetches`` and its poll, in the shape of LMCache 0.5.6."""
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
-from sidecar.admin.core import Service
+from sidecar.admin.core import OnLoop, Service
 
 _LARGEST_WORLD = 1024
 Token = Annotated[int, Field(ge=0, lt=2**32)]
@@ -27,9 +26,7 @@ class PrefetchRequest(BaseModel):
     target_tier: Literal["l1"] = "l1"
 
 
-def add_routes(
-    app: FastAPI, service: Service, on_loop: Callable[[Callable[[], Any]], Awaitable[Any]]
-) -> None:
+def add_routes(app: FastAPI, service: Service, on_loop: OnLoop) -> None:
     """Submission and poll, over `service.prefetches`."""
 
     async def submit(body: PrefetchRequest) -> dict[str, Any]:

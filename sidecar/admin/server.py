@@ -86,8 +86,7 @@ class AdminServer:
             listeners.close(self._admin + self._metrics)
 
     async def _serve(self) -> None:
-        from starlette.types import ASGIApp
-
+        from sidecar.admin.boundary import Boundary
         from sidecar.admin.health import health_response
         from sidecar.admin.metrics import create_metrics_app
         from sidecar.admin.routes import create_app
@@ -96,9 +95,11 @@ class AdminServer:
         healthy = partial(unhealthy_reason, self._service, self._loop)
         self._telemetry.gauge_source("healthy", lambda: int(healthy() is None))
         self._telemetry.start()
-        app = create_app(self._config, self._service, self._loop, self._telemetry)
-        sites: list[tuple[ASGIApp, list[socket.socket]]] = [(app, self._admin)]
+        config = self._config
+        app = create_app(config, self._service, self._loop, self._telemetry)
+        sites = [(Boundary(app, config.http_host), self._admin)]
         if self._metrics:
             health = partial(health_response, self._service, self._loop)
-            sites.append((create_metrics_app(self._telemetry, health), self._metrics))
+            metrics = create_metrics_app(self._telemetry, health)
+            sites.append((Boundary(metrics, config.prometheus_host), self._metrics))
         await serve(sites, self._stop, self._started.set)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
-from sidecar.admin.boundary import Boundary
+from sidecar.admin.connections import ImpatientProtocol
 
 _OPEN_CONNECTIONS = 64
 
@@ -34,12 +34,13 @@ class _Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
         super().__init__(
             uvicorn.Config(
-                Boundary(app),
-                http="h11",
+                app,
+                http=ImpatientProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                # Its warnings are of what a peer sends, as often as it likes.
+                log_level="error",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,

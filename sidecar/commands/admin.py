@@ -28,9 +28,12 @@ def send(url: str, path: str, method: str, body: Any, timeout: float) -> Any:
 
 
 def _text(request: urllib.request.Request, timeout: float) -> str:
-    with fetch(request, timeout) as reply:
-        text: str = reply.read().decode()
-        return text
+    try:
+        with fetch(request, timeout) as reply:
+            text: str = reply.read().decode()
+            return text
+    except HTTPException as error:  # neither of the two: a bad URL, an answer that breaks off
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def fetch(request: str | urllib.request.Request, timeout: float) -> Any:
@@ -47,7 +50,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         try:
             body = json.load(error)
-            return str(body.get("reason") or body.get("error") or error)
+            told = (body.get(key) for key in ("reason", "error", "detail"))
+            return str(next(filter(None, told), error))
         except (OSError, HTTPException, ValueError, AttributeError):
             return str(error)
     if isinstance(error, urllib.error.URLError):

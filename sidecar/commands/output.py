@@ -4,7 +4,12 @@ import sys
 
 
 def complain(line: str) -> None:
-    print(f"kv-sidecar: {line}", file=sys.stderr)
+    print(f"kv-sidecar: {printable(line.strip())}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """What a server or worker has said must not steer the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def amount(count: float) -> str:

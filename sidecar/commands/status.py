@@ -3,11 +3,14 @@
 import argparse
 import json
 import time
+from http import HTTPStatus
 from typing import Any
+from urllib.error import HTTPError
 
 from sidecar.commands import admin, status_table
 from sidecar.commands.arguments import checked
 from sidecar.commands.output import complain
+from sidecar.commands.status_table import Hits, hits
 from sidecar.config.values import number
 
 _CLEAR = "\033[H\033[2J"
@@ -55,7 +58,15 @@ def _show(given: argparse.Namespace, before: str) -> int:
 
 
 def _table(url: str, status: Any) -> str:
-    if "uptime_seconds" not in status.get("server", ()):
+    if not isinstance(status, dict) or "uptime_seconds" not in status.get("server", ()):
         raise ValueError("it is no kv-sidecar of this version; --json prints what it says")
-    metrics = admin.get_text(url, "/metrics", _TIMEOUT_SECONDS)
-    return "\n".join(status_table.lines(status, status_table.hits(metrics)))
+    return "\n".join(status_table.lines(status, _hits(url)))
+
+
+def _hits(url: str) -> Hits | None:
+    try:
+        return hits(admin.get_text(url, "/metrics", _TIMEOUT_SECONDS))
+    except HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:  # --disable-metrics
+            return None
+        raise

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.commands.output import amount
+from sidecar.commands.output import amount, printable
 
 Json = Mapping[str, Any]
 _PREFIX = "lmcache_mp_lookup_"
@@ -143,8 +143,7 @@ def _breaker(breaker: Json) -> str:
 
 
 def _columns(rows: Sequence[Iterable[str]]) -> list[str]:
-    # Model names are what a worker sent; they must not steer the terminal.
-    cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -5,7 +5,6 @@ import os
 import time
 import xmlrpc.client
 from collections.abc import Sequence
-from http.client import HTTPException
 from typing import Any
 
 from sidecar.commands import admin
@@ -78,7 +77,7 @@ def unready(url: str, model: str, timeout: float) -> str:
             admin.get(url, "/healthcheck", timeout)
             return ""
         listed = [entry["id"] for entry in admin.get(url, "/v1/models", timeout)["data"]]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return admin.reason(error)
     return "" if model in listed else f"it lists {', '.join(listed) or 'no model'}, not {model}"
 

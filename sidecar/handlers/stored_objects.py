@@ -1,6 +1,6 @@
 """Objects one by one, for operators: what L2 has, and deletion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
@@ -19,11 +19,15 @@ class ObjectKey(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What an adapter is known to have: names and record sizes in bytes."""
+    """What an adapter is known to have; `size_of` a name is in bytes, for any thread.
+
+    Sizes are asked for one by one: looking up all of a million takes a second.
+    """
 
     adapter: str
     shared: bool
-    objects: list[tuple[ObjectName, int]]
+    names: list[ObjectName]
+    size_of: Callable[[ObjectName], int]
 
 
 class StoredObjects:
@@ -38,8 +42,8 @@ class StoredObjects:
     def listing(self, adapter: str | None) -> Listing:
         """All of one adapter, the least recently used first."""
         lane = self._lane(adapter)
-        objects = [(name, lane.catalog.size(name)) for name in lane.catalog.names()]
-        return Listing(lane.label, lane.adapter.shared, objects)
+        catalog = lane.catalog
+        return Listing(lane.label, lane.adapter.shared, catalog.names(), catalog.size)
 
     def key_of(self, name: ObjectName) -> ObjectKey | None:
         """The key behind a name; None if the name does not tell it. Any thread."""

@@ -152,7 +152,6 @@ class Instruments(Declarations):
         self.refusals = self._counter(
             "refusals", "", "Requests answered with a negative", ("operation", "reason")
         )
-        self.timeouts = self._counter("timeouts", "", "Timeouts", ("exception_type",))
         self.registrations = self._counter("registrations", "", "Workers registered", ("kind",))
         self.re_registrations = self._counter(
             "re_registrations", "", "Registrations that replaced one", ("kind",)

@@ -57,7 +57,7 @@ class Catalog:
         return list(self._sizes)
 
     def size(self, name: ObjectName) -> int:
-        """The record's size in bytes, 0 if it is not known."""
+        """The record's size in bytes, 0 if it is not known. Any thread."""
         return self._sizes.get(name, 0)
 
     def add(self, name: ObjectName, size: int) -> None:

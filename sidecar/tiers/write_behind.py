@@ -131,8 +131,10 @@ class WriteBehind:
 
     def waiting_seconds(self, lane: Lane) -> float:
         """For how long the first in the queue of a lane has waited. Any thread."""
-        first = list(self._waiting[lane])[:1]
-        return time.monotonic() - first[0].since if first else 0.0
+        try:
+            return time.monotonic() - self._waiting[lane][0].since
+        except IndexError:
+            return 0.0
 
     def waiting(self, lane: Lane) -> int:
         """Objects that wait to be written to a lane."""

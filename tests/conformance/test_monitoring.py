@@ -124,7 +124,7 @@ def test_alerts_fire_where_something_is_wrong_and_nowhere_else(site: Site) -> No
         _expect(site, "Down", instance="full")
         _expect(site, "Unhealthy", instance="slow")
         _expect(site, "L2BreakerOpen", instance="ill", l2_name="sick", kind="store")
-        for name in ("L1Thrashing", "LeasesNotReturned", "HitRateCollapsed"):
+        for name in ("L2NotKept", "L1Thrashing", "LeasesNotReturned", "HitRateCollapsed"):
             _expect(site, name, instance="ill")
     finally:
         stop.set()

@@ -120,8 +120,8 @@ def test_a_value_is_given_once(other: dict[str, Any], overlay: str) -> None:
     assert variables["KV_SIDECAR_L1_SIZE_GB"] == "1200"
     assert variables["KV_SIDECAR_CHUNK_SIZE"] == "512"
     assert '"max_capacity_gb":4000' in variables["KV_SIDECAR_L2_ADAPTER"]
-    assert server["resources"]["limits"]["memory"] == "1204Gi"
-    assert server["resources"]["requests"]["memory"] == "1204Gi"
+    assert server["resources"]["limits"]["memory"] == "1226Gi"
+    assert server["resources"]["requests"]["memory"] == "1226Gi"
     assert server["startupProbe"]["failureThreshold"] * server["startupProbe"]["periodSeconds"] == (
         1200
     )
@@ -141,7 +141,9 @@ def test_a_value_is_given_once(other: dict[str, Any], overlay: str) -> None:
     ("l1", "l2", "expected"),
     [
         ("0.5", "0", {"MEMORY": "5Gi", "SHM_SIZE": "9Gi", "L2_ADAPTER": "[]", "L2_VOLUME": "1Gi"}),
-        ("32", "10", {"MEMORY": "36Gi", "STARTUP_FAILURES": "30", "L2_VOLUME": "12Gi"}),
+        ("32", "10", {"MEMORY": "37Gi", "STARTUP_FAILURES": "30", "L2_VOLUME": "12Gi"}),
+        # 18 GiB of page tables, and a node that populates 1 GB a second.
+        ("1024", "0", {"MEMORY": "1046Gi", "SHM_SIZE": "1032Gi", "STARTUP_FAILURES": "205"}),
     ],
 )
 def test_what_follows_from_a_size(l1: str, l2: str, expected: dict[str, str]) -> None:

@@ -125,7 +125,8 @@ class Listing(NamedTuple):
 
     adapter: str
     shared: bool
-    objects: list[tuple[Name, int]]
+    names: list[Name]
+    size_of: Callable[[Name], int]
 
 
 class Objects:
@@ -138,7 +139,8 @@ class Objects:
 
     def listing(self, adapter: str | None) -> Listing:
         label = self._label(adapter)
-        return Listing(label, label == "bucket", list(self.l2[label]))
+        sizes = dict(self.l2[label])
+        return Listing(label, label == "bucket", list(sizes), sizes.__getitem__)
 
     def key_of(self, name: Name) -> Key | None:
         return name.key

@@ -1,6 +1,9 @@
 """The client subcommands, against a small HTTP server."""
 
 import json
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import types
@@ -11,6 +14,7 @@ import pytest
 
 from sidecar import __version__
 from sidecar.cli import main
+from tests.support.server import REPO
 
 
 class Fake(ThreadingHTTPServer):
@@ -142,3 +146,34 @@ def test_serve_returns_what_the_server_returns(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sidecar.app", app)
     assert main(["serve", "--l1-size-gb", "1", "--port", "5777"]) == 1
     assert started == [5777]
+
+
+def test_an_interrupt_is_no_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = _command("wait", "--url", url)
+        silent.settimeout(30)
+        peer, _ = silent.accept()
+        waiting.send_signal(signal.SIGINT)
+        _, complaint = waiting.communicate(timeout=30)
+        peer.close()
+    assert (waiting.returncode, complaint) == (130, "")
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:
+    printing = _command("serve", "--l1-size-gb", "1", "--print-config")
+    assert printing.stdout is not None
+    printing.stdout.close()
+    assert printing.stderr is not None
+    assert printing.stderr.read() == ""
+    assert printing.wait(30) == 1
+
+
+def _command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sidecar", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+    )

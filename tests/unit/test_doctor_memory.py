@@ -44,7 +44,10 @@ def test_without_a_size_nothing_is_compared() -> None:
 
 
 def test_a_container_with_less_memory_than_the_machine(tmp_path: Path) -> None:
-    (tmp_path / "memory.current").write_text(f"{300 << 20}\n")
+    # Of 400 MiB the kernel drops 100 when somebody needs them: files that were read.
+    (tmp_path / "memory.current").write_text(f"{400 << 20}\n")
+    cached = f"active_file {60 << 20}\ninactive_file {40 << 20}\n"
+    (tmp_path / "memory.stat").write_text(f"shmem {200 << 20}\n{cached}")
     (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
     finding = memory.available(around(), cgroup=tmp_path)
     assert (finding.level, finding.what) == ("problem", "724 MiB available; the L1 needs 1 GiB")

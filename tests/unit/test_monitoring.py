@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.telemetry.table import Instruments
 from tests.support.prometheus import RULES, in_fast_motion, program
 from tests.support.server import REPO
 
@@ -26,6 +27,17 @@ ALERTS = {
 def promtool(*arguments: str) -> None:
     run = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_nothing_is_declared_that_nobody_records() -> None:
+    files = [path for path in (REPO / "sidecar").rglob("*.py") if path.name != "table.py"]
+    source = "".join(path.read_text() for path in files)
+    instruments = Instruments()
+    recorded = [*instruments.counters, *instruments.histograms]
+    names = [name for name, value in vars(instruments).items() if value in recorded]
+    assert len(names) == len(recorded)
+    assert [name for name in names if not re.search(rf"\.{name}\b", source)] == []
+    assert [name for name in instruments.gauges if f'"{name}"' not in source] == []
 
 
 def test_rules_are_valid_as_they_are_and_in_fast_motion(tmp_path: Path) -> None:

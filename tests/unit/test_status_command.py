@@ -3,8 +3,10 @@
 import copy
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -105,6 +107,43 @@ def test_a_hung_server_is_one_line(site: Site, capsys: pytest.CaptureFixture[str
     site.loop.hung = True
     assert main(["status", "--url", url(site)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_server_without_metrics_has_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    site = Site(disable_metrics=True)
+    assert main(["status", "--url", url(site)]) == 0
+    site.close()
+    assert "no lookups yet, or no metrics" in line(capsys.readouterr().out.splitlines(), "hits")
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (b"", "http://localhost:abc: nonnumeric port: 'abc'"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[]", "no kv-sidecar of this version"),
+        (b"SSH-2.0\r\n", "SSH-2.0"),
+    ],
+)
+def test_what_is_no_admin_port_is_one_line(
+    reply: bytes, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}" if reply else told[:20]
+        answering = threading.Thread(target=_answer, args=(listener, reply), daemon=True)
+        answering.start()
+        assert main(["status", "--url", address]) == 1
+    complaint = capsys.readouterr().err
+    assert told in complaint
+    assert complaint.count("\n") == 1
+
+
+def _answer(listener: socket.socket, reply: bytes) -> None:
+    if reply:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(reply)
 
 
 def test_watch_goes_on_until_interrupted(site: Site) -> None:

@@ -85,13 +85,18 @@ def huge_pages(meminfo: Path = _MEMINFO) -> Finding:
 
 
 def _left_to_the_pod(cgroup: Path) -> float:
-    """Bytes that the container's limit (cgroup v2) leaves; shared memory counts, too."""
+    """Bytes that the container's limit (cgroup v2) leaves.
+
+    Shared memory counts; what is cached of files counts too, but gives way.
+    """
     try:
         limit = (cgroup / "memory.max").read_text().strip()
-        used = (cgroup / "memory.current").read_text()
+        used = int((cgroup / "memory.current").read_text())
+        by_kind = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except OSError:
         return math.inf
-    return math.inf if limit == "max" else int(limit) - int(used)
+    cached = sum(int(by_kind[kind]) for kind in ("active_file", "inactive_file"))
+    return math.inf if limit == "max" else int(limit) - used + cached
 
 
 def _kib(meminfo: Path, name: str) -> int:

@@ -87,8 +87,8 @@ class Gpus:
             gpu.tell(Populated(size))
 
     def pinned_bytes(self) -> int:
-        """Bytes of the arena that are pinned, by the GPU that has pinned most."""
-        return max((gpu.pinned_bytes for gpu in self._gpus.values()), default=0)
+        """Bytes of the arena that are pinned, by the GPU that has pinned most. Any thread."""
+        return max((gpu.pinned_bytes for gpu in list(self._gpus.values())), default=0)
 
     def watch(self) -> None:
         """To be called about once a second."""

@@ -1,0 +1,40 @@
+"""What the gauges tell of the server's state. They are read on the exporting thread."""
+
+from sidecar.handlers.core import Core
+from sidecar.telemetry import Telemetry
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.pipeline import Tiers
+
+
+def observe(core: Core) -> None:
+    """Let the gauges tell of `core`, from now on."""
+    for name, source in {
+        "l1_memory_usage_bytes": lambda: core.l1.used_bytes,
+        "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
+        "l1_memory_pinned_bytes": lambda: core.gpus.pinned_bytes(),
+        "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
+        "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
+        "registered_workers": lambda: len(core.registry.instances),
+        "live_leases": lambda: core.leases.live,
+        "queue_depth": lambda: core.copies.depth,
+        "queue_age_seconds": core.copies.oldest_seconds,
+    }.items():
+        core.telemetry.gauge_source(name, source)
+    for lane in core.tiers.lanes:
+        _observe_lane(core.telemetry, core.tiers, lane)
+
+
+def _observe_lane(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
+    label, index = lane.label, str(lane.index)
+    gauge = telemetry.gauge_source
+    gauge("l2_usage_bytes", lambda: lane.catalog.used_bytes, label)
+    gauge("l2_objects", lambda: len(lane.catalog), label)
+    gauge("l2_breaker_open", lambda: int(lane.reads.state != "closed"), label, "load")
+    gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
+    gauge("num_inflight_l2_stores", lambda: tiers.writes.in_flight(lane), label)
+    gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
+    gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(lane), label)
+    gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(lane)[0], label, index)
+    gauge("inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(lane)[1], label, index)
+    gauge("l2_store_adapters", lambda: len(tiers.lanes), "active")
+    gauge("l2_prefetch_adapters", lambda: len(tiers.lanes), "active")
