@@ -262,3 +262,14 @@ def test_memory_that_the_system_does_not_let_us_open(gpu_site: GpuSite) -> None:
     gpu_site.fail()
     prove(worker, stored(worker, 2))
     assert gpu_site.child() == child
+
+
+def test_groups_that_name_the_same_tensors_again_and_again(gpu_site: GpuSite) -> None:
+    """A chunk of them would keep the process of the GPU busy for minutes, and fill the memory."""
+    worker, pool = gpu_site.worker(1), GpuPool(layers=300)
+    hostile = GpuWorker(gpu_site.client, "gpu", 2, pool)
+    group = {"engine_group_id": 0, "layer_indices": list(range(300))}
+    gpu_site.client.call("register_kv_cache", *hostile.registration()[:-1], [group] * 64)
+    assert gpu_site.server.instances() == {1}
+    prove(worker, stored(worker, 1))
+    hostile.close()
