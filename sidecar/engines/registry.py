@@ -71,12 +71,14 @@ class Registry:
 
     A worker that speaks but is not known has been forgotten (a restart, a reap). It registers
     again when it sees the server go unhealthy and healthy, so its pings are answered False,
-    then True, until it does. One whose registration was refused is left in peace.
+    then True, until it does. One whose registration was refused is left in peace, and one is told
+    nothing while we still move its blocks: on False it gives up its requests and uses them.
     """
 
     instances: dict[int, Instance] = field(default_factory=dict)
     _forgotten: OrderedDict[int, bool] = field(default_factory=OrderedDict)
     _refused: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _leaving: OrderedDict[int, Instance] = field(default_factory=OrderedDict)
 
     def add(self, instance: Instance) -> Instance | None:
         """Register, replacing what was registered under the same id, which is returned."""
@@ -92,7 +94,10 @@ class Registry:
 
     def remove(self, instance_id: int) -> Instance | None:
         """Forget a worker. If it speaks again, it is made to register again."""
-        return self.instances.pop(instance_id, None)
+        instance = self.instances.pop(instance_id, None)
+        if instance is not None and instance.memory is not None and instance.transfers:
+            _remember(self._leaving, instance_id, instance)
+        return instance
 
     def refuse(self, instance_id: int) -> Instance | None:
         """The worker cannot be served as it registered now; returns what it was before."""
@@ -111,6 +116,9 @@ class Registry:
     def ping_answer(self, instance_id: int) -> bool:
         """The answer to a ping of this worker."""
         if instance_id in self.instances or instance_id in self._refused:
+            return True
+        leaving = self._leaving.get(instance_id)
+        if leaving is not None and leaving.transfers:
             return True
         answer = not self._forgotten.get(instance_id, True)
         _remember(self._forgotten, instance_id, answer)

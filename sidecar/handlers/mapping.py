@@ -14,7 +14,7 @@ from sidecar.engines.mapping import SegmentRefused
 from sidecar.wire.ipc import CpuShmTensor, CudaTensor, GpuTensor, decode_tensor, memory_handle
 from sidecar.wire.messages import EngineGroupInfo, LayoutHints
 
-_MAX_PLANES = 16_384  # of one worker, over all tensors
+_MAX_PLANES = 16_384  # of one worker, over all tensors, and over all groups
 # torch leaves out the prefix of a whole GPU's.
 _UUID = re.compile(r"(GPU-|MIG-)?([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
@@ -61,6 +61,7 @@ class Mapping:
         """Find the layout and map host memory. For a copy thread: segments may be large."""
         try:
             self.layout = worker_layout(self._layers(), self.specs, chunk_size)
+            _check_groups(self.layout)
             if self.gpu is None:
                 names = [tensor.shm_name for tensor in self.host_tensors]
                 self.host = HostWorker(self.layout, names, _segment_sizes(self.host_tensors))
@@ -79,6 +80,13 @@ class Mapping:
             if planes > _MAX_PLANES:
                 raise UnknownLayout("the tensors lie in too many pieces")
         return layers
+
+
+def _check_groups(layout: WorkerLayout) -> None:
+    """Raises UnknownLayout where groups name the same tensors again and again."""
+    planes = sum(len(layer.planes) for group in layout.groups for layer in group.layers)
+    if planes > _MAX_PLANES:
+        raise UnknownLayout("the groups lie in too many pieces")
 
 
 def _memory(tensor: GpuTensor) -> Tensor:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
-from tests.support.gpu_worker import GpuPool, Timeline
+from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
+from tests.support.raw import extension
 from tests.support.server import REPO, Server
 
 STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
@@ -57,3 +58,16 @@ def test_timeline_events(gpu_site: GpuSite) -> None:
     worker.done.handle = timeline.event(3)
     round_trip(worker, chunks=2)
     timeline.unlink()
+
+
+def test_an_allocation_ends_where_the_worker_s_does(gpu_site: GpuSite) -> None:
+    """The driver may cut it from a larger block, of which it tells base and size."""
+    good, bad = gpu_site.worker(1), GpuPool(head=512)
+    descriptors = [bad.descriptor(layer) for layer in range(2)]
+    descriptors[1]["alloc_offset"] += 256
+    worker = GpuWorker(gpu_site.client, "gpu", 2, bad)
+    caches = [extension(descriptor) for descriptor in descriptors]
+    gpu_site.client.call("register_kv_cache", *worker.registration(caches))
+    assert gpu_site.server.instances() == {1}
+    round_trip(good, chunks=2)
+    worker.close()

@@ -11,12 +11,13 @@ import pytest
 
 from tests.support.fake_gpu import ILLEGAL, OTHER_UUID
 from tests.support.gpu_site import GpuSite, fake_gpu, gpu_server_in, key_of
-from tests.support.gpu_worker import Event, GpuPool, GpuWorker
+from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient
 from tests.support.server import wait_until
 
 GPU_SECONDS = 2.0
-OUT_OF_MEMORY, SAME_PID = 2, 201
+INVALID, OUT_OF_MEMORY, SAME_PID = 1, 2, 201
+SYSTEM_CALL_FAILED, INVALID_HANDLE = 304, 400
 SOURCE, TARGET = [9, 2, 30, 7, 5, 33, 12, 21], [50, 41, 60, 38, 44, 61, 47, 55]
 NO = [b"", False]
 
@@ -229,3 +230,46 @@ def test_a_load_overtakes_a_long_store(gpu_site: GpuSite) -> None:
         assert gpu_site.server.leases() > 0, "the store had ended before"
     gpu_site.fail()
     assert gpu_site.answer(frames) == [b"", True]
+
+
+def test_an_event_that_cannot_be_looked_at(gpu_site: GpuSite) -> None:
+    """Its request fails alone, and the memory of its word is let go with its worker."""
+    staying, worker, timeline = gpu_site.worker(1), gpu_site.worker(2), Timeline(4096)
+    child = gpu_site.child()
+    gpu_site.fail({"call": "read_word", "code": INVALID})
+    key = key_of(1, 2)
+    assert worker.store(key, SOURCE, timeline.event(1)) == NO
+    gpu_site.fail({"call": "is_done", "nth": 1, "code": INVALID_HANDLE})
+    assert worker.store(key, SOURCE, Event().handle) == NO
+    gpu_site.fail({"call": "destroy_event", "code": INVALID_HANDLE})
+    assert worker.store(key, SOURCE) == [b"", True]
+    gpu_site.fail()
+    gpu_site.client.call("unregister_kv_cache", 2)
+    maps = Path(f"/proc/{child}/maps")
+    wait_until(lambda: timeline.name not in maps.read_text(), "the words unmapped")
+    prove(staying, stored(staying, 2))
+    timeline.unlink()
+
+
+def test_memory_that_the_system_does_not_let_us_open(gpu_site: GpuSite) -> None:
+    """Another /dev/shm than the worker's: nobody else is the worse for it."""
+    worker, child = gpu_site.worker(1), gpu_site.child()
+    for call in ("open_event", "map_memory"):
+        gpu_site.fail({"call": call, "code": SYSTEM_CALL_FAILED})
+        other = gpu_site.worker(2)
+        assert other.store(key_of(1, 2), SOURCE) == NO
+        other.close()
+    gpu_site.fail()
+    prove(worker, stored(worker, 2))
+    assert gpu_site.child() == child
+
+
+def test_groups_that_name_the_same_tensors_again_and_again(gpu_site: GpuSite) -> None:
+    """A chunk of them would keep the process of the GPU busy for minutes, and fill the memory."""
+    worker, pool = gpu_site.worker(1), GpuPool(layers=300)
+    hostile = GpuWorker(gpu_site.client, "gpu", 2, pool)
+    group = {"engine_group_id": 0, "layer_indices": list(range(300))}
+    gpu_site.client.call("register_kv_cache", *hostile.registration()[:-1], [group] * 64)
+    assert gpu_site.server.instances() == {1}
+    prove(worker, stored(worker, 1))
+    hostile.close()

@@ -73,6 +73,40 @@ def test_pinned_memory_has_one_address_and_pieces_are_apart() -> None:
     assert out.split()[2] in ("1", "passes")
 
 
+def test_memory_that_is_not_pinned_is_copied_all_the_same() -> None:
+    """What a server does whose memory the system does not let it pin."""
+    out = run("""
+        view[:] = np.arange(len(view)) % 251
+        driver.copy(words(device), words(host), words(len(view)), stream, False)
+        wait()
+        view[:] = 0
+        driver.copy(words(host), words(device), words(len(view)), stream, False)
+        wait()
+        print(np.array_equal(view, (np.arange(len(view)) % 251).astype(np.uint8)))
+    """)
+    assert out == "True"
+
+
+def test_what_is_no_handle_is_an_error_that_kills_nothing() -> None:
+    """Handles come from whoever reaches the port. A fatal code here would cost all workers."""
+    out = run("""
+        random = np.random.default_rng(0)
+        handles = [bytes(64), b"\\xff" * 64, *(random.bytes(64) for _ in range(100))]
+        for handle in handles:
+            for opens in (driver.map_memory, driver.open_event):
+                try:
+                    opens(handle)
+                    print("opened", handle.hex())
+                except DriverError as error:
+                    if error.is_fatal:
+                        print(error)
+        driver.pin(host, 64 * MIB)
+        driver.copy(words(device), words(host), words(MIB), stream, False)
+        wait()
+    """)
+    assert out == ""
+
+
 def test_a_bad_pointer_in_a_batch_is_an_error_that_kills_nothing() -> None:
     out = run("""
         driver.pin(host, 64 * MIB)

@@ -159,7 +159,8 @@ CUresult cuIpcOpenMemHandle(CUdeviceptr *address, CUipcMemHandle handle, unsigne
 
 CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr address) {
     if (!allocations.count(address)) return CUDA_ERROR_NOT_FOUND;
-    return *base = address, *size = allocations[address], CUDA_SUCCESS;
+    // As if it were cut from a block: what lies before it belongs to something else.
+    return *base = address - 512, *size = 512 + allocations[address], CUDA_SUCCESS;
 }
 
 CUresult cuIpcCloseMemHandle(CUdeviceptr address) {

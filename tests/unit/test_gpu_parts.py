@@ -75,6 +75,7 @@ def test_a_counter_goes_down_once_and_never_below_zero(
     file.write_bytes(np.array([1, 1, 7], np.int64).tobytes())
     for _ in range(2):
         release_counter("/torch_12_ab", 1)
+    release_counter("/torch_12_ab", 2)  # no share of ours: a tensor's file has such a name, too
     release_counter("/torch_12_ab", 99)
     assert np.frombuffer(file.read_bytes(), np.int64).tolist() == [1, 0, 7]
 
@@ -114,8 +115,9 @@ def test_a_timeline_event_that_was_never_recorded_is_done(driver: FakeDriver) ->
 def test_what_is_no_event_leaves_nothing_mapped(driver: FakeDriver) -> None:
     mappings, timeline = Mappings(driver), Timeline(4096)
     good = timeline.event(1)
-    outside = timeline.event(1, slot=512)
-    for bad in (b"", good[:-1], b"\2" + good[1:], outside, timeline.event(1, slot=1 << 60)):
+    outside = timeline.event(1, slot=512), timeline.event(1, slot=1 << 60)
+    unknown = b"\2" + good[1:], b"\2" + bytes(80)
+    for bad in (b"", good[:-1], *unknown, *outside):
         with pytest.raises(BadEvent):
             open_event(bad, driver, mappings)
     assert driver.calls["map_memory"] == driver.calls["unmap_memory"]

@@ -1,5 +1,7 @@
 """Workers are known by instance id; the forgotten are made to register again."""
 
+from unittest.mock import Mock
+
 from sidecar.engines.registry import Instance, Registry
 
 
@@ -21,6 +23,19 @@ def test_a_forgotten_worker_sees_unhealthy_then_healthy_until_it_registers() -> 
     registry.add(instance())
     assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
     registry.remove(1)
+    assert [registry.ping_answer(1) for _ in range(2)] == [False, True]
+
+
+def test_a_forgotten_worker_is_not_told_while_its_blocks_are_moved() -> None:
+    """It would use them for something else, and a load that is still running writes to them."""
+    registry, worker = Registry(), instance()
+    worker.memory, worker.transfers = Mock(), 2
+    registry.add(worker)
+    registry.remove(1)
+    assert registry.ping_answer(1) is True
+    worker.transfers = 1
+    assert registry.ping_answer(1) is True
+    worker.transfers = 0
     assert [registry.ping_answer(1) for _ in range(2)] == [False, True]
 
 

@@ -47,6 +47,15 @@ class _Waiting:
     event: Event
     since: float = field(default_factory=time.monotonic)
 
+    def close(self) -> None:
+        """Raises DriverError if fatal: a worker's bad event must not cost the others."""
+        try:
+            self.event.close()
+        except DriverError as error:
+            if error.is_fatal:
+                raise
+            log.warning("a worker's event: %s", error)
+
 
 class Child:
     """The work of the process. `run` returns when the server wants no more."""
@@ -121,11 +130,8 @@ class Child:
         now = time.monotonic()
         for _ in range(min(len(self._waiting), _POLLED_A_TURN)):
             waiting = self._waiting.popleft()
-            late = now - waiting.since > _EVENT_SECONDS
             try:
                 done = waiting.event.is_done()
-                if done or late:
-                    waiting.event.close()
             except DriverError as error:
                 if error.is_fatal:
                     raise
@@ -133,12 +139,13 @@ class Child:
                 continue
             if done:
                 self._start(waiting)
-            elif late:
+            elif now - waiting.since > _EVENT_SECONDS:
                 self._give_up(waiting, f"the event did not happen in {_EVENT_SECONDS:.0f} s")
             else:
                 self._waiting.append(waiting)
 
     def _start(self, waiting: _Waiting) -> None:
+        waiting.close()
         order = waiting.order
         waited = time.monotonic() - waiting.since
         steps = self._workers[order.worker].steps(order)
@@ -149,6 +156,7 @@ class Child:
             self._finish(transfer)
 
     def _give_up(self, waiting: _Waiting, why: str) -> None:
+        waiting.close()
         order = waiting.order
         self._send(Moved(order.job, why, time.monotonic() - waiting.since, 0.0))
         self._ended(order.worker)
@@ -169,7 +177,6 @@ class Child:
         self._workers[worker].transfers += 1  # keep it mapped until all of this is done
         for waiting in left:
             self._waiting.remove(waiting)
-            waiting.event.close()
             self._give_up(waiting, "the worker has left")
         for lane in self._lanes.values():
             for transfer in lane.drop(worker):

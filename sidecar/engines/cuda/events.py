@@ -35,10 +35,10 @@ def open_event(handle: bytes, driver: Driver, mappings: Mappings) -> Event:
     """The event that a worker sent. Raises BadEvent or DriverError."""
     if len(handle) == HANDLE_BYTES:
         return _IpcEvent(handle, driver)
-    if len(handle) == _TIMELINE.size:
+    if len(handle) == _TIMELINE.size and handle[0] == _TIMELINE_VERSION:
         recorded = timeline_memory(handle) is not None
         return _TimelineEvent(handle, driver, mappings) if recorded else _NeverRecorded()
-    raise BadEvent(f"an event of {len(handle)} bytes")
+    raise BadEvent(f"an event of {len(handle)} bytes, first {handle[:1]!r}")
 
 
 def timeline_memory(handle: bytes) -> bytes | None:
@@ -77,9 +77,9 @@ class _TimelineEvent:
     """A word in the worker's device memory, which its stream raises to a value."""
 
     def __init__(self, handle: bytes, driver: Driver, mappings: Mappings) -> None:
-        version, self._memory, offset, self._value = _TIMELINE.unpack(handle)
-        if version != _TIMELINE_VERSION or offset % _WORD:
-            raise BadEvent(f"a timeline event of version {version} at {offset}")
+        _, self._memory, offset, self._value = _TIMELINE.unpack(handle)
+        if offset % _WORD:
+            raise BadEvent(f"a timeline word at {offset}")
         self._driver, self._mappings = driver, mappings
         address, size = mappings.acquire(self._memory)
         self._word = address + offset

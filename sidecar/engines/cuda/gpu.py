@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -115,10 +116,10 @@ class Gpu:
 
     def _write(self) -> None:
         while (order := self._outbox.get()) is not None:
-            try:
+            with suppress(OSError):  # it is gone: `_read` notices, too
                 protocol.send(self._pipe, order)
-            except OSError:
-                return
+        # Closed by who writes last: elsewhere the number may be another file's in mid-write.
+        self._pipe.close()
 
     def _read(self) -> None:
         try:
@@ -148,7 +149,6 @@ class Gpu:
 
     def _ended(self) -> None:
         self._outbox.put(None)
-        self._pipe.close()
         self._lost()
         self._on_ended(self)
         mapping, self._mapping = self._mapping, {}

@@ -21,9 +21,12 @@ class Tensor:
 
 def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> Map:
     """The order by which a child maps `tensors`, of which `layout` tells the blocks."""
-    handles = list(dict.fromkeys(tensor.handle for tensor in tensors))
-    index = {handle: i for i, handle in enumerate(handles)}
-    reach = dict.fromkeys(handles, 0)
+    counters: dict[bytes, list[tuple[str, int]]] = {tensor.handle: [] for tensor in tensors}
+    for tensor in tensors:
+        if tensor.counter is not None:
+            counters[tensor.handle].append(tensor.counter)
+    index = {handle: i for i, handle in enumerate(counters)}
+    reach = dict.fromkeys(counters, 0)
     groups: list[list[Planes]] = []
     for group in layout.groups:
         groups.append([])
@@ -35,5 +38,4 @@ def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> M
                 reach[handle] = max(reach[handle], end)
                 placed.append((index[handle], start, plane.stride))
             groups[-1].append(Planes(run, placed))
-    counters = {h: [t.counter for t in tensors if t.handle == h and t.counter] for h in handles}
-    return Map(worker, [Allocation(h, reach[h], counters[h]) for h in handles], groups)
+    return Map(worker, [Allocation(h, reach[h], counters[h]) for h in counters], groups)

@@ -78,7 +78,8 @@ class LibCuda:
         )
         base, size = c_uint64(), c_size_t()
         self._call("cuMemGetAddressRange_v2", byref(base), byref(size), address)
-        return address.value, size.value
+        # Where the driver cut the allocation from a larger block, the range may be the block's.
+        return address.value, base.value + size.value - address.value
 
     def unmap_memory(self, address: int) -> None:
         self._call("cuIpcCloseMemHandle", c_uint64(address))

@@ -73,7 +73,7 @@ def release_counter(name: str, index: int) -> None:
         try:
             at = index * _COUNTER_BYTES
             count = int.from_bytes(os.pread(fd, _COUNTER_BYTES, at), sys.byteorder)
-            if count:  # nobody else changes it: it counts this one share
-                os.pwrite(fd, (count - 1).to_bytes(_COUNTER_BYTES, sys.byteorder), at)
+            if count == 1:  # nobody else changes it: it counts this one share
+                os.pwrite(fd, bytes(_COUNTER_BYTES), at)
         finally:
             os.close(fd)

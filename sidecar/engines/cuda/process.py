@@ -34,7 +34,8 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     Never returns: the end of the process is what lets go of everything on the GPU, and the
     driver's own clean-up may wait for a GPU that does not answer.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the server ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the server ends us
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
     pipe_fd, arena_fd, size, use_batches = map(int, arguments)
     pipe = Connection(pipe_fd)
