@@ -136,7 +136,7 @@ class _Strict(argparse.ArgumentParser):
 
 
 _EXAMPLES = "tests/e2e/test_examples.py::test_the_second_offline_run_takes_what_the_first_stored"
-_DYNAMO = "tests/e2e/test_dynamo.py::test_aggregated_output_from_the_cache"
+_DYNAMO = "tests/e2e/test_stacks.py::test_aggregated_output_from_the_cache"
 _STACK = "tests/faults/test_launch.py::test_a_stack_serves_shows_its_state_and_ends"
 PROGRAMS = {
     "vllm": Program(
@@ -156,7 +156,7 @@ PROGRAMS = {
     "launch/agg.sh": Program(_stack("agg"), _DYNAMO),
     "launch/disagg.sh": Program(
         _stack("disagg"),
-        "tests/e2e/test_dynamo.py::test_disaggregated_output_equals_that_of_one_engine",
+        "tests/e2e/test_stacks.py::test_disaggregated_output_equals_that_of_one_engine",
     ),
     "launch/vllm.sh": Program(_stack("vllm"), _STACK),
     "launch/status.sh": Program(_without_arguments, _STACK),

@@ -42,7 +42,6 @@ def place() -> Iterator[Path]:
 def make(place: Path) -> Iterator[MakeStack]:
     """Makes stacks of stand-ins; whatever a test leaves of them is killed."""
     made = []
-    before = shared_memory()
 
     def stack(topology: str = "disagg", name: str = "s", **env: str) -> Stack:
         env |= {
@@ -51,6 +50,7 @@ def make(place: Path) -> Iterator[MakeStack]:
             "LAUNCH_SERVED_MODEL_NAME": "m",
             # It knows nothing of this machine's servers.
             "http_proxy": "http://127.0.0.1:9",
+            "STAND_IN_MEMORY": place.name,
         }
         made.append(Stack(topology, place, name, **env))
         return made[-1]
@@ -59,18 +59,16 @@ def make(place: Path) -> Iterator[MakeStack]:
     for one in made:
         for pid in one.processes():
             os.kill(pid, signal.SIGKILL)
-    for name in shared_memory() - before:
-        if name.startswith("stand_in_"):
+    for name in shared_memory():
+        if name.startswith(place.name):
             Path("/dev/shm", name).unlink()
 
 
 @pytest.fixture
-def clean_memory() -> Iterator[None]:
-    """The test leaves nothing in /dev/shm."""
-    before = shared_memory()
+def clean_memory(place: Path) -> Iterator[None]:
+    """The stacks of the test leave nothing in /dev/shm."""
     yield
-    mine = {name for name in shared_memory() - before if name.startswith("stand_in_")}
-    assert not mine
+    assert not [name for name in shared_memory() if name.startswith(place.name)]
 
 
 def test_a_stack_serves_shows_its_state_and_ends(make: MakeStack, clean_memory: None) -> None:
@@ -160,7 +158,7 @@ def test_what_dies_is_started_again(make: MakeStack, clean_memory: None) -> None
 def test_a_dead_worker_leaves_neither_children_nor_memory(make: MakeStack) -> None:
     stack = make().start().wait_ready()
     pid = stack.pids()["decode-0"]
-    memory = f"stand_in_{pid}"
+    memory = f"{stack.env['STAND_IN_MEMORY']}_{pid}"
     wait_until(lambda: memory in " ".join(stack.record()["shared_memory"]), "the inventory")
     (child,) = [p for p in stack.processes() if os.getpgid(p) == pid and p != pid]
 

@@ -62,7 +62,7 @@ def serve_model() -> None:
     for apart in (False, True):
         command = [sys.executable, "-c", "import time; time.sleep(600)"]
         subprocess.Popen(command, start_new_session=apart)
-    with open(f"/dev/shm/stand_in_{os.getpid()}", "wb+") as file:
+    with open(f"/dev/shm/{os.environ['STAND_IN_MEMORY']}_{os.getpid()}", "wb+") as file:
         file.truncate(4096)
         global memory
         memory = mmap.mmap(file.fileno(), 4096)

@@ -219,3 +219,19 @@ def transferred(worker: str) -> int:
     """Prompt tokens whose KV this worker got from elsewhere."""
     name = "vllm:prompt_tokens_by_source_total"
     return counter(worker, name, source="external_kv_transfer")
+
+
+def test_plain_vllm_has_the_same_cache() -> None:
+    running = Running("vllm")
+    texts = [PROMPTS[0], PROMPTS[2]]
+    try:
+        first = [ask(running.url, text) for text in texts]
+        wait_until(
+            lambda: running.sidecar_counter("l1_write_chunks") >= len(PROMPTS[2]) // CHUNK,
+            "the prompt is stored",
+        )
+        again = [ask(running.url, text) for text in texts]
+        assert all(one.same_as(other) for one, other in zip(again, first, strict=True))
+        assert running.sidecar_counter("lookup_hit_tokens") == len(PROMPTS[2]) // CHUNK * CHUNK
+    finally:
+        running.close()
