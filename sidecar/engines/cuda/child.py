@@ -66,18 +66,18 @@ class Child:
         self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
         self._workers: dict[int, MappedWorker] = {}
         self._waiting: deque[_Waiting] = deque()
+        self._is_ending = False
 
     def run(self, inbox: "queue.SimpleQueue[protocol.ToChild]") -> None:
-        """Take orders until End. Raises DriverError and Stuck when the process must be replaced."""
-        while True:
+        """Take orders until End, and until the last worker's copies have ended.
+
+        Raises DriverError and Stuck when the process must be replaced.
+        """
+        while not self._is_ending or self._workers:
             try:
-                order = inbox.get(timeout=self._patience())
+                self._take(inbox.get(timeout=self._patience()))
             except queue.Empty:
                 pass
-            else:
-                if isinstance(order, End):
-                    return
-                self._take(order)
             self._poll_events()
             for lane in self._lanes.values():
                 for transfer in lane.advance():
@@ -101,6 +101,8 @@ class Child:
                 self._arena.populated = order.size
             case Ping():
                 self._send(Pong(self._arena.pinned_bytes))
+            case End():
+                self._is_ending = True
 
     def _map(self, order: Map) -> None:
         try:
