@@ -9,6 +9,7 @@ import logging
 import queue
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -74,10 +75,8 @@ class Child:
         Raises DriverError and Stuck when the process must be replaced.
         """
         while not self._is_ending or self._workers:
-            try:
+            with suppress(queue.Empty):
                 self._take(inbox.get(timeout=self._patience()))
-            except queue.Empty:
-                pass
             self._poll_events()
             for lane in self._lanes.values():
                 for transfer in lane.advance():
