@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -61,14 +62,20 @@ def wall(spans: list[Span]) -> float:
     return max(span.end for span in spans) - min(span.start for span in spans)
 
 
-def run(client: Callable[..., Any], url: str, clients: int, repeats: int) -> list[Any]:
-    """Runs `client(url, barrier, repeats)` in as many processes; their results."""
-    barrier = _PROCESSES.Barrier(clients)
+def run(
+    client: Callable[..., Any],
+    url: str,
+    clients: int,
+    repeats: int,
+    context: BaseContext = _PROCESSES,
+) -> list[Any]:
+    """Runs `client(url, barrier, repeats)` in as many processes of `context`; their results."""
+    barrier = context.Barrier(clients)
     pipes, processes = [], []
     try:
         for _ in range(clients):
-            receiving, sending = _PROCESSES.Pipe(duplex=False)
-            process = _PROCESSES.Process(
+            receiving, sending = context.Pipe(duplex=False)
+            process = context.Process(  # type: ignore[attr-defined]
                 target=_child, args=(client, url, barrier, repeats, sending), daemon=True
             )
             process.start()

@@ -273,3 +273,17 @@ def test_groups_that_name_the_same_tensors_again_and_again(gpu_site: GpuSite) ->
     assert gpu_site.server.instances() == {1}
     prove(worker, stored(worker, 1))
     hostile.close()
+
+
+def test_the_last_worker_leaves_in_the_middle_of_a_copy(gpu_site: GpuSite) -> None:
+    """The process ends when the copy has, and torch hears that its memory is free."""
+    worker = gpu_site.worker(1, GpuPool(as_torch=True))
+    gpu_site.fail({"call": "stream", "delay": 0.3})
+    frames = gpu_site.client.frames("store", *worker.request(key_of(1, 2), SOURCE))
+    gpu_site.client.send(frames)
+    leave = gpu_site.client.frames("unregister_kv_cache", 1)
+    gpu_site.client.send(leave)
+    assert gpu_site.answer(frames) == NO
+    wait_until(lambda: not gpu_site.children(), "the process ended")
+    counts = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
+    assert counts.tolist() == [0, 0, 1, 1]

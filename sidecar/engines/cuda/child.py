@@ -9,6 +9,7 @@ import logging
 import queue
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -66,18 +67,16 @@ class Child:
         self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
         self._workers: dict[int, MappedWorker] = {}
         self._waiting: deque[_Waiting] = deque()
+        self._is_ending = False
 
     def run(self, inbox: "queue.SimpleQueue[protocol.ToChild]") -> None:
-        """Take orders until End. Raises DriverError and Stuck when the process must be replaced."""
-        while True:
-            try:
-                order = inbox.get(timeout=self._patience())
-            except queue.Empty:
-                pass
-            else:
-                if isinstance(order, End):
-                    return
-                self._take(order)
+        """Take orders until End, and until the last worker's copies have ended.
+
+        Raises DriverError and Stuck when the process must be replaced.
+        """
+        while not self._is_ending or self._workers:
+            with suppress(queue.Empty):
+                self._take(inbox.get(timeout=self._patience()))
             self._poll_events()
             for lane in self._lanes.values():
                 for transfer in lane.advance():
@@ -101,6 +100,8 @@ class Child:
                 self._arena.populated = order.size
             case Ping():
                 self._send(Pong(self._arena.pinned_bytes))
+            case End():
+                self._is_ending = True
 
     def _map(self, order: Map) -> None:
         try:

@@ -64,7 +64,7 @@ class Ping(msgspec.Struct, tag=True, frozen=True):
 
 
 class End(msgspec.Struct, tag=True, frozen=True):
-    """The last worker has left: the process ends. There is no answer."""
+    """The last worker has left: the process ends after its copies. There is no answer."""
 
 
 class Mapped(msgspec.Struct, tag=True, frozen=True):
