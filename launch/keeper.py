@@ -161,6 +161,7 @@ class Keeper:
         if self.complete or any(state.ready_since is None for state in self.states):
             return
         self.complete = True
+        self._on_change()
         stack = self._stack
         self._terminal.say(
             f"READY after {now - self._begun:.0f} s: {stack.model} at {stack.url}/v1; "

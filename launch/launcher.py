@@ -149,6 +149,7 @@ def described(stack: Stack, keeper: Keeper, daemon: Daemon) -> dict[str, Any]:
         "shared_memory": sorted(keeper.shared_memory),
         "url": stack.url,
         "model": stack.model,
+        "complete": keeper.complete,
         "programs": [
             {
                 "name": state.program.name,

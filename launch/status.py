@@ -24,7 +24,7 @@ _COLUMNS = ("program", "state", "pid", "up", "restarts", "health", "ports")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """0 when all programs run and are ready, else 1."""
+    """0 when all programs are ready, and the launcher restarts what ends, else 1."""
     parser = choice.parser("status", "Show the programs of a running stack.")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
@@ -37,7 +37,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     found = report(directory)
     print(json.dumps(found, indent=2) if given.json else "\n".join(table(found)))
-    return 0 if all(row["health"] == "ready" for row in found["programs"]) else 1
+    ready = all(row["health"] == "ready" for row in found["programs"])
+    return 0 if ready and found["complete"] else 1
 
 
 def report(directory: RunDirectory) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def report(directory: RunDirectory) -> dict[str, Any]:
         "launcher": directory.launcher(),
         "url": record["url"],
         "model": record["model"],
+        "complete": record["complete"],
         "programs": programs,
         "cache": _cache(sidecar),
         "logs": str(directory.logs),
@@ -89,6 +91,8 @@ def _cache(url: str) -> dict[str, float]:
 
 def table(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['stack']}: {found['model']} at {found['url']}/v1, logs in {found['logs']}"
+    if not found["complete"]:
+        yield "it is starting: what ends now ends the stack"
     if found["launcher"] is None:
         yield "its launcher was killed: nothing restarts; launch/stop.sh ends the rest"
     rows = [_COLUMNS, *(_cells(row) for row in found["programs"])]

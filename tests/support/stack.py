@@ -75,7 +75,9 @@ class Stack:
         return [line for line in self.output().splitlines() if re.match(r"launch +\|", line)]
 
     def status(self) -> Any:
-        return json.loads(self.script("status", "--name", self.name, "--json").stdout)
+        done = self.script("status", "--name", self.name, "--json")
+        assert done.stdout.startswith("{"), done.stdout + done.stderr
+        return json.loads(done.stdout)
 
     def pids(self) -> dict[str, int]:
         return {row["program"]: row["pid"] for row in self.status()["programs"]}
