@@ -21,6 +21,8 @@ from tests.support.server import Server, wait_until
 
 CHILD_MODULES = (b"tests.support.fake_gpu\0", b"sidecar.engines.cuda\0")
 BLOCKS_A_CHUNK = 4
+SOURCE, TARGET = [9, 2, 30, 7, 5, 33, 12, 21], [50, 41, 60, 38, 44, 61, 47, 55]
+NO = [b"", False]
 
 
 class GpuSite:
@@ -139,6 +141,20 @@ def round_trip(worker: GpuWorker, chunks: int, seed: int = 7) -> None:
     assert worker.lookup({**key, "worker_id": None}) == chunks
     assert worker.retrieve(key, target) == [b"", True]
     expect_moved(worker.pool, before, source, target)
+
+
+def prove(worker: GpuWorker, key: Any) -> None:
+    """What is cached under `key` is what SOURCE holds."""
+    worker.pool.data[:, TARGET] = 0
+    assert worker.retrieve(key, TARGET) == [b"", True]
+    assert np.array_equal(worker.pool.data[:, TARGET], worker.pool.data[:, SOURCE])
+
+
+def stored(worker: GpuWorker, seed: int) -> Any:
+    """The key of a request that is cached now."""
+    key = key_of(seed, 2, worker.model)
+    assert worker.store(key, SOURCE) == [b"", True]
+    return key
 
 
 def fake_gpu(folder: Path, seconds: float = 0) -> dict[str, str]:
