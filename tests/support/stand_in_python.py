@@ -42,7 +42,7 @@ def main() -> None:
     if fault == "stay":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: end())
     port = int(value("--http-port") or os.environ["DYN_SYSTEM_PORT"])
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.answer = models if frontend else (lambda: None if fault == "never" else {})  # type: ignore[attr-defined]
@@ -62,13 +62,23 @@ def serve_model() -> None:
     for apart in (False, True):
         command = [sys.executable, "-c", "import time; time.sleep(600)"]
         subprocess.Popen(command, start_new_session=apart)
-    with open(f"/dev/shm/{os.environ['STAND_IN_MEMORY']}_{os.getpid()}", "wb+") as file:
+    with memory_path().open("wb+") as file:
         file.truncate(4096)
         global memory
         memory = mmap.mmap(file.fileno(), 4096)
     directory = Path(os.environ["DYN_FILE_KV"])
     directory.mkdir(exist_ok=True)
     (directory / value("--served-model-name")).touch()
+
+
+def memory_path() -> Path:
+    return Path(f"/dev/shm/{os.environ['STAND_IN_MEMORY']}_{os.getpid()}")
+
+
+def end() -> None:
+    """In order: only what is killed, or dies, leaves its memory."""
+    memory_path().unlink(missing_ok=True)
+    os._exit(0)
 
 
 def models() -> object:
