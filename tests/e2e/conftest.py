@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from connectors.lmcache_mp import CacheServer, TransferMode
 from examples.demo.client import Completion, complete
 from examples.demo.engine import Engine, start_engine
 from examples.demo.model import make_model
-from tests.support.server import SHM, Server
+from launch import processes, shared_memory
+from tests.support.server import Server
 
 CHUNK_SIZE = 256
 MAX_TOKENS = 12
@@ -95,16 +96,8 @@ def no_segments_left(engine: Engine) -> Iterator[None]:
 
     A killed vLLM leaves its queues and its KV there.
     """
-    segments = {path for pid in engine.process.pids() for path in shared_memory(pid)}
+    found = filter(None, map(processes.read, engine.process.pids()))
+    segments = shared_memory.mapped(found)
     yield
-    for segment in segments:
-        segment.unlink(missing_ok=True)
-
-
-def shared_memory(pid: int) -> Iterator[Path]:
-    """What this process has mapped of /dev/shm, less the sidecar's arena."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            path = Path(line[line.find("/") :])
-            if path.parent == SHM and not path.name.startswith("lmcache_l1_pool_"):
-                yield path
+    # Not the sidecar's arena, which the sidecar has mapped as well.
+    shared_memory.remove(segments)

@@ -290,6 +290,33 @@ def test_memory_is_removed_once_nobody_has_it_mapped(child: subprocess.Popen[byt
     assert shared_memory.remove({path}) == [path]
 
 
+def test_a_semaphore_is_memory_too() -> None:
+    """Of a Python program: in the maps of its creator it has another name, and is deleted."""
+    code = (
+        "import multiprocessing, sys\n"
+        "lock = multiprocessing.get_context('spawn').Lock()\n"
+        "print(lock._semlock.name, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    path = f"/dev/shm/sem.{process.stdout.readline().strip().removeprefix('/')}"
+    leader = processes.read(process.pid)
+    assert leader
+    found = shared_memory.mapped(processes.session(leader))
+    assert path in found
+    # With it its resource tracker, which would have removed it.
+    assert processes.kill(lambda: processes.session(leader))
+    process.communicate()
+    assert path in shared_memory.remove(found)
+
+
 def test_a_session_is_not_taken_for_another(child: subprocess.Popen[bytes]) -> None:
     leader = processes.read(child.pid)
     assert leader
