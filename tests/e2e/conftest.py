@@ -97,7 +97,8 @@ def no_segments_left(engine: Engine) -> Iterator[None]:
     A killed vLLM leaves its queues and its KV there.
     """
     found = filter(None, map(processes.read, engine.process.pids()))
-    segments = shared_memory.mapped(found)
+    segments = {path for path in shared_memory.mapped(found) if "lmcache_l1_pool_" not in path}
     yield
-    # Not the sidecar's arena, which the sidecar has mapped as well.
-    shared_memory.remove(segments)
+    # Also what the sidecar still has mapped: it lets go of a dead worker's KV after a while.
+    for segment in segments:
+        Path(segment).unlink(missing_ok=True)
