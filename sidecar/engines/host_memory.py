@@ -7,7 +7,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sidecar.cache.entry import Entry
 from sidecar.engines.copier import CopyPool, Piece
 from sidecar.engines.host import HostWorker
 from sidecar.engines.memory import ChunkCopy
@@ -16,6 +15,9 @@ from sidecar.engines.memory import ChunkCopy
 # to each other between pieces: small ones cost a fifth of the throughput of a large transfer.
 _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2 << 20, 32 << 20
 _PIECES_A_THREAD = 4
+
+# Between a chunk and its slot, part `n` of `m`.
+_Move = Callable[[ChunkCopy, npt.NDArray[np.uint8], int, int], None]
 
 
 class HostMemory:
@@ -33,12 +35,12 @@ class HostMemory:
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
-        self._pool.submit(self._pieces(partial(_gather, self._arena, self.host), copies), on_done)
+        self._submit(partial(_gather, self.host), copies, on_done)
 
     def load(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
-        self._pool.submit(self._pieces(partial(_scatter, self._arena, self.host), copies), on_done)
+        self._submit(partial(_scatter, self.host), copies, on_done)
 
     def done_event(self, event: bytes) -> bytes:
         return event
@@ -49,43 +51,43 @@ class HostMemory:
         del self.host
         self._pool.submit([hosts.clear], lambda ok: None)
 
-    def _pieces(self, move: Callable[..., None], copies: Sequence[ChunkCopy]) -> list[Piece]:
-        """Cut a transfer into pieces: some chunks each, or a part of one."""
+    def _submit(
+        self, move: _Move, copies: Sequence[ChunkCopy], on_done: Callable[[bool], None]
+    ) -> None:
+        """Cut a transfer into pieces, some chunks each or a part of one, for the copy threads."""
         size = copies[0].entry.size
         even = size * len(copies) // (self._threads * _PIECES_A_THREAD)
         wanted = min(max(even, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
         parts = -(-size // wanted)
         together = max(1, wanted // size)
-        return [
-            partial(move, copies[i : i + together], part, parts)
+        pieces: list[Piece] = [
+            partial(_move_some, move, self._arena, copies[i : i + together], part, parts)
             for i in range(0, len(copies), together)
             for part in range(parts)
         ]
+        self._pool.submit(pieces, on_done)
+
+
+def _move_some(
+    move: _Move,
+    arena: npt.NDArray[np.uint8],
+    copies: Sequence[ChunkCopy],
+    part: int,
+    parts: int,
+) -> None:
+    """Move a part of each of some chunks. For copy threads."""
+    for copy in copies:
+        entry = copy.entry
+        move(copy, arena[entry.offset : entry.offset + entry.size], part, parts)
 
 
 def _gather(
-    arena: npt.NDArray[np.uint8],
-    host: HostWorker,
-    copies: Sequence[ChunkCopy],
-    part: int,
-    parts: int,
+    host: HostWorker, copy: ChunkCopy, slot: npt.NDArray[np.uint8], part: int, parts: int
 ) -> None:
-    """Copy a part of chunks into their objects. For copy threads."""
-    for copy in copies:
-        host.gather(copy.blocks, _slot(arena, copy.entry), part, parts)
+    host.gather(copy.blocks, slot, part, parts)
 
 
 def _scatter(
-    arena: npt.NDArray[np.uint8],
-    host: HostWorker,
-    copies: Sequence[ChunkCopy],
-    part: int,
-    parts: int,
+    host: HostWorker, copy: ChunkCopy, slot: npt.NDArray[np.uint8], part: int, parts: int
 ) -> None:
-    """Copy a part of objects back into their chunks' blocks. For copy threads."""
-    for copy in copies:
-        host.scatter(_slot(arena, copy.entry), copy.blocks, copy.wanted, part, parts)
-
-
-def _slot(arena: npt.NDArray[np.uint8], entry: Entry) -> npt.NDArray[np.uint8]:
-    return arena[entry.offset : entry.offset + entry.size]
+    host.scatter(slot, copy.blocks, copy.wanted, part, parts)
