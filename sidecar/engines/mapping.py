@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sidecar.cache.arena import fill_page_tables
+from sidecar.cache.segment import SHM_DIR
 
-SHM_DIR = "/dev/shm"
 # What the stock client calls its segments; nothing else of /dev/shm is ever opened for it.
 _CLIENT_SEGMENT = re.compile(r"/(lmcache_kv_[A-Za-z0-9._-]{1,200})")
 _MAX_ADDRESSES = 1 << 46  # half of what a process has
@@ -73,7 +73,7 @@ def _map_segment(name: str, nbytes: int, address: int) -> None:
         raise SegmentRefused(f"segment name {name[:64]!r}")
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(os.path.join(SHM_DIR, match[1]), flags)
+        fd = os.open(SHM_DIR / match[1], flags)
     except OSError as error:
         raise SegmentRefused(f"segment {name}: {error.strerror}") from None
     try:

@@ -70,7 +70,7 @@ def test_a_counter_of_another_name_is_not_touched(name: str) -> None:
 def test_a_counter_goes_down_once_and_never_below_zero(
     tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mappings_module, "SHM_DIR", str(tmp_path))
+    monkeypatch.setattr(mappings_module, "SHM_DIR", tmp_path)
     file = tmp_path / "torch_12_ab"  # type: ignore[operator]
     file.write_bytes(np.array([1, 1, 7], np.int64).tobytes())
     for _ in range(2):

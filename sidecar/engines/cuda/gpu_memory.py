@@ -88,12 +88,11 @@ class GpuMemory:
     def _moved(
         self, end: Callable[[bool], None], is_store: bool, nbytes: int, moved: Moved
     ) -> None:
+        direction = "store" if is_store else "load"
         if moved.error is None:
-            self._observe(self.device, "store" if is_store else "load", moved, nbytes)
+            self._observe(self.device, direction, moved, nbytes)
         else:
-            log.warning(
-                "a %s failed on %s: %s", "store" if is_store else "load", self.device, moved.error
-            )
+            log.warning("a %s failed on %s: %s", direction, self.device, moved.error)
         end(moved.error is None)
 
 

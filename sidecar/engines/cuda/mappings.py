@@ -5,6 +5,7 @@ import re
 import sys
 from contextlib import suppress
 
+from sidecar.cache.segment import SHM_DIR
 from sidecar.engines.cuda.driver import (
     INVALID_CONTEXT,
     INVALID_VALUE,
@@ -13,7 +14,6 @@ from sidecar.engines.cuda.driver import (
     DriverError,
 )
 
-SHM_DIR = "/dev/shm"
 # torch's counters of shared storages: `/torch_<pid>_<random>`, newer with a suffix.
 _COUNTERS = re.compile(r"/(torch_[A-Za-z0-9_]{1,100})")
 _COUNTER_BYTES = 8
@@ -69,7 +69,7 @@ def release_counter(name: str, index: int) -> None:
         return
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     with suppress(OSError):
-        fd = os.open(os.path.join(SHM_DIR, match[1]), flags)
+        fd = os.open(SHM_DIR / match[1], flags)
         try:
             at = index * _COUNTER_BYTES
             count = int.from_bytes(os.pread(fd, _COUNTER_BYTES, at), sys.byteorder)

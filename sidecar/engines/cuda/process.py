@@ -11,20 +11,19 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NoReturn
 
 from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.child import Child
 from sidecar.engines.cuda.driver import Device, Driver, DriverError, DriverMissing
 from sidecar.engines.cuda.lane import Stuck
+from sidecar.engines.cuda.numa import PCI_DEVICES
 from sidecar.engines.cuda.pinning import PinnedArena
 
 log = logging.getLogger(__name__)
 
 FAILED = 70
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
@@ -82,7 +81,7 @@ def _read(pipe: Connection, inbox: "queue.SimpleQueue[protocol.ToChild]") -> Non
 def _stay_near(device: Device) -> None:
     """Run on the CPUs of the GPU's NUMA node, where the machine says which those are."""
     with suppress(OSError, ValueError):
-        text = (_DEVICES / device.bus_id / "local_cpulist").read_text().strip()
+        text = (PCI_DEVICES / device.bus_id / "local_cpulist").read_text().strip()
         os.sched_setaffinity(0, _cpus(text) & os.sched_getaffinity(0))
 
 
