@@ -32,6 +32,11 @@ class Merged:
     conflicts: tuple[str, ...]
 
 
+def is_off(flag: str) -> bool:
+    """`--no-x`, or `--no_x`."""
+    return flag.startswith(("--no-", "--no_"))
+
+
 def option(flag: str, *values: str) -> Argument:
     """An argument as `--flag VALUE...`."""
     return Argument(_name(flag), (flag, *values))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from connectors import lmcache_mp, lmcache_v1, nixl
-from connectors.arguments import Argument, compact, merge, option, split
+from connectors.arguments import Argument, compact, is_off, merge, option, split
 from connectors.errors import ConnectorError
 from connectors.nixl import Nixl
 from connectors.roles import Role
@@ -163,7 +163,7 @@ def _contradictions(worker: Worker, tokens: Sequence[str]) -> Iterator[str]:
     """What the user's arguments spoil without taking the place of one of ours."""
     given = {argument.name: argument for argument in split(tokens)}
     caching = given.get("--enable-prefix-caching")
-    if worker.ports.kv_events and caching and caching.tokens[0].startswith(("--no-", "--no_")):
+    if worker.ports.kv_events and caching and is_off(caching.tokens[0]):
         yield f"{caching.tokens[0]}: a worker without prefix caching publishes no KV events"
     mode = given.get("--disaggregation-mode")
     if worker.role in ("aggregated", "fallback") and mode and mode.value != "agg":

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from connectors import lmcache_mp
-from connectors.arguments import split
+from connectors.arguments import is_off, split
 from connectors.roles import Role
 from connectors.versions import Need
 from connectors.worker import Program, needs
@@ -38,8 +38,7 @@ class Invocation:
         return None if tokens is None else " ".join(tokens[1:])
 
     def switched_off(self, name: str) -> bool:
-        """`--no-x`, or `--no_x`."""
-        return self.options.get(name, ("",))[0].startswith(("--no-", "--no_"))
+        return is_off(self.options.get(name, ("",))[0])
 
     def switched_on(self, name: str) -> bool:
         return name in self.options and not self.switched_off(name)
