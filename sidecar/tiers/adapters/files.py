@@ -1,5 +1,6 @@
 """Settings of the adapter types `fs` and `fs_native`: a directory (`directory.Files`)."""
 
+from abc import abstractmethod
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar
 
@@ -43,14 +44,14 @@ class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True
         return int(self.min_free_gb * 2**30)
 
     @property
+    @abstractmethod
     def directory(self) -> str:
         """Where the files are; empty if there are none."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def direct(self) -> bool:
         """Whether they are opened with O_DIRECT."""
-        raise NotImplementedError
 
 
 class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
