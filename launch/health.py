@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Sequence
-from http.client import HTTPException
 
 from launch.plan import Check, Program
 from sidecar.commands import admin, wait
@@ -20,9 +19,9 @@ def unready(check: Check) -> str:
     if check.model:
         return wait.unready(check.base, check.model, _SECONDS)
     try:
-        with admin.fetch(check.base + check.path, _SECONDS):
-            return ""
-    except (OSError, HTTPException, ValueError) as error:
+        admin.get_text(check.base, check.path, _SECONDS)
+        return ""
+    except (OSError, ValueError) as error:
         return admin.reason(error)
 
 

@@ -69,8 +69,9 @@ def parse(topology: Topology, arguments: Sequence[str], environ: Mapping[str, st
     given = vars(parser.parse_args(arguments[:end]))
     given["worker_args"] = (*given["worker_args"], *arguments[end + 1 :])
     # As defaults they would be added to what the flags say.
-    given["gpus"] = given["gpus"] or environ.get(variable("--gpu"), "").split()
-    given["l2_adapter"] = given["l2_adapter"] or environ.get("LAUNCH_L2_ADAPTER", "").splitlines()
+    gpus, adapters = (environ.get(variable(flag), "") for flag in ("--gpu", "--l2-adapter"))
+    given["gpus"] = given["gpus"] or gpus.split()
+    given["l2_adapter"] = given["l2_adapter"] or adapters.splitlines()
     tuples = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     absent: dict[str, Any] = {
         "workers": 0,

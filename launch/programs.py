@@ -7,6 +7,7 @@ from launch.errors import UsageError
 from launch.options import Options
 from launch.plan import FRONTEND, SIDECAR, Check, Program, own_command
 from launch.ports import Ports
+from sidecar.commands import admin
 from sidecar.config import Config, load
 
 _USUAL_L1_GB = 4.0
@@ -97,5 +98,4 @@ def frontend(setting: Setting, ports: Ports) -> Program:
 
 def base(host: str, port: int) -> str:
     """The URL of a server that listens on `host`, for a client on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{admin.local(host)}:{port}"

@@ -4,15 +4,14 @@ import json
 import time
 import xmlrpc.client
 from collections.abc import Iterator, Sequence
-from http.client import HTTPException
 from typing import Any
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from launch import choice, health
 from launch.plan import Check
 from launch.run_directory import RunDirectory
 from sidecar.commands import admin
+from sidecar.commands.counters import totals
+from sidecar.commands.output import columns
 from sidecar.commands.supervisor import Supervisor
 
 _METRICS = (
@@ -32,18 +31,18 @@ def run(arguments: Sequence[str]) -> int:
     if directory is None:
         print("no stack is running")
         return 1
-    if not directory.record():
+    record = directory.record()
+    if not record:
         print(f"{directory.name} is being prepared: nothing of it runs yet")
         return 1
-    found = report(directory)
+    found = report(directory, record)
     print(json.dumps(found, indent=2) if given.json else "\n".join(table(found)))
     ready = all(row["health"] == "ready" for row in found["programs"])
     return 0 if ready and found["complete"] else 1
 
 
-def report(directory: RunDirectory) -> dict[str, Any]:
-    """What the record, supervisord, the programs and the sidecar say."""
-    record = directory.record()
+def report(directory: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
+    """What the stack's record, supervisord, the programs and the sidecar say."""
     try:
         running = Supervisor(str(directory.socket)).programs()
     except (OSError, xmlrpc.client.Error):
@@ -78,15 +77,10 @@ def _row(entry: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 def _cache(url: str) -> dict[str, float]:
     """Empty where the sidecar does not answer."""
     try:
-        with admin.fetch(f"{url}/metrics", 2) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
-    except (OSError, HTTPException, ValueError):
+        found = totals(admin.get_text(url, "/metrics", timeout=2))
+    except (OSError, ValueError):
         return {}
-    samples = [sample for family in families for sample in family.samples]
-    return {
-        name: sum(sample.value for sample in samples if sample.name == f"lmcache_mp_{name}")
-        for name in _METRICS
-    }
+    return {name: found.get(f"lmcache_mp_{name}", 0.0) for name in _METRICS}
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
@@ -95,10 +89,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         yield "it is starting: what ends now ends the stack"
     if found["launcher"] is None:
         yield "its launcher was killed: nothing restarts; launch/stop.sh ends the rest"
-    rows = [_COLUMNS, *(_cells(row) for row in found["programs"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from columns([_COLUMNS, *map(_cells, found["programs"])])
     yield _hits(found["cache"])
 
 

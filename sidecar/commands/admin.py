@@ -7,7 +7,14 @@ from http.client import HTTPException
 from typing import Any
 
 URL = "http://127.0.0.1:8080"
+# Whatever `http_proxy` says: no proxy knows a server of this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def local(host: str) -> str:
+    """An address to connect to, in a URL, for one to listen on."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def get(url: str, path: str, timeout: float) -> Any:
@@ -29,20 +36,11 @@ def send(url: str, path: str, method: str, body: Any, timeout: float) -> Any:
 
 def _text(request: urllib.request.Request, timeout: float) -> str:
     try:
-        with fetch(request, timeout) as reply:
+        with _DIRECT.open(request, timeout=timeout) as reply:
             text: str = reply.read().decode()
             return text
     except HTTPException as error:  # neither of the two: a bad URL, an answer that breaks off
         raise ValueError(str(error) or type(error).__name__) from None
-
-
-def fetch(request: str | urllib.request.Request, timeout: float) -> Any:
-    """What answers a request or at a URL, whatever `http_proxy` says.
-
-    No proxy knows a server of this machine.
-    Raises OSError, also for a status that is not 2xx.
-    """
-    return _DIRECT.open(request, timeout=timeout)
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """How commands speak: results on stdout, all else as one line on stderr."""
 
 import sys
+from collections.abc import Iterable, Sequence
 
 
 def complain(line: str) -> None:
@@ -19,3 +20,13 @@ def amount(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:.4g} TiB"
+
+
+def columns(rows: Sequence[Iterable[str]]) -> list[str]:
+    """Rows of equal length as lines, each column as wide as its widest cell."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]

@@ -10,7 +10,7 @@ from connectors.errors import ConnectorError
 from connectors.model_config import Model
 from connectors.sizing import KVSize
 from sidecar.commands.arguments import checked
-from sidecar.commands.output import amount
+from sidecar.commands.output import amount, columns
 from sidecar.config.values import integer, size_gib
 
 _COUNT = checked(integer(1, 2**31 - 1))
@@ -88,8 +88,7 @@ def _lines(given: argparse.Namespace, model: Model, figures: dict[str, Any]) -> 
         if prompts is not None:
             fits += f", {prompts:,} prompts of {given.prompt_tokens:,} tokens"
         rows.append((f"L1 of {given.l1_size_gb:g} GiB", fits))
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:{width}}  {text}" for name, text in rows] + _notes(model, figures)
+    return columns(rows) + _notes(model, figures)
 
 
 def _model_text(model: Model, dtype: str) -> str:

@@ -1,11 +1,12 @@
 """The state of a server as lines for people, from its `/status` and `/metrics`."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.commands.output import amount, printable
+from sidecar.commands.counters import totals
+from sidecar.commands.output import amount, columns
 
 Json = Mapping[str, Any]
 _PREFIX = "lmcache_mp_lookup_"
@@ -25,24 +26,18 @@ def hits(metrics: str) -> Hits | None:
 
     Raises ValueError for text that is no scrape.
     """
-    # Here, not above: the other subcommands do not need it.
-    from prometheus_client.parser import text_string_to_metric_families
-
-    totals: dict[str, float] = {}
-    for family in text_string_to_metric_families(metrics):
-        for sample in family.samples:
-            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
-    requested = totals.get(f"{_PREFIX}requested_tokens_total")
+    found = totals(metrics)
+    requested = found.get(f"{_PREFIX}requested_tokens_total")
     if not requested:
         return None
-    found = [totals.get(f"{_PREFIX}hit_{tier}_tokens_total", 0.0) for tier in ("l1", "l2")]
-    return Hits(requested, *found)
+    tiers = [found.get(f"{_PREFIX}hit_{tier}_tokens_total", 0.0) for tier in ("l1", "l2")]
+    return Hits(requested, *tiers)
 
 
 def lines(status: Json, found: Hits | None) -> list[str]:
     """Of a document as `sidecar.admin.status` makes it."""
     return [
-        *_columns(
+        *columns(
             [
                 ("health", _health(status)),
                 ("L1", _l1(status["storage_manager"]["l1_manager"])),
@@ -99,7 +94,7 @@ def _workers(workers: Sequence[Json]) -> list[str]:
     if not workers:
         return ["no workers"]
     head = ("WORKER", "MODEL", "RANKS", "MODE", "DEVICE", "LAST SEEN")
-    return _columns([head, *map(_worker, workers)])
+    return columns([head, *map(_worker, workers)])
 
 
 def _worker(worker: Json) -> tuple[str, ...]:
@@ -119,7 +114,7 @@ def _adapters(adapters: Sequence[Json]) -> list[str]:
     if not adapters:
         return ["no L2"]
     head = ("L2", "TYPE", "USED", "OBJECTS", "QUEUED", "LOADS", "STORES")
-    return _columns([head, *map(_adapter, adapters)])
+    return columns([head, *map(_adapter, adapters)])
 
 
 def _adapter(adapter: Json) -> tuple[str, ...]:
@@ -140,15 +135,6 @@ def _breaker(breaker: Json) -> str:
     if breaker["state"] == "closed":
         return "ok"
     return f"cut off ({breaker['last_failure']})"
-
-
-def _columns(rows: Sequence[Iterable[str]]) -> list[str]:
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
 
 
 def _duration(seconds: float) -> str:

@@ -37,20 +37,14 @@ class Surroundings:
 
 def admin_url(config: Config) -> str:
     """Where the configured server's admin port is, for a client on this machine."""
-    return f"http://{local(config.http_host)}:{config.http_port}"
+    return f"http://{admin.local(config.http_host)}:{config.http_port}"
 
 
 def wire_url(config: Config) -> str:
     """Where the configured server listens for workers, for a client on this machine."""
     if config.host.startswith("ipc://"):
         return f"{config.host}:{config.port}"
-    return f"tcp://{local(config.host)}:{config.port}"
-
-
-def local(host: str) -> str:
-    """An address to connect to, for one to listen on."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
+    return f"tcp://{admin.local(config.host)}:{config.port}"
 
 
 def running_server(config: Config) -> Mapping[str, Any] | None:

@@ -56,8 +56,9 @@ class Prompt:
     def store_and_find(self, client: Client, store: Callable[[], bool]) -> None:
         """`store` it and look it up, which gives it to one reader.
 
-        `store` says whether there was room. A server that has just started has none yet: its L1
-        becomes usable piece by piece. Raises LiveFailed if it is not found in time.
+        `store` says whether there was room: what is in use is not evicted, and the L1 of a server
+        that has just started becomes usable piece by piece. Raises LiveFailed if it is not found
+        in time.
         """
         deadline = time.monotonic() + _ROOM_SECONDS
         while not (store() and self._is_found(client)):
