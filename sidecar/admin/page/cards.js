@@ -1,7 +1,7 @@
 // The charts with the figure that matters most above each.
 
 import { Chart, key } from "./chart.js";
-import { byId, element, setText } from "./dom.js";
+import { byId, element, fact, setText } from "./dom.js";
 import { bytes, bytesOf, count, moved, NOTHING, percent, perSecond, plural, rate } from "./format.js";
 
 const WINDOW = "in 15 min";
@@ -103,16 +103,15 @@ const L2 = {
   title: "L2 occupancy",
   chart: { lines: [{ name: "Used", tone: "violet", area: true }], format: bytes, base: 1024 },
   show(history, { adapters }) {
-    const sum = (field) => adapters.reduce((total, adapter) => total + adapter[field], 0);
     const limited = adapters.every((adapter) => adapter.capacity_bytes !== null);
-    const [used, capacity] = [sum("used_bytes"), limited ? sum("capacity_bytes") : 0];
+    const [used, capacity] = [sum(adapters, "used_bytes"), sum(adapters, "capacity_bytes")];
     return {
       figure: limited ? percent(used, capacity) : bytes(used),
       about: limited ? bytesOf(used, capacity) : "without a limit",
       values: [bytes(used)],
       facts: [
-        ["Objects", count(sum("objects"))],
-        ["To be written", count(sum("queued") + sum("writing"))],
+        ["Objects", count(sum(adapters, "objects"))],
+        ["To be written", count(sum(adapters, "queued") + sum(adapters, "writing"))],
         [`Dropped ${WINDOW}`, count(history.growth("l2_dropped"))],
       ],
       columns: [history.level("l2_used_bytes")],
@@ -131,11 +130,10 @@ const L2_TRANSFERS = {
     format: rate,
   },
   show(history, { adapters }) {
-    const reading = adapters.reduce((total, adapter) => total + adapter.reading, 0);
     return {
       ...traffic(history, "l2_load_bytes", "l2_store_bytes"),
       facts: [
-        ["Being read", count(reading)],
+        ["Being read", count(sum(adapters, "reading"))],
         [`Corrupt ${WINDOW}`, count(history.growth("l2_corrupt"))],
       ],
     };
@@ -193,9 +191,7 @@ class Card {
   }
 }
 
-function fact(name, value) {
-  return element("div", {}, element("dt", {}, ...name), element("dd", {}, value));
-}
+const sum = (adapters, field) => adapters.reduce((total, adapter) => total + adapter[field], 0);
 
 /** What two directions move a second now, and have moved. */
 function traffic(history, first, second) {

@@ -12,6 +12,11 @@ export function svg(tag, attributes = {}, ...children) {
   return dress(document.createElementNS(SVG, tag), attributes, children);
 }
 
+/** A pair of a description list; `name` is a list of what stands in it. */
+export function fact(name, value) {
+  return element("div", {}, element("dt", {}, ...name), element("dd", {}, value));
+}
+
 /** A bar that is filled to `share`, beside a text that says how far. */
 export function meter(share) {
   const fill = element("span");

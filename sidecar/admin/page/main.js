@@ -2,7 +2,7 @@
 
 import { Cards } from "./cards.js";
 import { concerns } from "./concerns.js";
-import { byId, element, setText } from "./dom.js";
+import { byId, element, fact, setText } from "./dom.js";
 import { clock, duration } from "./format.js";
 import { History } from "./series.js";
 import { showAdapters, showRefusals, showWorkers } from "./tables.js";
@@ -86,11 +86,7 @@ function showAbout({ version, chunk_size: chunk, listens_on: wire }) {
     ["Chunk", `${chunk} tokens`],
     ["Version", version],
   ];
-  byId("about").replaceChildren(
-    ...facts.map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value)),
-    ),
-  );
+  byId("about").replaceChildren(...facts.map(([name, value]) => fact([name], value)));
 }
 
 function showConcerns(found) {
