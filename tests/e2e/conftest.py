@@ -1,10 +1,11 @@
 """Real vLLM processes that share one sidecar."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,23 @@ def setup(
         for engine in engines:
             with no_segments_left(engine):
                 engine.process.stop()
+        server.stop()
+
+
+@contextmanager
+def engine_on(
+    server: Server, model: Path, transfer: dict[str, Any], log: Path, more: Sequence[str] = ()
+) -> Iterator[Engine]:
+    """`server` started, and an engine beside it; both are stopped in the end."""
+    try:
+        server.start()
+        engine = start_engine(model, transfer, log, more=more)
+        try:
+            yield engine
+        finally:
+            with no_segments_left(engine):
+                engine.process.stop()
+    finally:
         server.stop()
 
 

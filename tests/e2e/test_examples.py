@@ -15,10 +15,10 @@ import pytest
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
 from examples.counters import SidecarCounts, sidecar_counts, vllm_counts
-from examples.demo.engine import Engine, start_engine
+from examples.demo.engine import Engine
 from tests.support.server import REPO, Server, free_port
 
-from .conftest import CHUNK_SIZE, no_segments_left
+from .conftest import CHUNK_SIZE, engine_on
 
 pytestmark = pytest.mark.engine
 
@@ -54,17 +54,9 @@ def parts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Par
     logs = tmp_path_factory.mktemp("examples")
     server = Server(logs, l1_size_gb=1, chunk_size=CHUNK_SIZE)
     transfer = roles.aggregated(CacheServer(port=server.port))
-    try:
-        server.start()
-        more = ["--enable-prompt-tokens-details"]
-        engine = start_engine(model, transfer, logs / "vllm.log", more=more)
-        try:
-            yield Parts(server, engine, model)
-        finally:
-            with no_segments_left(engine):
-                engine.process.stop()
-    finally:
-        server.stop()
+    more = ["--enable-prompt-tokens-details"]
+    with engine_on(server, model, transfer, logs / "vllm.log", more) as engine:
+        yield Parts(server, engine, model)
 
 
 def numbers(line: str) -> list[int]:

@@ -12,10 +12,10 @@ import pytest
 
 from connectors import roles
 from connectors.lmcache_mp import CacheServer, TransferMode
-from examples.demo.engine import Engine, start_engine
+from examples.demo.engine import Engine
 from tests.support.server import Server, wait_until
 
-from .conftest import CHUNK_SIZE, ask, no_segments_left, prompt
+from .conftest import CHUNK_SIZE, ask, engine_on, prompt
 
 pytestmark = pytest.mark.engine
 
@@ -64,17 +64,8 @@ def setup(
     client = CacheServer(
         port=server.port, transfer_mode=mode, heartbeat_seconds=1, timeout_seconds=120
     )
-    transfer = roles.aggregated(client)
-    try:
-        server.start()
-        engine = start_engine(model, transfer, logs / "vllm.log")
-        try:
-            yield L2Setup(server, engine)
-        finally:
-            with no_segments_left(engine):
-                engine.process.stop()
-    finally:
-        server.stop()
+    with engine_on(server, model, roles.aggregated(client), logs / "vllm.log") as engine:
+        yield L2Setup(server, engine)
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,13 @@ The worker is this process, made of the stock client; the server and its child a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.server import Server
+from tests.conformance.conftest import rig
 
-if TYPE_CHECKING:
-    from tests.conformance.rig import Rig
+__all__ = ["rig"]
 
 HERE = Path(__file__).parent
 DRIVER = Path("/dev/nvidiactl")
@@ -35,13 +32,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason is not None:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture
-def rig(server: Server, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """A model name of this test's own on the shared server."""
-    from tests.conformance.rig import Rig
-
-    made = Rig(server, request.node.nodeid.split("::")[-1])
-    yield made
-    made.close()
