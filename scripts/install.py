@@ -25,7 +25,7 @@ import hashlib
 import json
 import tomllib
 
-from installer.groups import GROUPS, TEXT_MODELS, VLLM_DIST
+from installer.groups import GROUPS, TEXT_MODELS
 from installer.steps import ROOT, VENV, make_venv
 
 
@@ -60,7 +60,6 @@ def fingerprint() -> str:
         str(ROOT),
         json.dumps(project, sort_keys=True),
         *(path.read_text() for path in sorted((ROOT / "scripts" / "installer").glob("*.py"))),
-        (VLLM_DIST / "pyproject.toml").read_text(),
         TEXT_MODELS.read_text(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

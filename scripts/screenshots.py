@@ -71,7 +71,6 @@ def take(server: Server, folder: Path) -> None:
     with chromium() as browser:
         for name, options in {
             "dashboard-light": {"color_scheme": "light"},
-            "dashboard-dark": {"color_scheme": "dark"},
             "dashboard-phone": {"color_scheme": "dark", "width": 390, "height": 844},
         }.items():
             window = Watched(browser, **options)

