@@ -89,6 +89,8 @@ def install_dynamo() -> None:
     (packages / "base.pth").write_text(f"{site_packages(VENV)}\n")
     into = ("--python", str(DYNAMO / "bin" / "python"))
     pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
+    debian("etcd", package="etcd-server")
+    debian("nats-server")
     name_vllm(DYNAMO, DYNAMO_VLLM)
     shutil.copy(TEXT_MODELS, packages)
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")

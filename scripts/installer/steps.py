@@ -36,12 +36,12 @@ def npm(label: str, *packages: str) -> None:
     step(label, [*command, *packages])
 
 
-def debian(program: str) -> None:
-    """Debian's package of this name, where it can be had and is not there."""
+def debian(program: str, package: str = "") -> None:
+    """Debian's package of this name, where it can be had and its program is not there."""
     if shutil.which(program):
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        install = f"apt-get install -qq -y --no-install-recommends {program}"
+        install = f"apt-get install -qq -y --no-install-recommends {package or program}"
         step(program, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
     if not shutil.which(program):
         print(f"  without {program} its tests are skipped")

@@ -18,6 +18,7 @@ import pytest
 from examples.counters import counter
 from tests.support.server import REPO, wait_until
 from tests.support.stack import Stack
+from tests.support.storage import etcd, nats
 
 from .conftest import prompt
 
@@ -77,9 +78,9 @@ def ask_all(url: str, texts: list[str]) -> list[Answer]:
 class Running:
     """A real stack whose workers have no prefix cache of their own."""
 
-    def __init__(self, topology: str) -> None:
+    def __init__(self, topology: str, *flags: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kvd"))
-        self.stack = Stack(topology, self.directory).start("--no-prefix-caching")
+        self.stack = Stack(topology, self.directory).start("--no-prefix-caching", *flags)
         self.stack.wait_ready()
         status = self.stack.status()
         self.url = f"{status['url']}/v1"
@@ -219,6 +220,18 @@ def transferred(worker: str) -> int:
     """Prompt tokens whose KV this worker got from elsewhere."""
     name = "vllm:prompt_tokens_by_source_total"
     return counter(worker, name, source="external_kv_transfer")
+
+
+def test_programs_find_each_other_over_etcd_and_nats(tmp_path: Path) -> None:
+    with etcd(tmp_path) as found, nats(tmp_path) as events:
+        flags = ("--etcd", found.url, "--nats", f"nats://{events.host_port}")
+        running = Running("agg", *flags)
+        try:
+            assert len(ask(running.url, "hello").tokens) == 12
+            # Nothing was left to the files.
+            assert not (running.stack.run_dir / "s" / "discovery").exists()
+        finally:
+            running.close()
 
 
 def test_plain_vllm_has_the_same_cache() -> None:

@@ -168,6 +168,33 @@ def mooncake_master(port: int = 0) -> Iterator[Storage]:
 
 
 @contextmanager
+def etcd(directory: Path) -> Iterator[Storage]:
+    """etcd with its data in `directory`: Dynamo's programs find each other there."""
+    port, peers = free_port(), free_port()
+    url, peer_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peers}"
+    server = Storage(
+        port, _program("etcd"), "--data-dir", directory / "etcd",
+        "--listen-client-urls", url, "--advertise-client-urls", url,
+        "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
+        "--initial-cluster", f"default={peer_url}",
+    )  # fmt: skip
+    with server.running():
+        yield server
+
+
+@contextmanager
+def nats(directory: Path) -> Iterator[Storage]:
+    """NATS with JetStream, in `directory`, for Dynamo's events."""
+    port = free_port()
+    server = Storage(
+        port, _program("nats-server"), "--addr", "127.0.0.1", "--port", str(port),
+        "--jetstream", "--store_dir", directory / "nats",
+    )  # fmt: skip
+    with server.running():
+        yield server
+
+
+@contextmanager
 def silent_server() -> Iterator[int]:
     """The port of a server that accepts connections and never says a word."""
     with socket.socket() as listener:
