@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from launch.run_directory import RunDirectory
 from launch.tail import Tail, last_lines
 from launch.terminal import Terminal
 from sidecar.config import ConfigError
+from tests.support.server import REPO
 
 HAVE_GPU = {"vllm": "0.31.0", "lmcache": "0.5.6", "nixl": "1.5.1", "ai-dynamo": "1.6.1"}
 FREE = ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
@@ -244,6 +246,29 @@ def test_an_old_log_is_left_out(tmp_path: Path) -> None:
         log.write("of today\n")
     assert list(tail.lines()) == ["of today"]
     assert last_lines(path, 1) == ["of today"]
+
+
+PROGRESS = """
+import time
+from launch.terminal import Terminal
+terminal = Terminal(["a"])
+terminal.progress("loading a")
+while terminal.is_behind():
+    time.sleep(0.01)
+terminal.line("a", "hello")
+terminal.close()
+"""
+
+
+def test_progress_stands_below_the_lines_of_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", PROGRESS], stdout=theirs, check=True, cwd=REPO)
+    os.close(theirs)
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    progress, below = shown.split("\r\x1b[K")
+    assert progress.endswith(" 0 s: loading a")
+    assert below == "\x1b[36ma      |\x1b[0m hello\r\n"
 
 
 def test_lines_bear_the_name_of_their_program(
