@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 RUN := .venv/bin/python
 TESTS ?= tests/unit tests/docs tests/k8s tests/conformance tests/faults
 # These fill the machine by themselves.
-HEAVY ?= tests/e2e tests/gpu
+HEAVY ?= tests/e2e tests/images tests/gpu
 
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
@@ -35,7 +35,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage k8s browser dynamo
+	$(venv) base dev engine storage k8s browser dynamo images
 	$(RUN) -m pytest --timeout=600 -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(RUN) -m pytest --timeout=600 $(HEAVY)
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
@@ -54,7 +54,6 @@ k8s:
 	$(venv) base dev k8s
 	@$(RUN) -m k8s.render
 
-# Not in `make test`: a base image takes a minute to make.
 images:
 	$(venv) base dev images
 	$(RUN) -m pytest --timeout=1200 tests/images

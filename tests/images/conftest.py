@@ -1,7 +1,4 @@
-"""Real images, built by buildah on a Debian that debootstrap makes: base images need a registry.
-
-Not part of `make test`, which would be a minute and a half longer: `make images`.
-"""
+"""Real images, built by buildah on a Debian that debootstrap makes: base images need a registry."""
 
 from __future__ import annotations
 
