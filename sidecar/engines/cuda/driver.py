@@ -110,5 +110,13 @@ class Driver(Protocol):
         `table` is device memory: `runs` words (uint64) each of destinations, sources, sizes.
         """
 
+    def sum_objects(self, table: int, objects: int, stream: int) -> None:
+        """Begin a kernel that makes the eight accumulators of xxh3 over each object.
+
+        `table` is device memory: `objects` words (uint64) each of addresses and sizes, then
+        eight words an object for the sums. Addresses and sizes are multiples of 8, and sizes
+        more than 240 bytes.
+        """
+
     def read_word(self, address: int) -> int:
         """The uint64 at a device address, now."""

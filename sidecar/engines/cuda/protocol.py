@@ -53,6 +53,36 @@ class Move(msgspec.Struct, tag=True, frozen=True):
     wanted: list[bytes | None]
 
 
+class StoredObject(msgspec.Struct, array_like=True, frozen=True):
+    """An object in a file: `size` bytes at `offset`, whose xxh3_128 is `digest` (16 bytes)."""
+
+    path: str
+    offset: int
+    size: int
+    digest: bytes
+
+
+class Fetch(msgspec.Struct, tag=True, frozen=True):
+    """Like a Move that loads chunks, but from files, past the arena; answered by Moved.
+
+    Nothing of a chunk is written to the worker's blocks unless its digest is right.
+    """
+
+    job: int
+    worker: int
+    event: bytes
+    objects: list[StoredObject]
+    blocks: list[bytes]
+    wanted: list[bytes | None]
+
+
+class OpenFiles(msgspec.Struct, tag=True, frozen=True):
+    """Get ready to read files into GPU memory by this NIXL backend; answered by FilesOpened."""
+
+    backend: str
+    params: dict[str, str]
+
+
 class Populated(msgspec.Struct, tag=True, frozen=True):
     """The first `size` bytes of the arena are resident."""
 
@@ -86,6 +116,12 @@ class Moved(msgspec.Struct, tag=True, frozen=True):
     copied: float
 
 
+class FilesOpened(msgspec.Struct, tag=True, frozen=True):
+    """`error` is why files cannot be read into GPU memory."""
+
+    error: str | None
+
+
 class Pong(msgspec.Struct, tag=True, frozen=True):
     """Bytes of the arena that are pinned."""
 
@@ -98,8 +134,8 @@ class Unusable(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
-ToChild = Map | Unmap | Move | Populated | Ping | End
-ToServer = Mapped | Moved | Pong | Unusable
+ToChild = Map | Unmap | Move | Fetch | OpenFiles | Populated | Ping | End
+ToServer = Mapped | Moved | FilesOpened | Pong | Unusable
 
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
