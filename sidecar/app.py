@@ -22,6 +22,7 @@ from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.cuda.numa import gpu_nodes, place_on
+from sidecar.engines.cuda.protocol import OpenFiles
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
@@ -113,6 +114,7 @@ class App:
         )
         leases = Leases(l1)
         copies = CopyPool(config.max_workers, self._loop.post)
+        tiers = self._build_tiers(l1, leases, copies)
         return Core(
             config=config,
             arena=self._arena,
@@ -126,11 +128,12 @@ class App:
                 self._loop.post,
                 partial(record_transfer, self._telemetry),
                 config.gpu_batched_copies,
+                tiers.gpu_reader and OpenFiles(*tiers.gpu_reader),
             ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
-            tiers=self._build_tiers(l1, leases, copies),
+            tiers=tiers,
         )
 
     def _build_tiers(self, l1: L1, leases: Leases, copies: CopyPool) -> Tiers:

@@ -2,16 +2,30 @@
 
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
 
 
 class State(Enum):
-    """An object is visible to lookups only when READY; GONE objects may still have readers."""
+    """An object of the L1 is visible to lookups only when READY; GONE ones may have readers.
+
+    A BELOW one is complete too, in a file: it has no bytes in the arena, and the L1 knows
+    nothing of it but who holds it.
+    """
 
     WRITING = "writing"
     READY = "ready"
     GONE = "gone"
+    BELOW = "below"
+
+
+class StoredFile(NamedTuple):
+    """Where the bytes of a BELOW object are, and their xxh3_128 (16 bytes)."""
+
+    path: str
+    offset: int
+    digest: bytes
 
 
 class Space:
@@ -33,11 +47,13 @@ class Entry:
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
     `missing` names the KV groups whose blocks were null when it was stored. `sealed` tells
     that the header is in place. A `cold` one is easily had again: the first to be evicted.
+    `file` is where a BELOW one is, whose slot is empty.
     """
 
     __slots__ = (
         "cold",
         "end",
+        "file",
         "hash",
         "leases",
         "missing",
@@ -76,9 +92,16 @@ class Entry:
         self.missing = missing
         self.sealed = False
         self.cold = False
+        self.file: StoredFile | None = None
         self.state = State.WRITING
         self.leases = 0
         self.pins = 0
         self.stored_at = 0.0
         self.used_at = 0.0
         self.on_settled: list[Callable[[], None]] | None = None
+
+    def settle(self) -> None:
+        """It is known what becomes of it: tell those who wait."""
+        waiting, self.on_settled = self.on_settled, None
+        for callback in waiting or ():
+            callback()

@@ -94,7 +94,7 @@ class L1:
         self.objects += 1
         if not (entry.leases or entry.pins):
             self._policy.add(entry)
-        _settle(entry)
+        entry.settle()
 
     def abort(self, entry: Entry) -> None:
         """`entry` will not be completed and nobody writes to it any more: free its slot."""
@@ -110,7 +110,7 @@ class L1:
         entry.state = State.GONE
         self.writing -= 1
         self._forget_if_empty(entry.space)
-        _settle(entry)
+        entry.settle()
 
     def release_withdrawn(self, entry: Entry) -> None:
         """Whoever could write to the withdrawn `entry` is gone."""
@@ -253,9 +253,3 @@ class L1:
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):
             del self._spaces[space.key]
-
-
-def _settle(entry: Entry) -> None:
-    waiting, entry.on_settled = entry.on_settled, None
-    for callback in waiting or ():
-        callback()

@@ -38,6 +38,10 @@ class WorkerMemory(Protocol):
     def device(self) -> str:
         """A name for people and metrics."""
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether `load` takes objects that are BELOW, in files."""
+
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:

@@ -124,6 +124,15 @@ class Registry:
         _remember(self._forgotten, instance_id, answer)
         return answer
 
+    def reads_files(self, model_name: str, world_size: int, fingerprint: bytes) -> bool:
+        """Whether all workers of one layout can read files into their memory themselves."""
+        return all(
+            worker.memory is not None and worker.memory.reads_files
+            for worker in self.instances.values()
+            if (worker.model_name, worker.world_size) == (model_name, world_size)
+            and worker.fingerprint == fingerprint
+        )
+
     def layouts(self, model_name: str, world_size: int) -> list[list[Instance]]:
         """By rank, one worker for each layout in which the rank is served now; [] if none is.
 

@@ -73,7 +73,8 @@ class Lookups:
         self._count_request(key, hashes, why)
         if goes_on:
             finished = partial(self._finished, key, windows, on_settled)
-            core.tiers.prefetches.begin(lookup, _wants(key, workers), hashes, finished, span)
+            wants = [[self._want(key, rank, w) for w in rw] for rank, rw in enumerate(workers)]
+            core.tiers.prefetches.begin(lookup, wants, hashes, finished, span)
         else:
             self._count_hits(key, hits, 0, span)
             span.end()
@@ -139,6 +140,12 @@ class Lookups:
             return [], "no_gpu_context"
         return workers, None if hashes else "empty_chunk_hashes"
 
+    def _want(self, key: CacheKey, rank: int, worker: Instance) -> Want:
+        """What stands for a chunk of one rank in the layout of `worker`."""
+        direct = self._core.registry.reads_files(key.model_name, key.world_size, worker.fingerprint)
+        space = space_of(key, rank, worker.fingerprint)
+        return Want(space, worker.object_bytes, direct)
+
     def _prefix(
         self, key: CacheKey, hashes: Sequence[bytes], workers: list[list[Instance]]
     ) -> list[list[tuple[Entry, ...]]]:
@@ -182,14 +189,6 @@ class Lookups:
             telemetry.lookup_hit_l1_keys.add(from_l1 * key.world_size, *labels)
             telemetry.lookup_hit_l2_tokens.add(from_l2 * size, *labels)
             telemetry.lookup_hit_l2_keys.add(from_l2 * key.world_size, *labels)
-
-
-def _wants(key: CacheKey, workers: list[list[Instance]]) -> list[list[Want]]:
-    """Which objects stand for a chunk: by rank, one for each layout it is served in."""
-    return [
-        [Want(space_of(key, rank, w.fingerprint), w.object_bytes) for w in of_rank]
-        for rank, of_rank in enumerate(workers)
-    ]
 
 
 def _common_prefix(

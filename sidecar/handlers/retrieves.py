@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.cache.entry import Entry
+from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
@@ -66,10 +68,10 @@ class Retrieves:
         skip_tokens: int,
     ) -> list[ChunkCopy]:
         """What to copy where. Raises Refused if anything of it is not there."""
-        space = self._core.l1.space(space_of(key, key.worker_id or 0, instance.fingerprint))
+        space = space_of(key, key.worker_id or 0, instance.fingerprint)
         copies = []
         for row, chunk in enumerate(self._core.aligned_range(key)):
-            entry = space.ready.get(hashes[chunk]) if space is not None else None
+            entry = self._object(instance, space, hashes[chunk])
             blocks = [table[row] for table in tables]
             if entry is None:
                 self._count_miss(instance)
@@ -80,6 +82,14 @@ class Retrieves:
                 raise Refused("partly_cached", f"chunk {chunk} lacks blocks of a windowed group")
             copies.append(ChunkCopy(entry, blocks, wanted))
         return copies
+
+    def _object(self, instance: Instance, key: SpaceKey, chunk_hash: bytes) -> Entry | None:
+        """The object in the L1, or in a file that the worker's GPU can read."""
+        space = self._core.l1.space(key)
+        entry = space.ready.get(chunk_hash) if space is not None else None
+        if entry is None and instance.mapped.reads_files:
+            entry = self._core.tiers.loads.direct.ready(key, chunk_hash)
+        return entry
 
     def _wanted(
         self, instance: Instance, blocks: list[Blocks], row: int, skip_tokens: int
@@ -111,13 +121,15 @@ class Retrieves:
         core = self._core
         instance.transfers -= 1
         self._count_reuse(copies)
+        below = [copy.entry for copy in copies if copy.entry.file is not None]
+        core.tiers.loads.direct.ended(below, ok)
         for copy in reversed(copies):
             core.l1.unpin(copy.entry)
         self._release(key, hashes)
         if not (ok and core.registry.holds(instance)):
             request.refuse("forgotten" if ok else "copy_failed")
             return
-        core.telemetry.l1_read_chunks.add(len(copies))
+        core.telemetry.l1_read_chunks.add(len(copies) - len(below))
         core.telemetry.num_chunks_loaded.add(
             len(copies), str(instance.id), key.model_name, key.cache_salt
         )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from sidecar.telemetry import Telemetry
+from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, NoSpace, TierError
 from sidecar.tiers.breaker import Breaker
 from sidecar.tiers.catalog import Catalog
@@ -48,7 +49,10 @@ class _Call:
 
 
 class Lane:
-    """`label` names the adapter in metrics; `index` is its place in the cascade."""
+    """`label` names the adapter in metrics; `index` is its place in the cascade.
+
+    `files` is the adapter if GPUs may read its files themselves.
+    """
 
     def __init__(
         self, index: int, label: str, settings: AdapterSettings, adapter: Adapter, post: Post,
@@ -57,6 +61,7 @@ class Lane:
         self.index, self.label = index, label
         self.settings = settings
         self.adapter = adapter
+        self.files = adapter if settings.gpu_reader and isinstance(adapter, Files) else None
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
         self.removal = Removal(self.catalog, adapter, self.write, self._put_aside)
@@ -140,6 +145,15 @@ class Lane:
         log.warning("L2 %s: %s is not what it should be (%s)", self.label, name.path, reason)
         self.catalog.doom(name, reason)
         self.removal.add([name])
+
+    def lost(self, name: ObjectName, error: TierError) -> None:
+        """An object could not be read."""
+        if isinstance(error, Missing):
+            self.catalog.remove(name)
+        elif isinstance(error, Corrupt):
+            self.condemn(name, error.cause)
+        else:
+            self.catalog.distrust(name)
 
     def clear(self) -> None:
         """Remove everything, and what a scan or a store still brings from before now."""

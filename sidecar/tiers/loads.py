@@ -13,7 +13,8 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
-from sidecar.tiers.base import Bytes, Corrupt, Missing, TierError
+from sidecar.tiers.base import Bytes, TierError
+from sidecar.tiers.direct import DirectReads
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import HEADER_BYTES, verify
@@ -58,6 +59,7 @@ class Loads:
     """All loads under way. Loop thread only.
 
     `on_loaded(entry, lane)` is called after an object has become an ordinary one of the L1.
+    `direct` are those that do not come into the L1.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Loads:
         self._on_loaded = on_loaded
         self._queues = {lane: _Queue() for lane in lanes}
         self._loads: dict[Entry, Load] = {}
+        self.direct = DirectReads(telemetry)
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
         """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
@@ -132,6 +135,7 @@ class Loads:
         for load in list(self._loads.values()):
             if load.running and load.store_waits and not load.entry.leases:
                 self._withdraw(load)
+        self.direct.forget_unused()
 
     def give_up(self, entry: Entry) -> bool:
         """A store has the bytes of `entry`. Get a load of it out of the way, if it is one.
@@ -153,6 +157,7 @@ class Loads:
         for load in list(self._loads.values()):
             if self._loads.get(load.entry) is load:  # else it went with one before it
                 self._let_go(load)
+        self.direct.forget_all()
 
     def in_flight(self, lane: Lane) -> tuple[int, int]:
         """Loads of a lane that have begun: objects, bytes."""
@@ -162,7 +167,7 @@ class Loads:
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What is being read from a lane now, or will be: not to be deleted there."""
         queue = self._queues[lane]
-        return {load.name for load in (*queue.running, *queue.waiting)}
+        return {load.name for load in (*queue.running, *queue.waiting)} | self.direct.busy(lane)
 
     def replaced(self, lane: Lane, name: ObjectName) -> None:
         """Something was stored under `name`."""
@@ -221,14 +226,8 @@ class Loads:
         self._on_loaded(entry, lane)
 
     def _lost(self, lane: Lane, load: Load, error: TierError) -> None:
-        if load.outdated:
-            pass
-        elif isinstance(error, Missing):
-            lane.catalog.remove(load.name)
-        elif isinstance(error, Corrupt):
-            lane.condemn(load.name, error.cause)
-        else:
-            lane.catalog.distrust(load.name)
+        if not load.outdated:
+            lane.lost(load.name, error)
         self._next_lane(load)
 
     def _next_lane(self, load: Load) -> None:

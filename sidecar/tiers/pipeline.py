@@ -17,7 +17,7 @@ from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import object_name
 from sidecar.tiers.prefetch import Prefetches
-from sidecar.tiers.settings import AdapterSettings
+from sidecar.tiers.settings import AdapterSettings, GpuReader
 from sidecar.tiers.write_behind import Bounds, WriteBehind
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,12 @@ class Tiers:
             l1, leases, self.loads, self.lanes, telemetry, around.later,
             policy.timeout_seconds, policy.max_in_flight,
         )  # fmt: skip
+
+    @property
+    def gpu_reader(self) -> GpuReader | None:
+        """How GPUs read files past the L1, if they do."""
+        readers = [lane.settings.gpu_reader for lane in self.lanes if lane.files is not None]
+        return readers[0] if readers else None
 
     def start(self) -> None:
         """Begin to find out what the backends have from before."""

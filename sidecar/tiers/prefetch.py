@@ -23,14 +23,19 @@ from sidecar.tiers.names import ObjectName, object_name
 
 # How many chunks ahead a backend is asked for that has to be asked.
 _CHUNKS_ASKED = 32
+_COMPLETE = {State.READY, State.BELOW}
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """The objects of one rank in one layout: their space, and `size` bytes each."""
+    """The objects of one rank in one layout: their space, and `size` bytes each.
+
+    `direct`: all workers that may ask for them read files themselves.
+    """
 
     space: SpaceKey
     size: int
+    direct: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -138,11 +143,11 @@ class Prefetches:
             objects = self._claim(prefetch, prefetch.hashes[chunk])
             if objects is None:
                 break
-            on_way = [e for of_rank in objects for e in of_rank if e.state is State.WRITING]
-            prefetch.from_l2.append(bool(on_way))
-            for entry in on_way:
-                assert entry.on_settled is not None
-                entry.on_settled.append(partial(self._progress, prefetch))
+            from_l2 = [e for of_rank in objects for e in of_rank if e.state is not State.READY]
+            prefetch.from_l2.append(bool(from_l2))
+            for entry in from_l2:
+                if entry.on_settled is not None:  # else its header is known already
+                    entry.on_settled.append(partial(self._progress, prefetch))
         prefetch.planned = not prefetch.asking
         self._loads.pump()
         self._progress(prefetch)
@@ -197,6 +202,9 @@ class Prefetches:
             writing = space.writing.get(chunk_hash)
             if writing is not None:
                 return writing if self._loads.under_way(writing, prefetch.deadline) else None
+        below = self._loads.direct.find(want.space, chunk_hash) if want.direct else None
+        if below is not None:
+            return below
         return self._loads.where(object_name(want.space, chunk_hash), want.size) or None
 
     def _load(
@@ -204,9 +212,10 @@ class Prefetches:
     ) -> Entry | None:
         assert isinstance(lanes, list)
         name = object_name(want.space, chunk_hash)
-        return self._loads.begin(
-            want.space, name, want.size, prefetch.deadline, lanes, prefetch.span
-        )
+        direct, span = self._loads.direct, prefetch.span
+        if want.direct and direct.allows(lanes[0], name, want.size):
+            return direct.begin(want.space, name, want.size, lanes[0], span)
+        return self._loads.begin(want.space, name, want.size, prefetch.deadline, lanes, span)
 
     def _ask(self, prefetch: Prefetch) -> None:
         """Ask the backends that have to be asked for the next chunks, unless they were."""
@@ -243,7 +252,7 @@ class Prefetches:
         while prefetch.arrived < lookup.hits:
             chunk = prefetch.arrived
             states = {e.state for of_rank in lookup.objects for e in of_rank[chunk]}
-            if states != {State.READY}:
+            if not states <= _COMPLETE:
                 break
             prefetch.arrived += 1
         everything = prefetch.planned and prefetch.arrived == lookup.hits

@@ -11,6 +11,7 @@ and the KV groups whose blocks were null when it was stored. Integers are little
 """
 
 import struct
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -38,6 +39,13 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     missing: list[int]
 
 
+class Header(NamedTuple):
+    """What a record's first page says of its object: xxh3_128, and missing KV groups."""
+
+    digest: bytes
+    missing: frozenset[int]
+
+
 _decoder = msgspec.msgpack.Decoder(Meta)
 
 
@@ -59,7 +67,18 @@ def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozense
 
     Raises Corrupt; the cause is what was wrong: magic, version, header, key, length, checksum.
     """
-    head = record[:HEADER_BYTES].tobytes()
+    header = read_header(record[:HEADER_BYTES].tobytes(), space, hash, length)
+    body = record[HEADER_BYTES : HEADER_BYTES + length].data
+    if xxhash.xxh3_128_digest(body) != header.digest:
+        raise Corrupt("checksum")
+    return header.missing
+
+
+def read_header(head: bytes, space: SpaceKey, hash: bytes, length: int) -> Header:
+    """Check that this is the first page of the record of this very object.
+
+    Raises Corrupt, like `verify`, but for the checksum of the object.
+    """
     magic, version, _, meta_length, body_length, digest = _FIXED.unpack_from(head)
     end = _FIXED.size + meta_length
     if magic != _MAGIC:
@@ -73,9 +92,7 @@ def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozense
         raise Corrupt("key", f"it is a chunk of {meta.model_name}")
     if body_length != length:
         raise Corrupt("length", f"{body_length} bytes")
-    if xxhash.xxh3_128_digest(record[HEADER_BYTES : HEADER_BYTES + length].data) != digest:
-        raise Corrupt("checksum")
-    return frozenset(meta.missing)
+    return Header(digest, frozenset(meta.missing))
 
 
 def _decode(data: bytes) -> Meta:

@@ -4,7 +4,7 @@ Each adapter's own keys stand beside it. The names are those that LMCache uses w
 the thing. The descriptions are what docs/configuration.md says of each key.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,13 @@ NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 Workers = Annotated[int, Meta(ge=1, le=256)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class GpuReader(NamedTuple):
+    """The NIXL backend by which GPUs read files into their memory themselves."""
+
+    backend: str
+    params: dict[str, str]
 
 
 class Eviction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -71,6 +78,11 @@ class AdapterSettings(
     def build(self) -> Adapter:
         """The adapter, not opened yet. Raises AdapterUnusable, without waiting for anything."""
         raise TypeError(f"{type(self).__name__} is no adapter's settings")
+
+    @property
+    def gpu_reader(self) -> GpuReader | None:
+        """How GPUs read the adapter's files past the L1, None if they do not."""
+        return None
 
     @property
     def capacity_bytes(self) -> int | None:

@@ -49,6 +49,7 @@ class Gpu:
         self.pinned_bytes = 0
         self.is_ending = False
         self.is_unusable = False  # there is no driver, or no such GPU
+        self.reads_files = False  # of NIXL, past the arena
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
@@ -65,11 +66,11 @@ class Gpu:
         self._mapping[order.worker] = on_mapped
         self._outbox.put(order)
 
-    def move(self, order: protocol.Move, on_moved: OnMoved) -> None:
+    def move(self, order: protocol.Move | protocol.Fetch, on_moved: OnMoved) -> None:
         self._moving[order.job] = on_moved
         self._outbox.put(order)
 
-    def tell(self, order: protocol.Unmap | protocol.Populated) -> None:
+    def tell(self, order: protocol.Unmap | protocol.Populated | protocol.OpenFiles) -> None:
         self._outbox.put(order)
 
     def end(self) -> None:
@@ -143,6 +144,10 @@ class Gpu:
                 self.pinned_bytes = answer.pinned
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
+            case protocol.FilesOpened():
+                self.reads_files = answer.error is None
+                if answer.error is not None:
+                    log.warning("%s: files go through the L1: %s", self.uuid, answer.error)
             case protocol.Unusable():
                 self.is_ending = self.is_unusable = True
                 self._reason = answer.reason

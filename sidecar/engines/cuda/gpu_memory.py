@@ -10,7 +10,7 @@ import numpy as np
 
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
-from sidecar.engines.cuda.protocol import Move, Moved, Unmap
+from sidecar.engines.cuda.protocol import Fetch, Move, Moved, StoredObject, Unmap
 from sidecar.engines.memory import Blocks, ChunkCopy
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ class GpuMemory:
     def device(self) -> str:
         return self.gpu.uuid
 
+    @property
+    def reads_files(self) -> bool:
+        return self.gpu.reads_files
+
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
@@ -50,7 +54,16 @@ class GpuMemory:
     def load(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
-        self._move(copies, event, on_done, is_store=False)
+        below = [copy for copy in copies if copy.entry.file is not None]
+        above = [copy for copy in copies if copy.entry.file is None]
+        if not below:
+            self._move(above, event, on_done, is_store=False)
+        elif not above:
+            self._fetch(below, event, on_done)
+        else:
+            part_done = _both(on_done)
+            self._move(above, event, part_done, is_store=False)
+            self._fetch(below, event, part_done)
 
     def done_event(self, event: bytes) -> bytes:
         """Empty: complete already. Whoever sends handles that we read is lmcache 0.5.6 or newer,
@@ -71,16 +84,29 @@ class GpuMemory:
         on_done: Callable[[bool], None],
         is_store: bool,
     ) -> None:
-        groups = range(len(copies[0].blocks))
-        order = Move(
-            job=next(_jobs),
-            worker=self._number,
-            is_store=is_store,
-            event=event,
-            offsets=[copy.entry.offset for copy in copies],
-            blocks=[np.stack([copy.blocks[g] for copy in copies]).tobytes() for g in groups],
-            wanted=[_wanted(copies, g) for g in groups],
-        )
+        offsets = [copy.entry.offset for copy in copies]
+        blocks, wanted = _blocks(copies)
+        order = Move(next(_jobs), self._number, is_store, event, offsets, blocks, wanted)
+        self._begin(order, copies, on_done, is_store)
+
+    def _fetch(
+        self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
+    ) -> None:
+        objects = [
+            StoredObject(file.path, file.offset, copy.entry.size, file.digest)
+            for copy in copies
+            if (file := copy.entry.file) is not None
+        ]
+        order = Fetch(next(_jobs), self._number, event, objects, *_blocks(copies))
+        self._begin(order, copies, on_done, is_store=False)
+
+    def _begin(
+        self,
+        order: Move | Fetch,
+        copies: Sequence[ChunkCopy],
+        on_done: Callable[[bool], None],
+        is_store: bool,
+    ) -> None:
         nbytes = sum(copy.entry.size for copy in copies)
         end = self._pool.adopt(on_done)
         self.gpu.move(order, partial(self._moved, end, is_store, nbytes))
@@ -94,6 +120,25 @@ class GpuMemory:
         else:
             log.warning("a %s failed on %s: %s", direction, self.device, moved.error)
         end(moved.error is None)
+
+
+def _both(on_done: Callable[[bool], None]) -> Callable[[bool], None]:
+    """To be called twice; the second time calls `on_done`, with whether both went well."""
+    outcomes: list[bool] = []
+
+    def part_done(ok: bool) -> None:
+        outcomes.append(ok)
+        if len(outcomes) == 2:
+            on_done(all(outcomes))
+
+    return part_done
+
+
+def _blocks(copies: Sequence[ChunkCopy]) -> tuple[list[bytes], list[bytes | None]]:
+    """`blocks` and `wanted` of an order, by group."""
+    groups = range(len(copies[0].blocks))
+    blocks = [np.stack([copy.blocks[g] for copy in copies]).tobytes() for g in groups]
+    return blocks, [_wanted(copies, g) for g in groups]
 
 
 def _wanted(copies: Sequence[ChunkCopy], group: int) -> bytes | None:

@@ -11,7 +11,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
 from sidecar.engines.cuda.layout import Tensor, map_order
-from sidecar.engines.cuda.protocol import Populated
+from sidecar.engines.cuda.protocol import OpenFiles, Populated
 from sidecar.engines.groups import WorkerLayout
 
 COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
@@ -44,12 +44,14 @@ class Gpus:
         post: Callable[[Callable[[], None]], None],
         observe: Observe,
         use_batches: bool,
+        files: OpenFiles | None,
     ) -> None:
         """`observe` is told of each transfer that has ended well; `pool` counts them all.
 
-        `use_batches`: let drivers begin many copies in one call.
+        `use_batches`: let drivers begin many copies in one call. `files`: how GPUs are to read
+        files themselves, if they are.
         """
-        self._use_batches = use_batches
+        self._use_batches, self._files = use_batches, files
         self._arena, self._pool, self._post, self._observe = arena, pool, post, observe
         self._populated = 0
         self._gpus: dict[str, Gpu] = {}
@@ -70,6 +72,7 @@ class Gpus:
         `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
         unless it was closed before: the worker has to register again.
         """
+        is_new = uuid not in self._gpus
         try:
             gpu = self._gpus.get(uuid) or self._start(uuid)
         except OSError as error:
@@ -79,6 +82,8 @@ class Gpus:
         memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
         gpu.map(map_order(number, layout, tensors), partial(self._mapped, memory, on_mapped))
+        if is_new and self._files is not None:
+            gpu.tell(self._files)  # it takes seconds: not before the worker is answered
 
     def populated(self, size: int) -> None:
         """The first `size` bytes of the arena are resident; they may be pinned."""

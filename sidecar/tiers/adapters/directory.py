@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from stat import S_ISREG
@@ -27,7 +27,7 @@ from sidecar.tiers.adapters.file_calls import (
     size_of,
     sync_directory,
 )
-from sidecar.tiers.adapters.file_io import FileIO, os_errors
+from sidecar.tiers.adapters.file_io import PAGE, FileIO, os_errors
 from sidecar.tiers.adapters.quarantine import Quarantine
 from sidecar.tiers.base import (
     AdapterUnusable,
@@ -111,20 +111,16 @@ class Files:
             raise
 
     def load(self, name: ObjectName, record: Bytes) -> None:
-        with os_errors():
-            try:
-                fd = os.open(self._file(name), os.O_RDONLY | os.O_CLOEXEC | self._direct)
-            except FileNotFoundError:
-                raise Missing() from None
-            with io.FileIO(fd):
-                size = os.fstat(fd).st_size
-                if size != record.nbytes:
-                    raise Corrupt("length", f"{size} bytes, not {record.nbytes}")
-                self._io.read(fd, record)
-                # The order of use, for the next start. Not worth failing a load for: it works
-                # on a file system that has become read-only.
-                with suppress(OSError):
-                    os.utime(fd)
+        with self._reading(name, record.nbytes, self._direct) as file:
+            self._io.read(file.fileno(), record)
+
+    def peek(self, name: ObjectName, size: int) -> tuple[str, bytes]:
+        """The path and the first page of the record of `size` bytes. Raises as `load` does.
+
+        For those who read the file themselves.
+        """
+        with self._reading(name, size, 0) as file:
+            return self._file(name), file.read(PAGE)
 
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
         with os_errors():
@@ -149,6 +145,23 @@ class Files:
         with os_errors():
             free = os.statvfs(self._base)
             return free.f_bavail * free.f_frsize - self._floor
+
+    @contextmanager
+    def _reading(self, name: ObjectName, size: int, flags: int) -> Iterator[io.FileIO]:
+        with os_errors():
+            try:
+                fd = os.open(self._file(name), os.O_RDONLY | os.O_CLOEXEC | flags)
+            except FileNotFoundError:
+                raise Missing() from None
+            with io.FileIO(fd) as file:
+                found = os.fstat(fd).st_size
+                if found != size:
+                    raise Corrupt("length", f"{found} bytes, not {size}")
+                yield file
+                # The order of use, for the next start. Not worth failing a load for: it works
+                # on a file system that has become read-only.
+                with suppress(OSError):
+                    os.utime(fd)
 
     def _write_temp(self, temp: str, record: Bytes) -> None:
         with self._create(temp) as file:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sidecar.tiers.base import Bytes, Corrupt, NoSpace, TierError
 
-_PAGE = 4096
+PAGE = 4096
 
 
 class FileIO(Protocol):
@@ -65,8 +65,8 @@ def try_out(io: FileIO, arena: Bytes, fd: int) -> None:
     A full file system is no obstacle: what it holds can still be served.
     """
     with suppress(NoSpace), os_errors():
-        io.write(fd, arena[:_PAGE])
-        io.read(fd, arena[:_PAGE])
+        io.write(fd, arena[:PAGE])
+        io.read(fd, arena[:PAGE])
 
 
 @contextmanager

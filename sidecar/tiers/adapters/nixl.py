@@ -11,7 +11,7 @@ from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
 from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
 from sidecar.tiers.adapters.nixl_objects import NixlObjects
 from sidecar.tiers.base import Adapter
-from sidecar.tiers.settings import NotNegative
+from sidecar.tiers.settings import GpuReader, NotNegative
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,8 @@ IGNORED_PARAMS = {
 OBJECT_STORES = ("OBJ", "AZURE_BLOB")
 # A queue of NIXL's serves one request at a time here; its default takes 11 MB.
 _SMALL_QUEUE = {"ios_pool_size": "64", "kernel_queue_size": "16"}
-_NEEDS = {
-    "GDS": "a GPU with its driver and the cuFile library",
-    "GDS_MT": "a GPU with its driver and the cuFile library",
-    "HF3FS": 'a NIXL built with 3FS; "fallback": true takes POSIX on the mounted directory',
-}
+_HF3FS_NEEDS = 'a NIXL built with 3FS; "fallback": true takes POSIX on the mounted directory'
+_GPU_READERS = ("GDS", "GDS_MT")
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -57,6 +54,9 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
 
     `fallback` is False for HF3FS: who asks for that has a 3FS cluster, and the server would run
     many times slower on it without a visible error.
+
+    GDS is for the processes of GPUs, which read into their memory by it. The server itself, which
+    writes from host memory and uses no GPU, takes POSIX then.
     """
 
     backend: Annotated[
@@ -69,9 +69,9 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     fallback: Annotated[
         bool | None,
         Meta(
-            description="where the backend does not work: true takes POSIX instead of GDS or "
-            "HF3FS, and libaio instead of io_uring; false refuses to start. Without it true, "
-            "but for HF3FS"
+            description="where the backend does not work: true takes POSIX instead of HF3FS, "
+            "and libaio instead of io_uring; false refuses to start. Without it true, but for "
+            "HF3FS"
         ),
     ] = None
 
@@ -91,6 +91,11 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
                     "objects; use a lifecycle rule of the bucket, or the type s3"
                 )
             return
+        if self.backend in _GPU_READERS and self.fallback is False:
+            raise ValueError(
+                f"fallback false does not go with {self.backend}: whether a GPU can read files is "
+                "known when its first worker registers, and the log says it then"
+            )
         check_absolute("backend_params.file_path", self.backend_params.get("file_path", ""))
         for key in ("use_direct_io", "use_uring", "use_aio"):
             self._flag(key)
@@ -100,19 +105,21 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     def build(self) -> Adapter:
         for key in self.backend_params.keys() & IGNORED_PARAMS.keys():
             log.warning("backend_params.%s changes nothing: %s", key, IGNORED_PARAMS[key])
-        known = PARAMS[self.backend]
-        params = {k: v for k, v in self.backend_params.items() if k in known}
         if self.backend in OBJECT_STORES:
             prefix = self.backend_params.get("key_prefix", "")
-            return NixlObjects(self.backend, params, prefix)
+            return NixlObjects(self.backend, self._params, prefix)
         return Files(
             self.directory,
-            NixlIO(self._choices(params)),
+            NixlIO(self._choices()),
             direct=self.direct,
             sync=self.sync,
             floor=self.floor_bytes,
             shared=self.shared,
         )
+
+    @property
+    def gpu_reader(self) -> GpuReader | None:
+        return GpuReader(self.backend, self._params) if self.backend in _GPU_READERS else None
 
     @property
     def directory(self) -> str:
@@ -125,20 +132,26 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     @property
     def wants_uring(self) -> bool:
         """Whether io_uring is tried first."""
-        return self.backend == "POSIX" and not self._flag("use_aio")
+        return self.backend in ("POSIX", *_GPU_READERS) and not self._flag("use_aio")
 
     @property
     def may_fall_back(self) -> bool:
         return self.backend != "HF3FS" if self.fallback is None else self.fallback
 
-    def _choices(self, params: dict[str, str]) -> list[Choice]:
+    @property
+    def _params(self) -> dict[str, str]:
+        """What NIXL's plugin is told."""
+        known = PARAMS[self.backend]
+        return {k: v for k, v in self.backend_params.items() if k in known}
+
+    def _choices(self) -> list[Choice]:
         uring = _posix("io_uring", "use_uring", "a kernel and a seccomp profile that allow it")
         aio = _posix("libaio", "use_aio", "room below fs.aio-max-nr")
         posix = [aio] if self._flag("use_aio") else [uring, aio]
         fallback = self.may_fall_back
-        if self.backend == "POSIX":
+        if self.backend != "HF3FS":
             return posix if fallback else posix[:1]
-        wanted = Choice(self.backend, self.backend, params, _NEEDS[self.backend])
+        wanted = Choice(self.backend, self.backend, self._params, _HF3FS_NEEDS)
         return [wanted, *posix] if fallback else [wanted]
 
     def _take_params(self) -> None:
