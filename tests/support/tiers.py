@@ -23,7 +23,7 @@ from sidecar.tiers.names import ObjectName
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.tiers.record import HEADER_BYTES
-from sidecar.tiers.settings import AdapterSettings
+from sidecar.tiers.settings import AdapterSettings, GpuReader
 
 PAGE = 4096
 OBJECT_BYTES = 2 * PAGE
@@ -109,6 +109,11 @@ class GivenSettings(AdapterSettings, frozen=True, kw_only=True):
     """Settings of an adapter that exists already."""
 
     adapter: object = None
+    for_gpus: bool = False
+
+    @property
+    def gpu_reader(self) -> GpuReader | None:
+        return GpuReader("GDS", {}) if self.for_gpus else None
 
     def build(self) -> Adapter:
         return self.adapter  # type: ignore[return-value]
@@ -164,8 +169,13 @@ class Bench:
         self.tiers.stored(entries)
         return entries
 
-    def begin(self, request: str, *numbers: int, space: SpaceKey = SPACE) -> Lookup:
-        """A lookup of this sequence; its result will be in `results`."""
+    def begin(
+        self, request: str, *numbers: int, space: SpaceKey = SPACE, direct: bool = False
+    ) -> Lookup:
+        """A lookup of this sequence; its result will be in `results`.
+
+        `direct`: for workers whose GPUs read files themselves.
+        """
         hashes = [hash_of(n) for n in numbers]
         found = self.l1.space(space)
         ready = found.ready if found is not None else {}
@@ -184,7 +194,8 @@ class Bench:
             self.results[request] = hits
             return hits
 
-        self.tiers.prefetches.begin(lookup, [[Want(space, OBJECT_BYTES)]], hashes, finished)
+        wants = [[Want(space, OBJECT_BYTES, direct)]]
+        self.tiers.prefetches.begin(lookup, wants, hashes, finished)
         return lookup
 
     def lookup(self, *numbers: int, space: SpaceKey = SPACE) -> int:

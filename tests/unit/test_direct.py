@@ -1,0 +1,187 @@
+"""What GPUs read from files themselves: looked up by its header, held, never in the L1."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.leases import Lookup
+from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.names import ObjectName, space_name
+from sidecar.tiers.record import HEADER_BYTES
+from tests.support.tiers import OBJECT_BYTES, SPACE, Bench, hash_of
+
+RECORD_BYTES = HEADER_BYTES + OBJECT_BYTES
+
+
+def path_of(folder: Path, number: int) -> Path:
+    digits = hash_of(number).hex()
+    return folder / "objects" / space_name(SPACE) / digits[:2] / f"{digits}.kv"
+
+
+def bench_on(folder: Path, **settings: object) -> Bench:
+    """Tiers over files that GPUs may read."""
+    files = Files(str(folder), DirectIO())
+    return Bench(files, settings={"for_gpus": True, **settings}).start()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Three objects in files, and nothing in the L1."""
+    bench = bench_on(tmp_path)
+    entries = bench.store(1, 2, 3)
+    bench.settle()
+    for entry in entries:
+        bench.l1.discard(entry)
+    return bench
+
+
+def look_up(bench: Bench, *numbers: int) -> tuple[int, Lookup]:
+    """Hits of a worker that reads files, and the lookup, which holds them."""
+    request = f"r{len(bench.results)}"
+    lookup = bench.begin(request, *numbers, direct=True)
+    bench.run_until(lambda: request in bench.results)
+    return bench.results[request], lookup
+
+
+def held(lookup: Lookup) -> list[Entry]:
+    return [entry for (entry,) in lookup.objects[0]]
+
+
+def test_a_lookup_reads_headers_only(bench: Bench, tmp_path: Path) -> None:
+    hits, lookup = look_up(bench, 1, 2, 3, 4)
+    assert hits == 3 and bench.l1.objects == bench.l1.writing == bench.l1.used_bytes == 0
+    for number, entry in zip((1, 2, 3), held(lookup), strict=True):
+        assert entry.file is not None and entry.state is State.BELOW
+        path, offset, digest = entry.file
+        assert Path(path) == path_of(tmp_path, number)
+        data = Path(path).read_bytes()[offset : offset + entry.size]
+        assert data == bytes([number]) * OBJECT_BYTES
+        assert digest == xxhash.xxh3_128_digest(data)
+        assert bench.tiers.loads.direct.ready(SPACE, hash_of(number)) is entry
+    assert bench.tiers.loads.in_flight(bench.tiers.lanes[0]) == (0, 0)
+    bench.leases.end(lookup)
+    assert bench.l1.held == bench.leases.live == 0
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
+
+
+def test_what_the_l1_has_is_not_read(bench: Bench) -> None:
+    bench.store(2)
+    hits, lookup = look_up(bench, 1, 2, 3)
+    assert hits == 3
+    assert [entry.state for entry in held(lookup)] == [State.BELOW, State.READY, State.BELOW]
+    bench.leases.end(lookup)
+    assert bench.l1.held == 0
+
+
+def test_two_lookups_hold_the_same(bench: Bench) -> None:
+    (_, first), (hits, second) = look_up(bench, 1, 2), look_up(bench, 1, 2, 3)
+    assert hits == 3 and held(second)[:2] == held(first)
+    bench.leases.end(first)
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(second)[0]
+    bench.leases.end(second)
+    assert bench.l1.held == 0
+
+
+@pytest.mark.parametrize("place", [0, 8, 20, 60, HEADER_BYTES - 1])
+def test_a_flipped_byte_of_a_header_is_a_miss(bench: Bench, tmp_path: Path, place: int) -> None:
+    path = path_of(tmp_path, 2)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    hits, lookup = look_up(bench, 1, 2, 3)
+    assert hits == 1
+    bench.leases.end(lookup)
+    bench.run_until(lambda: not path.exists())
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+def test_a_file_that_is_gone_or_cut_is_a_miss(bench: Bench, tmp_path: Path) -> None:
+    path_of(tmp_path, 1).unlink()
+    assert look_up(bench, 1)[0] == 0
+    catalog = bench.tiers.lanes[0].catalog
+    assert ObjectName(space_name(SPACE), hash_of(1)) not in catalog
+    with path_of(tmp_path, 2).open("r+b") as file:
+        file.truncate(RECORD_BYTES - 4096)
+    assert look_up(bench, 2, 3)[0] == 0
+    assert bench.l1.held == 0
+
+
+def test_what_a_gpu_could_not_read_comes_through_the_l1(bench: Bench) -> None:
+    """There its checksum tells what is wrong, if anything is."""
+    _, lookup = look_up(bench, 1, 2)
+    bench.tiers.loads.direct.ended(held(lookup), ok=False)
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
+    bench.leases.end(lookup)
+    hits, again = look_up(bench, 1, 2, 3)
+    assert hits == 3
+    assert [entry.state for entry in held(again)] == [State.READY, State.READY, State.BELOW]
+    assert bench.count("l2_prefetch_failure_chunks", "gpu_read") == 2
+
+
+def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
+    bench = bench_on(tmp_path, max_capacity_gb=2 * RECORD_BYTES / 2**30, num_workers=2)
+    for entry in bench.store(1, 2):
+        bench.settle()
+        bench.l1.discard(entry)
+    _, lookup = look_up(bench, 1)
+    bench.store(3, 4)
+    bench.settle()
+    assert path_of(tmp_path, 1).exists()
+    bench.run_until(lambda: not path_of(tmp_path, 2).exists())
+    bench.leases.end(lookup)
+    bench.store(5, 6)
+    bench.settle()
+    bench.run_until(lambda: not path_of(tmp_path, 1).exists())
+
+
+def test_a_clear_forgets_them(bench: Bench) -> None:
+    _, lookup = look_up(bench, 1)
+    bench.tiers.clear(owned_only=False)
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
+    bench.leases.end(lookup)
+    assert look_up(bench, 1)[0] == 0 and bench.l1.held == 0
+
+
+def test_a_clear_overtakes_a_header(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, peek = threading.Event(), Files.peek
+
+    def slow(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+        gate.wait(20)
+        return peek(self, name, size)
+
+    monkeypatch.setattr(Files, "peek", slow)
+    bench.begin("r", 1, direct=True)
+    bench.tiers.clear(owned_only=False)
+    bench.run_until(lambda: bench.results == {"r": 0})
+    gate.set()
+    bench.run_until(lambda: not bench.tiers.loads.busy(bench.tiers.lanes[0]))
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None and bench.l1.held == 0
+
+
+def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_on(tmp_path, timeout_seconds=0.2)
+    (entry,) = bench.store(1)
+    bench.settle()
+    bench.l1.discard(entry)
+    gate, peek = threading.Event(), Files.peek
+
+    def slow(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+        gate.wait(20)
+        return peek(self, name, size)
+
+    monkeypatch.setattr(Files, "peek", slow)
+    bench.begin("r", 1, direct=True)
+
+    def missed() -> bool:
+        bench.tiers.tick()
+        return bench.results == {"r": 0}
+
+    bench.run_until(missed)
+    gate.set()
+    assert bench.count("l2_timeouts") == 1
