@@ -45,11 +45,12 @@ class Lookups:
 
     def begin(
         self, client: bytes, key: CacheKey, hashes: list[bytes], readers: int,
-        on_settled: Callable[[int], None],
+        on_settled: Callable[[int], None], into_l1: bool = False,
     ) -> Lookup:  # fmt: skip
         """Lease the longest prefix that the L1 has, and go on in L2 if there is more.
 
-        `on_settled(hits)` is called when it is known, in chunks; that may be at once.
+        `on_settled(hits)` is called when it is known, in chunks; that may be at once. With
+        `into_l1` nothing is left in files for GPUs to read.
         """
         core = self._core
         span = core.telemetry.begin_span(
@@ -73,7 +74,7 @@ class Lookups:
         self._count_request(key, hashes, why)
         if goes_on:
             finished = partial(self._finished, key, windows, on_settled)
-            wants = [[self._want(key, rank, w) for w in rw] for rank, rw in enumerate(workers)]
+            wants = self._wants(key, workers, into_l1)
             core.tiers.prefetches.begin(lookup, wants, hashes, finished, span)
         else:
             self._count_hits(key, hits, 0, span)
@@ -140,11 +141,18 @@ class Lookups:
             return [], "no_gpu_context"
         return workers, None if hashes else "empty_chunk_hashes"
 
-    def _want(self, key: CacheKey, rank: int, worker: Instance) -> Want:
-        """What stands for a chunk of one rank in the layout of `worker`."""
-        direct = self._core.registry.reads_files(key.model_name, key.world_size, worker.fingerprint)
-        space = space_of(key, rank, worker.fingerprint)
-        return Want(space, worker.object_bytes, direct)
+    def _wants(
+        self, key: CacheKey, workers: list[list[Instance]], into_l1: bool
+    ) -> list[list[Want]]:
+        """Which objects stand for a chunk: by rank, one for each layout it is served in."""
+        reads_files = self._core.registry.reads_files
+
+        def want(rank: int, worker: Instance) -> Want:
+            space = space_of(key, rank, worker.fingerprint)
+            direct = not into_l1 and reads_files(key.model_name, key.world_size, worker.fingerprint)
+            return Want(space, worker.object_bytes, direct)
+
+        return [[want(rank, w) for w in of_rank] for rank, of_rank in enumerate(workers)]
 
     def _prefix(
         self, key: CacheKey, hashes: Sequence[bytes], workers: list[list[Instance]]

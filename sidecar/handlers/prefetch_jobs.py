@@ -59,7 +59,8 @@ class PrefetchJobs:
         job = self._jobs[request_id] = Job(chunks * world_size)
         while len(self._jobs) > _MAX_JOBS:
             self._jobs.popitem(last=False)
-        lookup = self._lookups.begin(_CLIENT, key, hashes, 1, partial(self._settled, job, key))
+        settled = partial(self._settled, job, key)
+        lookup = self._lookups.begin(_CLIENT, key, hashes, 1, settled, into_l1=True)
         core.tiers.prefetches.when_settled(lookup, partial(self._ended, job, lookup))
         return request_id, chunks
 

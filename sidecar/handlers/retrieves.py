@@ -120,8 +120,8 @@ class Retrieves:
     ) -> None:
         core = self._core
         instance.transfers -= 1
-        self._count_reuse(copies)
         below = [copy.entry for copy in copies if copy.entry.file is not None]
+        self._count_reuse([copy.entry for copy in copies if copy.entry.file is None])
         core.tiers.loads.direct.ended(below, ok)
         for copy in reversed(copies):
             core.l1.unpin(copy.entry)
@@ -150,7 +150,7 @@ class Retrieves:
             1, "l1_retrieve", "not_found", instance.model_name
         )
 
-    def _count_reuse(self, copies: list[ChunkCopy]) -> None:
-        if copies:  # one chunk stands for the request: they are all used together
-            gap = self._core.now() - copies[0].entry.used_at
+    def _count_reuse(self, entries: list[Entry]) -> None:
+        if entries:  # one chunk stands for the request: they are all used together
+            gap = self._core.now() - entries[0].used_at
             self._core.telemetry.l1_chunk_reuse_gap.record(gap)

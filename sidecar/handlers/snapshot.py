@@ -94,6 +94,7 @@ def _worker(instance: Instance, now: float) -> dict[str, Any]:
         "model_name": instance.model_name,
         "world_size": instance.world_size,
         "device": instance.memory.device if instance.memory else "cpu",
+        "reads_files": instance.memory is not None and instance.memory.reads_files,
         "last_seen_seconds": now - instance.last_seen,
         "connected": instance.unreachable_since is None,
         "num_layers": view.num_layers if view else sum(len(g.layers) for g in groups),
