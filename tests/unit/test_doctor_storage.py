@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import threading
@@ -102,3 +103,22 @@ def test_io_uring_that_seccomp_forbids(more: str | None, level: str, tmp_path: P
     _, findings = doctor(*arguments, before=[sys.executable, "-c", _NO_URING])
     assert findings["io_uring"]["level"] == level
     assert findings["io_uring"]["what"].startswith("refused: Operation not permitted")
+
+
+def test_gds_without_its_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(library: str) -> None:
+        if library == "libcufile.so.0":
+            raise OSError(f"{library}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert "libcufile.so.0: cannot open" in storage.gds_libraries().what
+    monkeypatch.setattr(ctypes, "CDLL", lambda library: None)
+    assert storage.gds_libraries().level == "ok"
+
+
+@pytest.mark.parametrize("backend", ["POSIX", "GDS", "GDS_MT"])
+def test_only_who_wants_gds_hears_of_it(tmp_path: Path, backend: str) -> None:
+    adapter = {"type": "nixl_store", "backend": backend}
+    spec = json.dumps({**adapter, "backend_params": {"file_path": str(tmp_path)}})
+    checks = [finding.check for finding in storage.check(around("--l2-adapter", spec))]
+    assert ("GDS" in checks) == (backend != "POSIX")

@@ -1,4 +1,4 @@
-"""The directories of L2, tried with a page of bytes, and io_uring."""
+"""The directories of L2, tried with a page of bytes, and the libraries that read them."""
 
 import ctypes
 import errno
@@ -21,18 +21,22 @@ _SETUP_IO_URING = 425  # of the system call, on every architecture
 _PARAMS_BYTES = 120  # struct io_uring_params
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
+_GDS_LIBRARIES = ("libcufile.so.0", "libcudart.so.12")
+
 
 class ProbeFailed(Exception):
     """A page could not be written and read back; the text is the reason."""
 
 
 def check(around: Surroundings, mounts: Path = Path("/proc/mounts")) -> Iterator[Finding]:
-    """Each directory of each adapter, and io_uring where one would use it."""
+    """Each directory of each adapter; io_uring, and GDS's libraries if GPUs are to use them."""
     for spec in around.config.l2_adapter:
         settings = spec.settings
         if isinstance(settings, DirectorySettings) and settings.directory:
             yield from directory(settings, mounts)
     yield io_uring(around)
+    if any(spec.settings.gpu_reader for spec in around.config.l2_adapter):
+        yield gds_libraries()
 
 
 def directory(settings: DirectorySettings, mounts: Path) -> Iterator[Finding]:
@@ -108,6 +112,22 @@ def io_uring(around: Surroundings) -> Finding:
     if not wanting[0].may_fall_back:
         return problem("io_uring", what, f'{wanting[0].type} has "fallback": false', do)
     return warning("io_uring", what, f"{wanting[0].type} takes libaio instead", do)
+
+
+def gds_libraries() -> Finding:
+    """Whether NIXL's GDS finds what it is linked with; loading it touches no GPU."""
+    try:
+        for library in _GDS_LIBRARIES:
+            ctypes.CDLL(library)
+    except OSError as error:
+        return warning(
+            "GDS",
+            f"not to be used: {error}",
+            "GPUs cannot read files themselves: everything goes through the L1",
+            "install a CUDA toolkit with cuFile, or put the folders of nvidia-cufile and "
+            "nvidia-cuda-runtime into LD_LIBRARY_PATH",
+        )
+    return ok("GDS", f"{', '.join(_GDS_LIBRARIES)} found")
 
 
 def _existing(directory: Path) -> Path:
