@@ -29,6 +29,7 @@ import numpy as np
 
 from sidecar.engines.cuda import child, lane, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
+from tests.support.xxh3 import sums
 
 SHM = Path("/dev/shm")
 PREFIX = "fakegpu_"
@@ -161,6 +162,25 @@ class FakeDriver:
             moves = list(zip(*words.tolist(), strict=True))
             inside = [self._is_device(t, n) and self._is_device(s, n) for t, s, n in moves]
             self._move(moves if all(inside) else [(0, 0, 1)])
+
+        self._streams[stream].put(kernel)
+
+    def sum_objects(self, table: int, objects: int, stream: int) -> None:
+        self._call("sum_objects")
+
+        def kernel() -> None:
+            size = 10 * objects * 8
+            if not self._is_device(table, size):
+                self._sticky = ILLEGAL
+                return
+            words = (ctypes.c_uint64 * (10 * objects)).from_address(table)
+            for i in range(objects):
+                address, nbytes = words[i], words[objects + i]
+                if (address | nbytes) % 8 or not self._is_device(address, nbytes):
+                    self._sticky = ILLEGAL
+                    return
+                at = 2 * objects + 8 * i
+                words[at : at + 8] = sums(ctypes.string_at(address, nbytes))
 
         self._streams[stream].put(kernel)
 

@@ -1,6 +1,6 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
-// process's own, streams do everything at once, and the kernel is copy_runs.cu run thread by thread.
+// process's own, streams do everything at once, and the kernels are the .cu files run thread by thread.
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -23,6 +23,7 @@ struct alignas(16) uint4 { unsigned words[4]; };
 #define __global__
 #define __launch_bounds__(threads)
 #include "copy_runs.cu"
+#include "sum_objects.cu"
 
 static int context, device_count = 1;
 static std::map<CUdeviceptr, size_t> allocations;      // device memory
@@ -206,33 +207,49 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
 }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    *module = (CUmodule)&context;
-    return strstr((const char *)image, ".entry copy_runs") ? CUDA_SUCCESS
-                                                           : CUDA_ERROR_INVALID_PTX;
+    void *sums = strstr((const char *)image, ".entry sum_objects") ? (void *)&sum_objects : nullptr;
+    *module = (CUmodule)(strstr((const char *)image, ".entry copy_runs") ? (void *)&copy_runs : sums);
+    return *module ? CUDA_SUCCESS : CUDA_ERROR_INVALID_PTX;
 }
 
-CUresult cuModuleGetFunction(CUfunction *function, CUmodule, const char *name) {
-    *function = (CUfunction)&copy_runs;
-    return strcmp(name, "copy_runs") ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    *function = (CUfunction)module;
+    bool sums = (void *)module == (void *)&sum_objects;
+    return strcmp(name, sums ? "sum_objects" : "copy_runs") ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
+}
+
+static bool can_copy(const u64 *table, unsigned runs) {
+    if (!inside(allocations, (CUdeviceptr)table, 24 * (size_t)runs)) return false;
+    for (unsigned i = 0; i < runs; i++)
+        if (!inside(allocations, table[i], table[2 * runs + i]) ||
+            !inside(allocations, table[runs + i], table[2 * runs + i]))
+            return false;
+    return true;
+}
+
+static bool can_sum(const u64 *table, unsigned objects) {
+    if (!inside(allocations, (CUdeviceptr)table, 80 * (size_t)objects)) return false;
+    for (unsigned i = 0; i < objects; i++)
+        if ((table[i] | table[objects + i]) % 8 || table[objects + i] <= 240 ||
+            !inside(allocations, table[i], table[objects + i]))
+            return false;
+    return true;
 }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned z,
                         unsigned threads, unsigned j, unsigned k, unsigned shared, CUstream stream,
                         void **parameters, void **extra) {
-    if ((void *)function != (void *)&copy_runs || !stream || shared || extra ||
-        y * z * j * k != 1 || threads > 1024 || grid > 132 / 20)
+    bool sums = (void *)function == (void *)&sum_objects;
+    if (!stream || shared || extra || y * z * j * k != 1 || grid > 132 / 20 ||
+        threads > (sums ? 32 : 1024))  // __launch_bounds__
         return CUDA_ERROR_INVALID_VALUE;
-    const u64 *table = *(const u64 **)parameters[0];
-    unsigned runs = *(unsigned *)parameters[1];
-    if (!inside(allocations, (CUdeviceptr)table, 24 * (size_t)runs))
-        return CUDA_ERROR_ILLEGAL_ADDRESS;
-    for (unsigned i = 0; i < runs; i++)
-        if (!inside(allocations, table[i], table[2 * runs + i]) ||
-            !inside(allocations, table[runs + i], table[2 * runs + i]))
-            return CUDA_ERROR_ILLEGAL_ADDRESS;
+    u64 *table = *(u64 **)parameters[0];
+    unsigned count = *(unsigned *)parameters[1];
+    if (sums ? !can_sum(table, count) : !can_copy(table, count)) return CUDA_ERROR_ILLEGAL_ADDRESS;
     gridDim.x = grid, blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) copy_runs(table, runs);
+        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
+            sums ? sum_objects(table, count) : copy_runs(table, count);
     return CUDA_SUCCESS;
 }
 

@@ -89,10 +89,11 @@ def assemblers() -> list[str]:
     return [path for path in found if path is not None]
 
 
+@pytest.mark.parametrize("kernel", ["copy_runs", "sum_objects"])
 @pytest.mark.parametrize("gpu", ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
-def test_the_kernel_is_valid_for_every_gpu(gpu: str, tmp_path: Path) -> None:
+def test_the_kernels_are_valid_for_every_gpu(gpu: str, kernel: str, tmp_path: Path) -> None:
     if not assemblers():
         pytest.skip("needs ptxas (of Triton or a CUDA toolkit)")
-    source = REPO / "sidecar" / "engines" / "cuda" / "copy_runs.ptx"
+    source = REPO / "sidecar" / "engines" / "cuda" / f"{kernel}.ptx"
     output = ["-o", str(tmp_path / "out")]
     subprocess.run([assemblers()[0], f"-arch={gpu}", *output, str(source)], check=True)
