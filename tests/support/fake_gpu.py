@@ -127,6 +127,10 @@ class FakeDriver:
         self._device[address] = nbytes
         return address
 
+    def free(self, address: int) -> None:
+        self._call("free")
+        del self._device[address]
+
     def allocate_host(self, nbytes: int) -> int:
         self._call("allocate_host")
         address = self._keep(nbytes)

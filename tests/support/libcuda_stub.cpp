@@ -133,6 +133,11 @@ CUresult cuMemAlloc(CUdeviceptr *address, size_t size) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemFree(CUdeviceptr address) {
+    if (!allocations.erase(address)) return CUDA_ERROR_INVALID_VALUE;
+    return free((void *)address), CUDA_SUCCESS;
+}
+
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned) {
     *address = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
     pinned[(CUdeviceptr)*address] = size;

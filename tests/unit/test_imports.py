@@ -15,8 +15,9 @@ ALLOWED = {
     "loop": set(),
     "config": {"tiers"},
     "telemetry": set(),
-    "engines": {"cache"},
-    "tiers": {"cache", "telemetry"},
+    "nixl": set(),
+    "engines": {"cache", "nixl"},
+    "tiers": {"cache", "nixl", "telemetry"},
     "handlers": {"cache", "engines", "tiers", "wire", "telemetry", "config"},
     "admin": {"config", "telemetry"},
     "app": {

@@ -9,23 +9,30 @@ import logging
 import queue
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.driver import Driver, DriverError
 from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
-from sidecar.engines.cuda.lane import Lane, Transfer
+from sidecar.engines.cuda.file_lane import FileLane
+from sidecar.engines.cuda.files import CannotRead, FileReader
+from sidecar.engines.cuda.lane import Lane, Portion, Transfer, Turns
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
 from sidecar.engines.cuda.mappings import Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.protocol import (
     End,
+    Fetch,
+    FilesOpened,
     Map,
     Mapped,
     Move,
     Moved,
+    OpenFiles,
     Ping,
     Pong,
     Populated,
@@ -44,7 +51,7 @@ _POLLED_A_TURN = 32  # copies must not wait for long while many events are looke
 class _Waiting:
     """A transfer whose worker's event has not happened yet."""
 
-    order: Move
+    order: Move | Fetch
     event: Event
     since: float = field(default_factory=time.monotonic)
 
@@ -65,6 +72,8 @@ class Child:
         self._driver, self._pipe, self._arena = driver, pipe, arena
         self._mappings = Mappings(driver)
         self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
+        self._files: FileLane | None = None
+        self._no_files: str | None = "files have not been opened"
         self._workers: dict[int, MappedWorker] = {}
         self._waiting: deque[_Waiting] = deque()
         self._is_ending = False
@@ -78,13 +87,18 @@ class Child:
             with suppress(queue.Empty):
                 self._take(inbox.get(timeout=self._patience()))
             self._poll_events()
-            for lane in self._lanes.values():
+            for lane in self._all_lanes():
                 for transfer in lane.advance():
                     self._finish(transfer)
+            if self._files is not None and self._files.failed and self._files.is_idle:
+                self._close_files(self._files.failed)
+
+    def _all_lanes(self) -> list[Lane | FileLane]:
+        return [*self._lanes.values(), *([self._files] if self._files else [])]
 
     def _patience(self) -> float | None:
         """How long the loop may sleep until the next order."""
-        if self._waiting or not all(lane.is_idle for lane in self._lanes.values()):
+        if self._waiting or not all(lane.is_idle for lane in self._all_lanes()):
             return _POLL_SECONDS
         return 0.0 if self._arena.advance() else None
 
@@ -94,8 +108,10 @@ class Child:
                 self._map(order)
             case Unmap():
                 self._leave(order.worker)
-            case Move():
+            case Move() | Fetch():
                 self._begin(order)
+            case OpenFiles():
+                self._open_files(order)
             case Populated():
                 self._arena.populated = order.size
             case Ping():
@@ -111,7 +127,23 @@ class Child:
         else:
             self._send(Mapped(order.worker, None))
 
-    def _begin(self, order: Move) -> None:
+    def _open_files(self, order: OpenFiles) -> None:
+        try:
+            self._files = FileLane(self._driver, FileReader(order.backend, order.params))
+        except (CannotRead, DriverError) as error:
+            if isinstance(error, DriverError) and error.is_fatal:
+                raise
+            self._no_files = str(error)
+        else:
+            self._no_files = None
+        self._send(FilesOpened(self._no_files))
+
+    def _close_files(self, why: str) -> None:
+        log.error("files are not read into GPU memory any more: %s", why)
+        self._files, self._no_files = None, why
+        self._send(FilesOpened(why))
+
+    def _begin(self, order: Move | Fetch) -> None:
         worker, memory = self._workers[order.worker], timeline_memory(order.event)
         try:
             event = open_event(order.event, self._driver, self._mappings)
@@ -147,12 +179,22 @@ class Child:
 
     def _start(self, waiting: _Waiting) -> None:
         waiting.close()
-        order = waiting.order
-        waited = time.monotonic() - waiting.since
-        steps = self._workers[order.worker].steps(order)
-        transfer = Transfer(order.job, order.worker, waited, steps)
+        order, waited = waiting.order, time.monotonic() - waiting.since
+        worker = self._workers[order.worker]
+        if isinstance(order, Move):
+            self._queue(self._lanes[order.is_store], order, waited, worker.steps(order))
+        elif self._files is not None:
+            self._queue(self._files, order, waited, worker.wanted_objects(order))
+        else:
+            self._send(Moved(order.job, self._no_files, waited, 0.0))
+            self._ended(order.worker)
+
+    def _queue(
+        self, lane: Turns[Portion], order: Move | Fetch, waited: float, portions: Iterator[Portion]
+    ) -> None:
+        transfer = Transfer(order.job, order.worker, waited, portions)
         if transfer.next is not None:
-            self._lanes[order.is_store].add(transfer)
+            lane.add(transfer)
         else:
             self._finish(transfer)
 
@@ -162,7 +204,7 @@ class Child:
         self._send(Moved(order.job, why, time.monotonic() - waiting.since, 0.0))
         self._ended(order.worker)
 
-    def _finish(self, transfer: Transfer) -> None:
+    def _finish(self, transfer: Transfer[Any]) -> None:
         copied = time.monotonic() - transfer.began
         self._send(Moved(transfer.job, transfer.error, transfer.waited, copied))
         self._ended(transfer.worker)
@@ -179,7 +221,7 @@ class Child:
         for waiting in left:
             self._waiting.remove(waiting)
             self._give_up(waiting, "the worker has left")
-        for lane in self._lanes.values():
+        for lane in self._all_lanes():
             for transfer in lane.drop(worker):
                 self._finish(transfer)
         self._ended(worker)

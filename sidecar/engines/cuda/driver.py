@@ -89,6 +89,9 @@ class Driver(Protocol):
     def allocate(self, nbytes: int) -> int:
         """Device memory."""
 
+    def free(self, address: int) -> None:
+        """Free device memory that nothing uses any more."""
+
     def allocate_host(self, nbytes: int) -> int:
         """Pinned host memory."""
 

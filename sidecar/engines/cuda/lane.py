@@ -7,7 +7,8 @@ turns portion by portion.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,17 +25,20 @@ _IN_FLIGHT = 2
 _STEP_SECONDS = 10.0
 
 
+Portion = TypeVar("Portion")
+
+
 class Stuck(Exception):
     """A copy that does not end. Only the end of the process ends it."""
 
 
-class Transfer:
+class Transfer(Generic[Portion]):
     """A transfer and how far it is; `waited` seconds for its event.
 
     `next` is the portion to be begun next. It is planned while the one before it moves.
     """
 
-    def __init__(self, job: int, worker: int, waited: float, steps: Iterator[Step]) -> None:
+    def __init__(self, job: int, worker: int, waited: float, steps: Iterator[Portion]) -> None:
         self.job, self.worker, self.waited = job, worker, waited
         self.began = time.monotonic()
         self.in_flight = 0
@@ -51,36 +55,56 @@ class Transfer:
         self.error, self.next = error, None
 
 
-class Lane:
-    """Stores or loads. For the CUDA thread only; all methods raise DriverError if fatal."""
+class Way(Protocol[Portion]):
+    """Where one portion can be on its way, of `transfer`."""
 
-    def __init__(self, driver: Driver, arena: PinnedArena, is_store: bool) -> None:
-        self._driver = driver
-        stream = driver.new_stream()
-        self._ways = [_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)]
-        self._turns: deque[Transfer] = deque()
+    transfer: Transfer[Portion] | None
+
+    def begin(self, transfer: Transfer[Portion], portion: Portion) -> None:
+        """Begin `portion`. What fails harmlessly is the transfer's `error`.
+
+        It is on its way all the same: some of it may have begun.
+        """
+
+    def poll(self) -> Transfer[Portion] | None:
+        """The transfer whose portion has ended here, None if there is none. Raises Stuck."""
+
+
+class Turns(Generic[Portion]):
+    """Transfers that take turns. For the CUDA thread only.
+
+    All methods raise DriverError if fatal.
+    """
+
+    def __init__(self, ways: Sequence[Way[Portion]]) -> None:
+        self._ways = ways
+        self._turns: deque[Transfer[Portion]] = deque()
 
     @property
     def is_idle(self) -> bool:
         return not self._turns and all(way.transfer is None for way in self._ways)
 
-    def add(self, transfer: Transfer) -> None:
+    def add(self, transfer: Transfer[Portion]) -> None:
         """Queue a transfer of at least one portion."""
         self._turns.append(transfer)
 
-    def advance(self) -> list[Transfer]:
+    def advance(self) -> list[Transfer[Portion]]:
         """Begin what can begin; returns the transfers that have ended. Raises Stuck."""
         ended = []
         for way in self._ways:
             transfer = way.poll()
-            if transfer is not None and not transfer.in_flight and transfer.next is None:
+            if transfer is None or transfer.next is not None:
+                continue
+            if transfer in self._turns:  # it failed on its way
+                self._turns.remove(transfer)
+            if not transfer.in_flight:
                 ended.append(transfer)
         for way in self._ways:
             if way.transfer is None and self._turns:
                 self._begin(way, self._turns.popleft())
         return ended
 
-    def drop(self, worker: int) -> list[Transfer]:
+    def drop(self, worker: int) -> list[Transfer[Portion]]:
         """Begin nothing more for `worker`; returns what has ended by that."""
         dropped = [transfer for transfer in self._turns if transfer.worker == worker]
         for transfer in dropped:
@@ -88,13 +112,21 @@ class Lane:
             transfer.stop("the worker has left")
         return [transfer for transfer in dropped if not transfer.in_flight]
 
-    def _begin(self, way: "_Way", transfer: Transfer) -> None:
+    def _begin(self, way: Way[Portion], transfer: Transfer[Portion]) -> None:
         assert transfer.next is not None
         way.begin(transfer, transfer.next)
         if transfer.error is None:
             transfer.advance()
         if transfer.next is not None:
             self._turns.append(transfer)
+
+
+class Lane(Turns[Step]):
+    """Stores or loads."""
+
+    def __init__(self, driver: Driver, arena: PinnedArena, is_store: bool) -> None:
+        stream = driver.new_stream()
+        super().__init__([_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)])
 
 
 class _Way:
@@ -106,13 +138,9 @@ class _Way:
         self._began = 0.0
         self._staging: Staging | None = None
         self._no_staging = False
-        self.transfer: Transfer | None = None
+        self.transfer: Transfer[Step] | None = None
 
-    def begin(self, transfer: Transfer, step: Step) -> None:
-        """Begin `step`. What fails harmlessly is the transfer's `error`.
-
-        Some of its copies may have begun then, so it is on its way all the same.
-        """
+    def begin(self, transfer: Transfer[Step], step: Step) -> None:
         try:
             if step.staged and self._has_staging():
                 self._begin_staged(step.runs)
@@ -127,8 +155,7 @@ class _Way:
         self.transfer = transfer
         transfer.in_flight += 1
 
-    def poll(self) -> Transfer | None:
-        """The transfer whose portion has ended here, None if there is none."""
+    def poll(self) -> Transfer[Step] | None:
         transfer = self.transfer
         if transfer is None:
             return None

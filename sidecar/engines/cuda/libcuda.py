@@ -118,6 +118,9 @@ class LibCuda:
         self._call("cuMemAlloc_v2", byref(address), c_size_t(nbytes))
         return address.value
 
+    def free(self, address: int) -> None:
+        self._call("cuMemFree_v2", c_uint64(address))
+
     def allocate_host(self, nbytes: int) -> int:
         address = c_void_p()
         self._call("cuMemHostAlloc", byref(address), c_size_t(nbytes), c_uint(0))

@@ -1,15 +1,23 @@
 """A worker's memory as a child has mapped it."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from sidecar.engines.cuda.driver import DriverError
 from sidecar.engines.cuda.mappings import Mappings, explain, release_counter
-from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Step, plan
-from sidecar.engines.cuda.protocol import Map, Move
+from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, Step, plan, runs_of
+from sidecar.engines.cuda.protocol import Fetch, Map, Move, StoredObject
 
 _KEPT = 4  # a worker has one for its timeline words; there is no need to trust that
+
+
+class WantedObject(NamedTuple):
+    """An object and the places of its bytes: `runs.offset` is from its beginning."""
+
+    stored: StoredObject
+    runs: Runs
 
 
 class CannotMap(Exception):
@@ -38,13 +46,24 @@ class MappedWorker:
 
     def steps(self, order: Move) -> Iterator[Step]:
         """How an order is carried out. Its block ids have been checked by the server."""
-        offsets = np.array(order.offsets, np.int64)
+        return plan(np.array(order.offsets, np.int64), self._tables(order, len(order.offsets)))
+
+    def wanted_objects(self, order: Fetch) -> Iterator[WantedObject]:
+        """The objects of an order of which anything is wanted."""
+        tables = self._tables(order, len(order.objects))
+        for nth, stored in enumerate(order.objects):
+            rows = [table.rows(slice(nth, nth + 1)) for table in tables]
+            runs = runs_of(np.zeros(1, np.int64), rows)
+            if len(runs):
+                yield WantedObject(stored, runs)
+
+    def _tables(self, order: Move | Fetch, chunks: int) -> list[GroupTable]:
         tables = []
         for planes, ids, wanted in zip(self._groups, order.blocks, order.wanted, strict=True):
-            blocks = np.frombuffer(ids, np.int64).reshape(len(offsets), -1)
+            blocks = np.frombuffer(ids, np.int64).reshape(chunks, -1)
             mask = None if wanted is None else np.frombuffer(wanted, bool).reshape(blocks.shape)
             tables.append(GroupTable(planes, blocks, mask))
-        return plan(offsets, tables)
+        return tables
 
     def keep(self, handle: bytes) -> None:
         """Keep an allocation mapped that its events need again and again. Raises DriverError."""

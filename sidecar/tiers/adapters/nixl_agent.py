@@ -1,16 +1,11 @@
-"""One NIXL agent with one backend, and the arena registered with it.
+"""One NIXL agent with one backend, and the arena registered with it."""
 
-NIXL is imported when it is first needed: it is optional, and takes half a second.
-"""
-
-import importlib
-import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
+from sidecar import nixl
 from sidecar.tiers.base import AdapterUnusable, Bytes, TierError
 
 _POLL_SECONDS = 2e-4
@@ -25,16 +20,14 @@ class Agent:
     """
 
     def __init__(self, backend: str, params: Mapping[str, str], arena: Bytes) -> None:
-        api = _load()
-        self._failures = _failures(api)
+        try:
+            api = nixl.load()
+        except nixl.NixlMissing as error:
+            raise AdapterUnusable(str(error)) from error
+        self._failures = nixl.failures(api)
         self._backend = backend
-        # One lock in NIXL over each of its calls, not over the transfers.
-        strict = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
-        # No backends: NIXL would start UCX otherwise.
-        config = api.nixl_agent_config(backends=[], sync_mode=strict)
         with self._errors():
-            self._agent = api.nixl_agent("kv-sidecar", config)
-            self._agent.create_backend(backend, dict(params))
+            self._agent = nixl.new_agent(api, backend, params)
             region = [(_address(arena), arena.nbytes, 0, "")]
             self._arena = self._agent.register_memory(region, "DRAM")
 
@@ -86,29 +79,6 @@ class Agent:
         except self._failures as error:
             name = type(error).__name__
             raise TierError("nixl", f"{self._backend}: {name} {error}") from error
-
-
-def _load() -> Any:
-    """NIXL's Python API. Its log lines go where the server's do, warnings and worse."""
-    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")  # the library below Python reads it, too
-    try:
-        api = importlib.import_module("nixl._api")
-    except ImportError as error:
-        raise AdapterUnusable(
-            f"NIXL cannot be imported ({error}): pip install 'kv-sidecar[nixl]'"
-        ) from error
-    logger = logging.getLogger("nixl")
-    logger.handlers.clear()
-    logger.propagate = True
-    return api
-
-
-def _failures(api: Any) -> tuple[type[Exception], ...]:
-    """What NIXL raises: classes without a common base of their own."""
-    names = [
-        name for name in dir(api.nixlBind) if name.startswith("nixl") and name.endswith("Error")
-    ]
-    return tuple(getattr(api.nixlBind, name) for name in names)
 
 
 def _address(memory: Bytes) -> int:
