@@ -13,7 +13,7 @@ import pytest
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
 from tests.support.raw import extension
-from tests.support.server import REPO, Server
+from tests.support.server import REPO, Server, wait_until
 
 STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
 
@@ -59,6 +59,7 @@ def test_every_call_has_the_types_of_the_header(gpu_site: GpuSite, size: int) ->
     worker = gpu_site.worker(1, GpuPool(size=size, head=512 + size, as_torch=True, seed=size))
     round_trip(worker, chunks=7)
     assert "driver for CUDA 12.8, " in gpu_site.server.stderr()
+    wait_until(lambda: "KiB are staged for stores" in gpu_site.server.stderr(), "it is calibrated")
 
 
 def test_timeline_events(gpu_site: GpuSite) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.engines.cuda import child, lane, process
+from sidecar.engines.cuda import calibration, child, lane, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
 from tests.support.xxh3 import sums
 
@@ -136,6 +136,10 @@ class FakeDriver:
         address = self._keep(nbytes)
         self._pinned[address] = nbytes
         return address
+
+    def free_host(self, address: int) -> None:
+        self._call("free_host")
+        del self._pinned[address]
 
     def pin(self, address: int, nbytes: int) -> int:
         self._call("pin")
@@ -290,6 +294,8 @@ def _overlap(start: int, size: int, other: int, length: int) -> bool:
 
 
 if __name__ == "__main__":
+    # Its copies take what Python takes: a small sample is enough.
+    calibration._SAMPLE_BYTES, calibration._REPEATS = 128 << 10, 1
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:
         child._EVENT_SECONDS = lane._STEP_SECONDS = seconds

@@ -144,6 +144,11 @@ CUresult cuMemHostAlloc(void **address, size_t size, unsigned) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemFreeHost(void *address) {
+    if (!pinned.erase((CUdeviceptr)address)) return CUDA_ERROR_INVALID_VALUE;
+    return free(address), CUDA_SUCCESS;
+}
+
 CUresult cuMemHostRegister(void *address, size_t size, unsigned flags) {
     pinned[(CUdeviceptr)address] = size;
     bool good = !((size_t)address % 4096) && flags == CU_MEMHOSTREGISTER_DEVICEMAP;

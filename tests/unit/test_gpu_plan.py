@@ -123,24 +123,24 @@ def every_other(count: int) -> list[int]:
 
 def test_short_runs_are_staged_and_long_ones_are_not() -> None:
     at = np.array([0])
-    short = steps_of(runs_of(at, table(every_other(64), SHORT_BYTES - 4096)))
-    long = steps_of(runs_of(at, table(every_other(64), SHORT_BYTES)))
-    few = steps_of(runs_of(at, table(every_other(8), 1024)))
+    short = steps_of(runs_of(at, table(every_other(64), SHORT_BYTES - 4096)), SHORT_BYTES)
+    long = steps_of(runs_of(at, table(every_other(64), SHORT_BYTES)), SHORT_BYTES)
+    few = steps_of(runs_of(at, table(every_other(8), 1024)), SHORT_BYTES)
     assert {step.staged for step in short} == {True}
     assert {step.staged for step in long} == {False}
     assert {step.staged for step in few} == {False}, "a kernel is not worth it"
-    merged = steps_of(runs_of(at, table(list(range(64)), 1024)))
+    merged = steps_of(runs_of(at, table(list(range(64)), 1024)), SHORT_BYTES)
     assert [len(step.runs) for step in merged] == [1]
 
 
 def test_portions_are_bounded() -> None:
     at = np.array([PIECE_BYTES - 4096])
     for run, count in ((16, 3 * STEP_RUNS), (8192, 10_000), (1 << 20, 200)):
-        steps = steps_of(runs_of(at, table(every_other(count), run)))
+        steps = steps_of(runs_of(at, table(every_other(count), run)), SHORT_BYTES)
         assert all(len(step.runs) <= STEP_RUNS for step in steps)
         assert all(step.runs.size.sum() <= STEP_BYTES for step in steps)
         assert sum(int(step.runs.size.sum()) for step in steps) == run * count
-    merged = steps_of(runs_of(at, table(list(range(200)), 1 << 20)))
+    merged = steps_of(runs_of(at, table(list(range(200)), 1 << 20)), SHORT_BYTES)
     assert max(int(step.runs.size.sum()) for step in merged) == PIECE_BYTES
 
 
@@ -151,7 +151,7 @@ def test_a_plan_is_made_a_few_chunks_at_a_time() -> None:
     planes = PlaneSet(8192, np.array([0, 1 << 40]), np.array([8192, 8192]), np.array([0, 1]))
     group = GroupTable([planes], blocks, wanted)
     offsets = np.random.default_rng(2).permutation(1000) * group.chunk_bytes
-    steps = list(plan(offsets, [group]))
+    steps = list(plan(offsets, [group], SHORT_BYTES))
     assert len(steps) > 1
     whole = runs_of(offsets, [group])
 

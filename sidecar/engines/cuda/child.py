@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.calibration import Calibration
 from sidecar.engines.cuda.driver import Driver, DriverError
 from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
 from sidecar.engines.cuda.file_lane import FileLane
@@ -72,6 +73,7 @@ class Child:
         self._driver, self._pipe, self._arena = driver, pipe, arena
         self._mappings = Mappings(driver)
         self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
+        self._calibration = Calibration(driver)
         self._files: FileLane | None = None
         self._no_files: str | None = "files have not been opened"
         self._workers: dict[int, MappedWorker] = {}
@@ -100,7 +102,7 @@ class Child:
         """How long the loop may sleep until the next order."""
         if self._waiting or not all(lane.is_idle for lane in self._all_lanes()):
             return _POLL_SECONDS
-        return 0.0 if self._arena.advance() else None
+        return 0.0 if self._calibration.advance() or self._arena.advance() else None
 
     def _take(self, order: protocol.ToChild) -> None:
         match order:
@@ -182,7 +184,8 @@ class Child:
         order, waited = waiting.order, time.monotonic() - waiting.since
         worker = self._workers[order.worker]
         if isinstance(order, Move):
-            self._queue(self._lanes[order.is_store], order, waited, worker.steps(order))
+            steps = worker.steps(order, self._calibration.short_bytes[order.is_store])
+            self._queue(self._lanes[order.is_store], order, waited, steps)
         elif self._files is not None:
             self._queue(self._files, order, waited, worker.wanted_objects(order))
         else:

@@ -95,6 +95,9 @@ class Driver(Protocol):
     def allocate_host(self, nbytes: int) -> int:
         """Pinned host memory."""
 
+    def free_host(self, address: int) -> None:
+        """Free pinned host memory that nothing uses any more."""
+
     def pin(self, address: int, nbytes: int) -> int:
         """Pin whole pages of host memory; the address by which copies name them."""
 

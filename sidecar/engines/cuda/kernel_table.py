@@ -24,6 +24,11 @@ class KernelTable:
         memory = (ctypes.c_int64 * _WORDS).from_address(self._host_table)
         self._words = np.ctypeslib.as_array(memory)
 
+    def free(self) -> None:
+        """Nothing uses it any more. Raises DriverError."""
+        self._driver.free(self._table)
+        self._driver.free_host(self._host_table)
+
     def copy_runs(self, to: Ints, source: Ints, size: Ints, stream: int) -> None:
         """Begin to copy at most STEP_RUNS runs within device memory. Raises DriverError."""
         words = 3 * len(size)

@@ -13,7 +13,6 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Addresses, Driver, DriverError
-from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.plan import Ints, Runs, Step, windows
 from sidecar.engines.cuda.staging import Staging
 
@@ -121,18 +120,34 @@ class Turns(Generic[Portion]):
             self._turns.append(transfer)
 
 
+class HostBytes(Protocol):
+    """Host memory by offset. `PinnedArena` is one."""
+
+    def need(self, offsets: Ints) -> bool:
+        """Whether copies to and from these offsets may be begun in batches. Pins them if it can."""
+
+    def addresses(self, offsets: Ints) -> Ints:
+        """What copies call the bytes at these offsets."""
+
+
 class Lane(Turns[Step]):
     """Stores or loads."""
 
-    def __init__(self, driver: Driver, arena: PinnedArena, is_store: bool) -> None:
+    def __init__(self, driver: Driver, arena: HostBytes, is_store: bool) -> None:
         stream = driver.new_stream()
-        super().__init__([_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)])
+        self._staged = [_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)]
+        super().__init__(self._staged)
+
+    def free(self) -> None:
+        """Let go of the staging buffers: it is idle, and will not be used again."""
+        for way in self._staged:
+            way.free()
 
 
 class _Way:
     """A portion on its way, with the event that tells its end and its staging buffer."""
 
-    def __init__(self, driver: Driver, arena: PinnedArena, stream: int, is_store: bool) -> None:
+    def __init__(self, driver: Driver, arena: HostBytes, stream: int, is_store: bool) -> None:
         self._driver, self._arena, self._stream, self._is_store = driver, arena, stream, is_store
         self._event = driver.new_event()
         self._began = 0.0
@@ -166,6 +181,11 @@ class _Way:
         self.transfer = None
         transfer.in_flight -= 1
         return transfer
+
+    def free(self) -> None:
+        if self._staging is not None:
+            self._staging.free()
+            self._staging = None
 
     def _has_staging(self) -> bool:
         """Whether there is a staging buffer: the GPU may have no memory left for one."""

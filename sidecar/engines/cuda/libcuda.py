@@ -126,6 +126,9 @@ class LibCuda:
         self._call("cuMemHostAlloc", byref(address), c_size_t(nbytes), c_uint(0))
         return address.value or 0
 
+    def free_host(self, address: int) -> None:
+        self._call("cuMemFreeHost", c_void_p(address))
+
     def pin(self, address: int, nbytes: int) -> int:
         host = c_void_p(address)
         self._call("cuMemHostRegister_v2", host, c_size_t(nbytes), c_uint(_PIN_MAPPED))

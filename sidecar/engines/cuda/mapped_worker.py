@@ -44,9 +44,13 @@ class MappedWorker:
             raise CannotMap(explain(error)) from None
         self._groups = [[_plane_set(p.run, p.planes, bases) for p in g] for g in order.groups]
 
-    def steps(self, order: Move) -> Iterator[Step]:
-        """How an order is carried out. Its block ids have been checked by the server."""
-        return plan(np.array(order.offsets, np.int64), self._tables(order, len(order.offsets)))
+    def steps(self, order: Move, short_bytes: int) -> Iterator[Step]:
+        """How an order is carried out. Its block ids have been checked by the server.
+
+        Runs of less than `short_bytes` are staged.
+        """
+        offsets = np.array(order.offsets, np.int64)
+        return plan(offsets, self._tables(order, len(offsets)), short_bytes)
 
     def wanted_objects(self, order: Fetch) -> Iterator[WantedObject]:
         """The objects of an order of which anything is wanted."""

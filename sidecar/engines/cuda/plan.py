@@ -16,6 +16,7 @@ Ints = npt.NDArray[np.int64]
 PIECE_BYTES = 64 << 20  # of the arena that are pinned at once; no copy may span two
 STEP_BYTES = 32 << 20
 STEP_RUNS = 8192
+# What is published for an H100. `calibration` finds what this GPU's is.
 SHORT_BYTES = 28 << 10
 # Fewer short runs than these are not worth a kernel.
 _FEW = 16
@@ -77,15 +78,18 @@ class Step:
     staged: bool
 
 
-def plan(offsets: Ints, groups: Sequence[GroupTable]) -> Iterator[Step]:
+def plan(offsets: Ints, groups: Sequence[GroupTable], short_bytes: int) -> Iterator[Step]:
     """The steps that copy chunks, whose objects begin at `offsets` in the arena.
+
+    Runs of less than `short_bytes` are staged.
 
     A few chunks are planned at a time: the first bytes move while the rest is thought about.
     """
     together = max(1, STEP_BYTES // sum(group.chunk_bytes for group in groups))
     for at in range(0, len(offsets), together):
         chunks = slice(at, at + together)
-        yield from steps_of(runs_of(offsets[chunks], [group.rows(chunks) for group in groups]))
+        runs = runs_of(offsets[chunks], [group.rows(chunks) for group in groups])
+        yield from steps_of(runs, short_bytes)
 
 
 def runs_of(offsets: Ints, groups: Sequence[GroupTable]) -> Runs:
@@ -115,7 +119,7 @@ def split(runs: Runs, piece: int = PIECE_BYTES) -> Runs:
     return Runs(runs.device[of] + begin - runs.offset[of], begin, end - begin)
 
 
-def steps_of(runs: Runs, short_bytes: int = SHORT_BYTES) -> list[Step]:
+def steps_of(runs: Runs, short_bytes: int) -> list[Step]:
     """Portions of at most STEP_RUNS runs and, but for a single longer run, STEP_BYTES bytes.
 
     Runs of less than `short_bytes` are staged.

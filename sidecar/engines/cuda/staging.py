@@ -13,5 +13,12 @@ class Staging:
 
     def __init__(self, driver: Driver) -> None:
         """Raises DriverError."""
+        self._driver = driver
         self.buffer = driver.allocate(STEP_BYTES)
-        self.copy_runs = KernelTable(driver).copy_runs
+        self._table = KernelTable(driver)
+        self.copy_runs = self._table.copy_runs
+
+    def free(self) -> None:
+        """Nothing uses it any more. Raises DriverError."""
+        self._table.free()
+        self._driver.free(self.buffer)

@@ -1,0 +1,160 @@
+"""From which length on runs are copied one by one: measured on the GPU, when it has nothing to do.
+
+Staging costs a kernel and a copy within the GPU's memory, batches cost time for each run. Where
+they cross depends on GPU, link and driver: from 4 KiB to more than 28 KiB have been published.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Mapping
+
+import numpy as np
+
+from sidecar.engines.cuda.driver import Driver, DriverError
+from sidecar.engines.cuda.lane import Lane, Transfer
+from sidecar.engines.cuda.plan import SHORT_BYTES, Ints, Runs, Step
+
+log = logging.getLogger(__name__)
+
+_RUN_BYTES = tuple(kib << 10 for kib in (4, 8, 16, 24, 32, 48, 64))
+_SAMPLE_BYTES = 8 << 20
+# Of each way: a GPU that is busy with inference is late now and then, and never early.
+_REPEATS = 3
+_MOST_SAMPLES = 4 * 2 * 2 * _REPEATS * len(_RUN_BYTES)
+# Between two steps of ours: then others had the loop, and the time says nothing.
+_PAUSE_SECONDS = 1e-3
+# Copies leave the multiprocessors to inference, so they are taken where it makes no difference.
+_AS_FAST = 1.05
+
+
+class _NoAnswer(Exception):
+    """It cannot be measured; the text says why."""
+
+
+class Calibration:
+    """A sample of a fraction of a millisecond at a time, until `short_bytes` is known.
+
+    `short_bytes[is_store]`: shorter runs are staged. For the CUDA thread only.
+    """
+
+    def __init__(self, driver: Driver, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.short_bytes = {True: SHORT_BYTES, False: SHORT_BYTES}
+        self._driver, self._clock = driver, clock
+        self._work = self._measure()
+        self._last = 0.0
+        self._disturbed = False
+        self._samples = 0
+
+    def advance(self) -> bool:
+        """Go on, as there is nothing else to do; False when it is over.
+
+        Raises DriverError if fatal, and Stuck.
+        """
+        self._disturbed |= self._clock() - self._last > _PAUSE_SECONDS
+        goes_on = False
+        try:
+            goes_on = next(self._work, "over") != "over"
+        except (_NoAnswer, DriverError) as error:
+            if isinstance(error, DriverError) and error.is_fatal:
+                raise
+            log.warning(
+                "runs under %d KiB are staged, for want of better: %s", SHORT_BYTES >> 10, error
+            )
+        self._last = self._clock()
+        return goes_on
+
+    def _measure(self) -> Generator[None, None, None]:
+        scratch = _Scratch(self._driver)
+        try:
+            found = {}
+            for is_store in (True, False):
+                lane = Lane(self._driver, scratch, is_store)
+                try:
+                    found[is_store] = crossing((yield from self._times(lane, scratch)))
+                finally:
+                    lane.free()
+        finally:
+            scratch.free()
+        self.short_bytes = found
+        stores, loads = found[True] >> 10, found[False] >> 10
+        log.info("runs under %d KiB are staged for stores, under %d KiB for loads", stores, loads)
+
+    def _times(
+        self, lane: Lane, scratch: "_Scratch"
+    ) -> Generator[None, None, dict[int, tuple[float, float]]]:
+        """By length of the runs, the seconds of a sample in batches and staged."""
+        times = {}
+        for size in _RUN_BYTES:
+            runs = scratch.runs(size)
+            batches = yield from self._best(lane, Step(runs, staged=False))
+            staged = yield from self._best(lane, Step(runs, staged=True))
+            times[size] = batches, staged
+        return times
+
+    def _best(self, lane: Lane, step: Step) -> Generator[None, None, float]:
+        seconds: list[float] = []
+        while len(seconds) < _REPEATS:
+            self._samples += 1
+            if self._samples > _MOST_SAMPLES:
+                raise _NoAnswer("there is always something else to do")
+            self._disturbed = False
+            took = yield from self._sample(lane, step)
+            if not self._disturbed:
+                seconds.append(took)
+        return min(seconds)
+
+    def _sample(self, lane: Lane, step: Step) -> Generator[None, None, float]:
+        began = self._clock()
+        lane.add(Transfer(0, 0, 0.0, iter([step])))
+        while not lane.is_idle:
+            for ended in lane.advance():
+                if ended.error is not None:
+                    raise _NoAnswer(ended.error)
+            yield
+        return self._clock() - began
+
+
+class _Scratch:
+    """Memory that stands for a worker's blocks and for the arena: nobody else's bytes."""
+
+    def __init__(self, driver: Driver) -> None:
+        """Raises DriverError."""
+        self._driver = driver
+        self._blocks = driver.allocate(2 * _SAMPLE_BYTES)
+        try:
+            self._host = driver.allocate_host(_SAMPLE_BYTES)
+        except DriverError:
+            driver.free(self._blocks)
+            raise
+
+    def runs(self, size: int) -> Runs:
+        """Runs with gaps in the blocks, shuffled, and with none in the arena."""
+        count = _SAMPLE_BYTES // size
+        order = np.random.default_rng(0).permutation(count)
+        places = np.arange(count, dtype=np.int64) * size
+        return Runs(self._blocks + 2 * size * order, places, np.full(count, size))
+
+    def need(self, offsets: Ints) -> bool:
+        return True
+
+    def addresses(self, offsets: Ints) -> Ints:
+        return self._host + offsets
+
+    def free(self) -> None:
+        """Raises DriverError."""
+        self._driver.free(self._blocks)
+        self._driver.free_host(self._host)
+
+
+def crossing(times: Mapping[int, tuple[float, float]]) -> int:
+    """The length from which on batches are as fast as staging, the longest if none is.
+
+    `times` are seconds by length: in batches, staged.
+    """
+    short = max(times)
+    for size in sorted(times, reverse=True):
+        batches, staged = times[size]
+        if batches > staged * _AS_FAST:
+            break
+        short = size
+    return short
