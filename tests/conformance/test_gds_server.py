@@ -1,0 +1,148 @@
+"""A whole server whose GPU reads files itself: NIXL's GDS and libcufile, over a stub of the driver."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.gds import Gds, gds_in
+from tests.support.gpu_site import (
+    BLOCKS_A_CHUNK,
+    NO,
+    GpuSite,
+    expect_moved,
+    gpu_server_in,
+    key_of,
+    shuffled,
+)
+from tests.support.gpu_worker import GpuPool, GpuWorker
+from tests.support.l2 import adapter_flags, clear_l1, counter, objects, quarantined, wait_written
+from tests.support.server import Server, wait_until
+
+CHUNKS = 5
+
+
+@pytest.fixture(scope="module")
+def gds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gds]:
+    with gds_in(tmp_path_factory.mktemp("gds")) as made:
+        yield made
+
+
+@pytest.fixture(params=["GDS", "GDS_MT"])
+def gpu_server(request: pytest.FixtureRequest, gds: Gds, tmp_path: Path) -> Iterator[Server]:
+    """With nothing in the files that another test has left."""
+    where = {"file_path": str(gds.directory / request.node.name)}
+    adapter = {"type": "nixl_store", "backend": request.param, "backend_params": where}
+    command = shlex.join([*gds.prefix, sys.executable, "-m", "sidecar", "serve"])
+    environment = gds.environment | {"KV_SIDECAR_SERVER_CMD": command}
+    del environment["CUDA_VISIBLE_DEVICES"]  # the server says it to its children
+    flags = adapter_flags(**adapter, min_free_gb=0)
+    with gpu_server_in(tmp_path, environment, *flags) as server:
+        yield server
+
+
+@pytest.fixture
+def directory(gds: Gds, request: pytest.FixtureRequest, gpu_server: Server) -> Path:
+    return gds.directory / request.node.name
+
+
+def reader(site: GpuSite, instance: int = 1) -> GpuWorker:
+    """A worker whose GPU reads files."""
+    worker = site.worker(instance, GpuPool(size=64, head=4096, seed=instance))
+
+    def reads() -> bool:
+        workers = {w["instance_id"]: w for w in site.server.status()["workers"]}
+        return bool(workers[instance]["reads_files"])
+
+    wait_until(reads, f"the GPU reads files; log:\n{site.server.stderr()}")
+    return worker
+
+
+def kept(worker: GpuWorker, seed: int, blocks: list[int]) -> Any:
+    """The key of a request that is in files, and no longer in the L1."""
+    server = worker.client
+    key = key_of(seed, CHUNKS)
+    assert worker.store(key, blocks) == [b"", True]
+    del server
+    return key
+
+
+def test_objects_come_from_files_past_the_l1(gpu_site: GpuSite) -> None:
+    worker, server = reader(gpu_site), gpu_site.server
+    ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
+    source, target = ids[:count], ids[count : 2 * count]
+    key, before = key_of(1, CHUNKS), worker.pool.data.copy()
+    assert worker.store(key, source) == [b"", True]
+    wait_written(server)
+    clear_l1(server)
+    assert worker.lookup({**key, "worker_id": None}) == CHUNKS
+    assert server.l1()["total_object_count"] == 0
+    assert worker.retrieve(key, target) == [b"", True]
+    expect_moved(worker.pool, before, source, target)
+    assert server.l1()["total_object_count"] == 0
+    moved = server.metrics().total("lmcache_mp_l2_transfer_bytes_total", direction="load")
+    assert moved == before[:, source].nbytes
+    server.assert_no_leases()
+
+
+def test_one_request_from_the_l1_and_from_files(gpu_site: GpuSite) -> None:
+    worker, server = reader(gpu_site), gpu_site.server
+    ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
+    source, target = ids[:count], ids[count : 2 * count]
+    key, before = key_of(1, CHUNKS), worker.pool.data.copy()
+    assert worker.store(key, source) == [b"", True]
+    wait_written(server)
+    clear_l1(server)
+    half = {**key, "end": 2 * server.chunk_size}
+    assert worker.store(half, source[: 2 * BLOCKS_A_CHUNK]) == [b"", True]
+    assert worker.lookup({**key, "worker_id": None}) == CHUNKS
+    assert worker.retrieve(key, target) == [b"", True]
+    expect_moved(worker.pool, before, source, target)
+    assert server.l1()["total_object_count"] == 2
+    server.assert_no_leases()
+
+
+def test_a_bad_file_is_never_served(gpu_site: GpuSite, directory: Path) -> None:
+    """The retrieve fails, and no byte of the bad object is written; then the L1 tells why."""
+    worker, server = reader(gpu_site), gpu_site.server
+    ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
+    source, target = ids[:count], ids[count : 2 * count]
+    key = key_of(1, CHUNKS)
+    assert worker.store(key, source) == [b"", True]
+    wait_written(server)
+    clear_l1(server)
+    for path in objects(directory):
+        data = bytearray(path.read_bytes())
+        data[5000] ^= 1
+        path.write_bytes(data)
+    before = worker.pool.data.copy()
+    assert worker.lookup({**key, "worker_id": None}) == CHUNKS
+    assert worker.retrieve(key, target) == NO
+    assert np.array_equal(worker.pool.data, before)
+    assert worker.lookup({**key, "worker_id": None}) == 0
+    wait_until(lambda: len(quarantined(directory)) == CHUNKS, "the bad files are put aside")
+    assert counter(server, "l2_prefetch_failure", reason="gpu_read") == CHUNKS
+    assert counter(server, "l2_corrupt_objects", reason="checksum") == CHUNKS
+    assert "not the bytes that were stored" in server.stderr()
+    server.assert_no_leases()
+
+
+def test_a_worker_on_the_cpu_of_the_same_model_changes_nothing(gpu_site: GpuSite) -> None:
+    """It has another layout; but a second GPU worker shares objects, and reads them too."""
+    first, second = reader(gpu_site, 1), reader(gpu_site, 2)
+    server, count = gpu_site.server, CHUNKS * BLOCKS_A_CHUNK
+    ids = shuffled(first.pool)
+    key = key_of(1, CHUNKS)
+    assert first.store(key, ids[:count]) == [b"", True]
+    wait_written(server)
+    clear_l1(server)
+    assert second.lookup({**key, "worker_id": None}) == CHUNKS
+    assert second.retrieve(key, ids[count : 2 * count]) == [b"", True]
+    stored, got = first.pool.data[:, ids[:count]], second.pool.data[:, ids[count : 2 * count]]
+    assert np.array_equal(stored, got)
