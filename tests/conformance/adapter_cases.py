@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -186,10 +187,13 @@ def fs(base: Path, token: str) -> Spec:
     return {"type": "fs", "base_path": str(base / token), "min_free_gb": 0}
 
 
-def nixl_posix(base: Path, token: str) -> Spec:
-    params = {"file_path": str(base / token)}
-    spec = {"type": "nixl_store", "backend": "POSIX", "backend_params": params}
-    return {**spec, "min_free_gb": 0}
+def nixl_files(backend: str) -> Callable[[Path, str], Spec]:
+    def spec(base: Path, token: str) -> Spec:
+        params = {"file_path": str(base / token)}
+        spec = {"type": "nixl_store", "backend": backend, "backend_params": params}
+        return {**spec, "min_free_gb": 0, "fallback": False}
+
+    return spec
 
 
 def mock(_: int, token: str) -> Spec:
@@ -202,7 +206,7 @@ _BY_NIXL = {
 }  # fmt: skip
 CASES = [
     Case("fs", directory, fs),
-    Case("nixl-posix", directory, nixl_posix),
+    Case("nixl-posix", directory, nixl_files("POSIX")),
     Case("nixl-obj", port_of(storage.moto), nixl_obj, **_BY_NIXL),
     Case("nixl-azure", port_of(storage.azurite), nixl_azure, **_BY_NIXL),
     Case("s3-moto", port_of(storage.moto), s3),
@@ -220,3 +224,9 @@ CASES = [
         }, survives=False,
     ),
 ]  # fmt: skip
+# In the rig of test_gds.py, which needs a process of its own, these two and no others.
+if "KV_TEST_GDS" in os.environ:
+    CASES = [
+        Case("nixl-gds", directory, nixl_files("GDS")),
+        Case("nixl-gds-mt", directory, nixl_files("GDS_MT")),
+    ]

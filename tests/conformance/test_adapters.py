@@ -209,7 +209,7 @@ def test_few_bad_objects_are_kept(backend: Backend, label: str) -> None:
 def kept_bad(backend: Backend, adapter: Any, token: str) -> int:
     """How many objects lie in the backend's quarantine, seen past the adapter."""
     match backend.case.name:
-        case "fs" | "nixl-posix":
+        case "fs" | "nixl-posix" | "nixl-gds" | "nixl-gds-mt":
             return len(list((backend.place / token / "quarantine").iterdir()))
         case "s3-moto":
             obstore = pytest.importorskip("obstore")

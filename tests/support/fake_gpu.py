@@ -270,6 +270,10 @@ def _overlap(start: int, size: int, other: int, length: int) -> bool:
 
 
 if __name__ == "__main__":
+    from tests.support import fake_files, stand_in_sums
+
+    stand_in_sums.install(FakeDriver)
+    child.FileReader = fake_files.FakeReader  # type: ignore[assignment, misc]
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:
         child._EVENT_SECONDS = lane._STEP_SECONDS = seconds
