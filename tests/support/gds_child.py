@@ -1,4 +1,4 @@
-"""The child of a GPU over the stub of libcuda and the real NIXL: until the sums' kernel is merged."""
+"""A GPU's child over the stub of libcuda: until the sums' kernel is merged."""
 
 import sys
 

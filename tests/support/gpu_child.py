@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import xxhash
@@ -76,6 +76,7 @@ class Blocks:
         self.data = self._memory.bytes.reshape(planes, blocks, run)
         self.data[:] = 0xEE
         self._event = Event(done=True)
+        self.name, self.event = self._memory.name, self._event.handle
 
     def map_order(self) -> Map:
         planes = [(0, plane * self.data[0].nbytes, self._run) for plane in range(len(self.data))]
@@ -93,7 +94,7 @@ class Blocks:
         """Of each object, the blocks into which it goes."""
         mask = None if wanted is None else np.array(wanted, bool).tobytes()
         ids = np.array(blocks, np.int64).tobytes()
-        return Fetch(job, self.number, event or self._event.handle, list(objects), [ids], [mask])
+        return Fetch(job, self.number, event or self.event, list(objects), [ids], [mask])
 
     def object_bytes(self, blocks: int) -> int:
         return len(self.data) * blocks * self._run
@@ -105,7 +106,10 @@ class Blocks:
             expected[:, block] = content
         assert np.array_equal(self.data, expected)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._memory.unlink()
         self._event.unlink()
 

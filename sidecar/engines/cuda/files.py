@@ -91,7 +91,7 @@ class FileReader:
 
 
 class Read:
-    """A read on its way. What it holds is let go of when it is done, and never if it failed."""
+    """A read on its way. Its file is let go of when it is done, and never if it failed."""
 
     def __init__(self, reader: "FileReader", transfer: Any, file: Any, fd: int) -> None:
         """Begin it. Raises ReadFailed."""
