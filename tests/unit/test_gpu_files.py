@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sidecar.engines.cuda import files, object_buffers
 from sidecar.engines.cuda import lane as lane_module
-from sidecar.engines.cuda import object_buffers
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, DriverError
 from sidecar.engines.cuda.file_lane import FileLane
 from sidecar.engines.cuda.files import CannotRead, FileReader
@@ -150,6 +151,16 @@ def test_after_a_failed_read_its_memory_is_not_used_again(site: Callable[..., Si
     made.expect()
 
 
+def test_who_waits_for_the_memory_of_a_failed_read_fails(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_buffers, "_MOST_BYTES", PAGE)
+    made = site(run=PAGE)
+    assert made.run(made.transfer(1, "fails"), made.transfer(2, "waits")) == [1, 2]
+    assert made.lane.is_idle
+    made.expect()
+
+
 def test_a_read_that_does_not_end_costs_the_process(
     site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +270,22 @@ def test_a_reader_without_nixl_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "nixl._api", None)
     with pytest.raises(CannotRead, match=r"pip install 'kv-sidecar\[nixl\]'"):
         FileReader("GDS", {})
+
+
+def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def without_direct(path: str, flags: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", without_direct)
+    (tmp_path / "file").write_bytes(b"bytes")
+    with os.fdopen(files._open(str(tmp_path / "file")), "rb") as file:
+        assert file.read() == b"bytes"
+    with pytest.raises(FileNotFoundError):
+        files._open(str(tmp_path / "gone"))
 
 
 def test_memory_that_cannot_be_registered_is_told_at_once() -> None:

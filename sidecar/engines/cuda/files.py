@@ -10,7 +10,7 @@ from sidecar import nixl
 
 
 class CannotRead(Exception):
-    """Nothing is read, and nothing writes to the memory any more; the text says why."""
+    """There is no such object to be had; nothing writes to its memory any more."""
 
 
 class ReadFailed(Exception):
