@@ -35,6 +35,8 @@ DYNAMO_WHEELS = (
     "ai-dynamo==1.6.1",
     "ai-dynamo-runtime==1.6.1",
 )
+# For the tests of GDS, which bring what it needs of a driver. It depends on nothing.
+CUFILE = ("nvidia-cufile-cu12==1.14.1.1",)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
 # A package each, named like its program.
 DEBIAN_SERVERS = ("redis-server", "prometheus")
@@ -72,6 +74,8 @@ def install_engine() -> None:
 def install_storage() -> None:
     pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
     pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
+    if os.uname().machine == "x86_64":
+        pip("cuFile, for tests (1 MB)", "--no-deps", *CUFILE)
     if shutil.which("npm"):
         npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:

@@ -1,4 +1,4 @@
-"""A whole server whose GPU reads files itself: NIXL's GDS and libcufile, over a stub of the driver."""
+"""A whole server whose GPU reads files itself: NIXL's GDS and libcufile, over a stub driver."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,15 +61,6 @@ def reader(site: GpuSite, instance: int = 1) -> GpuWorker:
 
     wait_until(reads, f"the GPU reads files; log:\n{site.server.stderr()}")
     return worker
-
-
-def kept(worker: GpuWorker, seed: int, blocks: list[int]) -> Any:
-    """The key of a request that is in files, and no longer in the L1."""
-    server = worker.client
-    key = key_of(seed, CHUNKS)
-    assert worker.store(key, blocks) == [b"", True]
-    del server
-    return key
 
 
 def test_objects_come_from_files_past_the_l1(gpu_site: GpuSite) -> None:
@@ -133,8 +123,7 @@ def test_a_bad_file_is_never_served(gpu_site: GpuSite, directory: Path) -> None:
     server.assert_no_leases()
 
 
-def test_a_worker_on_the_cpu_of_the_same_model_changes_nothing(gpu_site: GpuSite) -> None:
-    """It has another layout; but a second GPU worker shares objects, and reads them too."""
+def test_another_worker_reads_what_one_has_stored(gpu_site: GpuSite) -> None:
     first, second = reader(gpu_site, 1), reader(gpu_site, 2)
     server, count = gpu_site.server, CHUNKS * BLOCKS_A_CHUNK
     ids = shuffled(first.pool)

@@ -294,6 +294,9 @@ def _overlap(start: int, size: int, other: int, length: int) -> bool:
 
 
 if __name__ == "__main__":
+    from tests.support import fake_files
+
+    child.FileReader = fake_files.FakeReader  # type: ignore[assignment, misc]
     # Its copies take what Python takes: a small sample is enough.
     calibration._SAMPLE_BYTES, calibration._REPEATS = 128 << 10, 1
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <string>
 
 struct Dim { unsigned x; };
@@ -26,16 +27,23 @@ struct alignas(16) uint4 { unsigned words[4]; };
 #include "sum_objects.cu"
 
 static int context, device_count = 1;
+static std::mutex lock;  // of the maps: libcufile has threads
 static std::map<CUdeviceptr, size_t> allocations;      // device memory
 static std::map<CUdeviceptr, size_t> pinned;           // host memory
 static const unsigned char UUID[16] = {0, 0, 0, 0, 0x11, 0x11, 0x22, 0x22,
                                        0x33, 0x33, 0x44, 0x44, 0x44, 0x44, 0x44, 0x44};
 
 static bool inside(const std::map<CUdeviceptr, size_t> &memory, CUdeviceptr at, size_t size) {
+    std::lock_guard<std::mutex> hold(lock);
     auto next = memory.upper_bound(at);
     if (next == memory.begin()) return false;
     --next;
     return at + size <= next->first + next->second;
+}
+
+static void remember(std::map<CUdeviceptr, size_t> &memory, const void *address, size_t size) {
+    std::lock_guard<std::mutex> hold(lock);
+    memory[(CUdeviceptr)address] = size;
 }
 
 static bool copyable(CUdeviceptr at, size_t size) {
@@ -100,9 +108,12 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice) {
 }
 
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice) {
-    *value = 132;
-    return which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? CUDA_SUCCESS
-                                                            : CUDA_ERROR_INVALID_VALUE;
+    switch (which) {
+        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 132; break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; break;
+        default: *value = 1;
+    }
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *made, CUdevice device) {
@@ -129,18 +140,19 @@ CUresult cuGetProcAddress(const char *symbol, void **found, int version, cuuint6
 
 CUresult cuMemAlloc(CUdeviceptr *address, size_t size) {
     *address = (CUdeviceptr)aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    allocations[*address] = size;
+    remember(allocations, (void *)*address, size);
     return CUDA_SUCCESS;
 }
 
 CUresult cuMemFree(CUdeviceptr address) {
+    std::lock_guard<std::mutex> hold(lock);
     if (!allocations.erase(address)) return CUDA_ERROR_INVALID_VALUE;
     return free((void *)address), CUDA_SUCCESS;
 }
 
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned) {
     *address = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    pinned[(CUdeviceptr)*address] = size;
+    remember(pinned, *address, size);
     return CUDA_SUCCESS;
 }
 
@@ -150,8 +162,8 @@ CUresult cuMemFreeHost(void *address) {
 }
 
 CUresult cuMemHostRegister(void *address, size_t size, unsigned flags) {
-    pinned[(CUdeviceptr)address] = size;
-    bool good = !((size_t)address % 4096) && flags == CU_MEMHOSTREGISTER_DEVICEMAP;
+    remember(pinned, address, size);
+    bool good = !((size_t)address % 4096) && flags & CU_MEMHOSTREGISTER_DEVICEMAP;
     return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -164,7 +176,7 @@ CUresult cuIpcOpenMemHandle(CUdeviceptr *address, CUipcMemHandle handle, unsigne
     size_t size;
     void *memory = map_shared(handle.reserved, &size);
     if (!memory || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS) return CUDA_ERROR_INVALID_VALUE;
-    allocations[*address = (CUdeviceptr)memory] = size;
+    remember(allocations, (void *)(*address = (CUdeviceptr)memory), size);
     return CUDA_SUCCESS;
 }
 
@@ -176,6 +188,7 @@ CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr addre
 
 CUresult cuIpcCloseMemHandle(CUdeviceptr address) {
     if (!allocations.count(address)) return CUDA_ERROR_INVALID_VALUE;
+    std::lock_guard<std::mutex> hold(lock);
     munmap((void *)address, allocations[address]);
     allocations.erase(address);
     return CUDA_SUCCESS;

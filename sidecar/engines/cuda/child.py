@@ -92,8 +92,7 @@ class Child:
             for lane in self._all_lanes():
                 for transfer in lane.advance():
                     self._finish(transfer)
-            if self._files is not None and self._files.failed and self._files.is_idle:
-                self._close_files(self._files.failed)
+            self._notice_failure()
 
     def _all_lanes(self) -> list[Lane | FileLane]:
         return [*self._lanes.values(), *([self._files] if self._files else [])]
@@ -140,10 +139,13 @@ class Child:
             self._no_files = None
         self._send(FilesOpened(self._no_files))
 
-    def _close_files(self, why: str) -> None:
-        log.error("files are not read into GPU memory any more: %s", why)
-        self._files, self._no_files = None, why
-        self._send(FilesOpened(why))
+    def _notice_failure(self) -> None:
+        """Tell once. The lane stays as it is: a read of its reader may still be on its way."""
+        failed = self._files.failed if self._files is not None else None
+        if failed is not None and self._no_files is None:
+            log.error("files are not read into GPU memory any more: %s", failed)
+            self._no_files = failed
+            self._send(FilesOpened(failed))
 
     def _begin(self, order: Move | Fetch) -> None:
         worker, memory = self._workers[order.worker], timeline_memory(order.event)
@@ -186,7 +188,7 @@ class Child:
         if isinstance(order, Move):
             steps = worker.steps(order, self._calibration.short_bytes[order.is_store])
             self._queue(self._lanes[order.is_store], order, waited, steps)
-        elif self._files is not None:
+        elif self._files is not None and self._no_files is None:
             self._queue(self._files, order, waited, worker.wanted_objects(order))
         else:
             self._send(Moved(order.job, self._no_files, waited, 0.0))

@@ -114,7 +114,7 @@ class _Way:
                 raise
             failure = error
         self._driver.record(self._event, self._stream)
-        yield from _until(lambda: self._driver.is_done(self._event), "a copy")
+        yield from _until(lambda: self._driver.is_done(self._event), "a kernel")
         if failure is not None:
             raise CannotRead(str(failure))
 

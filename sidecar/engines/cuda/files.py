@@ -10,7 +10,7 @@ from sidecar import nixl
 
 
 class CannotRead(Exception):
-    """Nothing is read, and nothing writes to the memory any more; the text says why."""
+    """There is no such object to be had; nothing writes to its memory any more."""
 
 
 class ReadFailed(Exception):
@@ -91,7 +91,7 @@ class FileReader:
 
 
 class Read:
-    """A read on its way. What it holds is let go of when it is done, and never if it failed."""
+    """A read on its way. Its file is let go of when it is done, and never if it failed."""
 
     def __init__(self, reader: "FileReader", transfer: Any, file: Any, fd: int) -> None:
         """Begin it. Raises ReadFailed."""

@@ -51,6 +51,8 @@ class ObjectBuffers:
         try:
             while self._waiting[0] is not place or (buffer := self._take(nbytes)) is None:
                 yield
+                if self._reader.failed is not None:  # the buffer that is missing never comes
+                    raise CannotRead(self._reader.failed)
         finally:
             self._waiting.remove(place)
         return buffer

@@ -117,7 +117,10 @@ class Moved(msgspec.Struct, tag=True, frozen=True):
 
 
 class FilesOpened(msgspec.Struct, tag=True, frozen=True):
-    """`error` is why files cannot be read into GPU memory."""
+    """`error` is why files cannot be read into GPU memory.
+
+    It comes once more, with an error, when that ends: no Fetch succeeds after it.
+    """
 
     error: str | None
 

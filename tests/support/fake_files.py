@@ -1,0 +1,69 @@
+"""Reads files into the fake GPU's memory; the name of a file tells what goes wrong with it."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from sidecar.engines.cuda.files import CannotRead, ReadFailed
+
+SLOW_SECONDS = 0.2
+
+
+class FakeReader:
+    """`FileReader` without NIXL.
+
+    `fails` fails on its way, `hangs` never ends, `wrong` has a bit turned, `slow` takes a while.
+    The backend "none" does not start, and with "lost" memory cannot be registered.
+    """
+
+    def __init__(self, backend: str, params: Mapping[str, str]) -> None:
+        if backend == "none":
+            raise CannotRead("there is no such backend")
+        self.backend = backend
+        self.failed: str | None = None
+        self.registered: dict[int, int] = {}
+        self.begun: list[str] = []
+
+    def register(self, address: int, size: int) -> int:
+        if self.backend == "lost":
+            raise CannotRead("memory cannot be registered")
+        self.registered[address] = size
+        return address
+
+    def deregister(self, memory: int) -> None:
+        del self.registered[memory]
+
+    def begin(self, path: str, offset: int, size: int, address: int) -> FakeRead:
+        if self.failed is not None:
+            raise CannotRead(self.failed)
+        assert size <= self.registered[address]
+        try:
+            data = Path(path).read_bytes()[offset : offset + size]
+        except OSError as error:
+            raise CannotRead(f"{path}: {error.strerror}") from None
+        if len(data) < size:
+            raise CannotRead(f"{path}: too short")
+        self.begun.append(Path(path).name)
+        return FakeRead(self, Path(path).name, data, address)
+
+
+class FakeRead:
+    def __init__(self, reader: FakeReader, name: str, data: bytes, address: int) -> None:
+        self._reader, self._name, self._data, self._address = reader, name, data, address
+        self._began = time.monotonic()
+
+    def is_done(self) -> bool:
+        if "fails" in self._name:
+            self._reader.failed = f"{self._name}: the disk is broken"
+            raise ReadFailed(self._reader.failed)
+        if "hangs" in self._name:
+            return False
+        if "slow" in self._name and time.monotonic() - self._began < SLOW_SECONDS:
+            return False
+        data = bytearray(self._data)
+        data[-1] ^= "wrong" in self._name
+        ctypes.memmove(self._address, bytes(data), len(data))
+        return True

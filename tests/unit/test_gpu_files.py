@@ -1,0 +1,292 @@
+"""Objects on their way from files to blocks, over the fake driver and a reader with faults."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sidecar.engines.cuda import files, object_buffers
+from sidecar.engines.cuda import lane as lane_module
+from sidecar.engines.cuda.driver import OUT_OF_MEMORY, DriverError
+from sidecar.engines.cuda.file_lane import FileLane
+from sidecar.engines.cuda.files import CannotRead, FileReader
+from sidecar.engines.cuda.lane import Stuck, Transfer
+from sidecar.engines.cuda.mapped_worker import MappedWorker, WantedObject
+from sidecar.engines.cuda.mappings import Mappings
+from tests.support.fake_files import FakeReader
+from tests.support.fake_gpu import ILLEGAL, PREFIX, FakeDriver
+from tests.support.gpu_child import PAGE, Blocks, by_block, stored
+from tests.support.server import SHM, wait_until
+
+
+class Site:
+    """A lane, its reader, and a worker whose block n is for the n-th object."""
+
+    def __init__(self, folder: Path, driver: FakeDriver, run: int = 512) -> None:
+        self.driver, self._folder = driver, folder
+        self.reader: Any = FakeReader("GDS", {})
+        self.lane = FileLane(driver, self.reader)
+        self.blocks = Blocks(1, run=run)
+        self._worker = MappedWorker(self.blocks.map_order(), Mappings(driver))
+        self._next = 0
+        self.contents: dict[str, dict[int, np.ndarray]] = {}
+
+    def transfer(self, job: int, *names: str, worker: int = 1) -> Transfer[WantedObject]:
+        objects, ids = [], []
+        for name in names:
+            block = self._next = self._next + 1
+            made, data = stored(self._folder / name, self.blocks.object_bytes(1), seed=block)
+            self.contents[name] = by_block(self.blocks, [block], data)
+            objects.append(made)
+            ids.append([block])
+        wanted = self._worker.wanted_objects(self.blocks.fetch(job, objects, ids))
+        return Transfer(job, worker, 0.0, wanted)
+
+    def run(self, *transfers: Transfer[WantedObject]) -> list[int]:
+        """The jobs in the order in which they end."""
+        for transfer in transfers:
+            self.lane.add(transfer)
+        return self.ended(len(transfers))
+
+    def ended(self, count: int) -> list[int]:
+        jobs: list[int] = []
+
+        def enough() -> bool:
+            jobs.extend(transfer.job for transfer in self.lane.advance())
+            return len(jobs) >= count
+
+        wait_until(enough, f"{count} transfers ended")
+        return jobs
+
+    def expect(self, *names: str) -> None:
+        """The objects of these names are in their blocks, and nothing else."""
+        self.blocks.expect({k: v for name in names for k, v in self.contents[name].items()})
+
+    @property
+    def buffer_bytes(self) -> int:
+        return sum(self.reader.registered.values())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    yield lambda driver=None, **more: Site(tmp_path, driver or FakeDriver(), **more)
+    for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
+        left.unlink()
+
+
+@pytest.fixture
+def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """From now on the drivers made after this fixture misbehave like this."""
+    path = tmp_path / "faults.json"
+    monkeypatch.setenv("FAKE_GPU_FAULTS", str(path))
+    return lambda *faults: path.write_text(json.dumps(faults)) and None
+
+
+class SmallGpu(FakeDriver):
+    """`room` bytes can be allocated beside those of tables."""
+
+    room = 1 << 30
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lent: dict[int, int] = {}
+
+    def allocate(self, nbytes: int) -> int:
+        if nbytes < 100_000 and nbytes > self.room - sum(self.lent.values()):
+            raise DriverError("allocate", OUT_OF_MEMORY)
+        address = super().allocate(nbytes)
+        if nbytes < 100_000:
+            self.lent[address] = nbytes
+        return address
+
+    def free(self, address: int) -> None:
+        super().free(address)
+        del self.lent[address]
+
+
+def test_short_transfers_do_not_wait_for_a_long_one(site: Callable[..., Site]) -> None:
+    made = site()
+    names = [f"long{n}" for n in range(24)]
+    long, short = made.transfer(0, *names), made.transfer(1, "short")
+    middle = made.transfer(2, "a", "b", "c")
+    assert made.run(long, short, middle) == [1, 2, 0]
+    assert made.lane.is_idle and not long.error
+    made.expect(*names, "short", "a", "b", "c")
+    assert len(made.reader.registered) <= 4 + 1  # the first is for trying out
+
+
+def test_the_others_of_a_transfer_are_waited_for(site: Callable[..., Site]) -> None:
+    """Those that are read are not written any more, for the request has failed."""
+    made = site()
+    bad = made.transfer(1, "wrong", *[f"slow{n}" for n in range(6)])
+    good = made.transfer(2, "good")
+    assert made.run(bad, good) == [2, 1]
+    assert bad.error is not None and bad.error.endswith("wrong: not the bytes that were stored")
+    assert made.lane.is_idle and made.lane.failed is None
+    assert len(made.reader.begun) <= 4
+    made.expect("good")
+
+
+def test_after_a_failed_read_its_memory_is_not_used_again(site: Callable[..., Site]) -> None:
+    made = site()
+    failing, after = made.transfer(1, "fails", "slow"), made.transfer(2, "x")
+    made.lane.add(failing)
+    assert made.ended(1) == [1]
+    assert failing.error == made.lane.failed == "fails: the disk is broken"
+    buffers = dict(made.reader.registered)
+    assert made.run(after) == [2]
+    assert after.error == failing.error
+    assert made.reader.registered == buffers, "nothing is freed, nothing is new"
+    made.expect()
+
+
+def test_who_waits_for_the_memory_of_a_failed_read_fails(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_buffers, "_MOST_BYTES", PAGE)
+    made = site(run=PAGE)
+    assert made.run(made.transfer(1, "fails"), made.transfer(2, "waits")) == [1, 2]
+    assert made.lane.is_idle
+    made.expect()
+
+
+def test_a_read_that_does_not_end_costs_the_process(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "_STEP_SECONDS", 0.1)
+    made = site()
+    made.lane.add(made.transfer(1, "hangs"))
+    with pytest.raises(Stuck, match="a read from a file did not end"):
+        made.ended(1)
+
+
+def test_nothing_is_written_for_a_worker_that_has_left(site: Callable[..., Site]) -> None:
+    made = site()
+    left, stays = made.transfer(1, *[f"slow{n}" for n in range(6)]), made.transfer(2, "b", worker=2)
+    made.lane.add(left)
+    made.lane.add(stays)
+    made.lane.advance()
+    assert made.lane.drop(1) == [], "four of its objects are still being read"
+    assert sorted(made.ended(2)) == [1, 2]
+    assert left.error == "the worker has left" and not stays.error
+    assert made.lane.is_idle and len(made.reader.begun) <= 4 + 1
+    made.expect("b")
+
+
+def test_a_worker_whose_transfer_has_not_begun_leaves_at_once(site: Callable[..., Site]) -> None:
+    made = site()
+    waiting = made.transfer(1, "a")
+    made.lane.add(waiting)
+    assert made.lane.drop(1) == [waiting]
+    assert made.lane.is_idle
+
+
+@pytest.mark.parametrize("call", ["sum_objects", "copy_runs"])
+def test_a_harmless_error_of_the_driver_is_the_transfer_s(
+    site: Callable[..., Site], fail: Callable[..., None], call: str
+) -> None:
+    made = site()
+    fail({"call": call, "nth": 1, "code": 1})
+    bad, good = made.transfer(1, "a"), made.transfer(2, "b")
+    assert made.run(bad) == [1]
+    assert bad.error is not None and call in bad.error
+    assert made.run(good) == [2] and good.error is None
+    made.expect("b")
+
+
+@pytest.mark.parametrize("call", ["sum_objects", "copy_runs", "allocate"])
+def test_a_fatal_error_of_the_driver_costs_the_process(
+    site: Callable[..., Site], fail: Callable[..., None], call: str
+) -> None:
+    made = site(run=PAGE)
+    fail({"call": call, "nth": 1, "code": ILLEGAL})
+    made.lane.add(made.transfer(1, "a"))
+    with pytest.raises(DriverError):
+        made.ended(1)
+    made.expect()
+
+
+def test_with_little_memory_fewer_objects_are_on_their_way(site: Callable[..., Site]) -> None:
+    driver = SmallGpu()
+    made = site(driver, run=PAGE)
+    driver.room = PAGE + 2 * made.blocks.object_bytes(1)
+    whole = made.transfer(1, *"abcdefgh")
+    assert made.run(whole) == [1] and whole.error is None
+    made.expect(*"abcdefgh")
+    assert made.buffer_bytes == 2 * made.blocks.object_bytes(1)
+
+
+def test_without_memory_the_transfer_fails_and_nothing_else(site: Callable[..., Site]) -> None:
+    driver = SmallGpu()
+    made = site(driver, run=PAGE)
+    driver.room = PAGE
+    without = made.transfer(1, "a", "b")
+    assert made.run(without) == [1]
+    assert without.error is not None and "(2)" in without.error
+    driver.room = 1 << 30
+    good = made.transfer(2, "c")
+    assert made.run(good) == [2] and good.error is None
+    made.expect("c")
+
+
+def test_buffers_make_room_for_larger_objects(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_buffers, "_MOST_BYTES", 8 * PAGE)
+    driver = FakeDriver()
+    reader: Any = FakeReader("GDS", {})
+    buffers = object_buffers.ObjectBuffers(driver, reader)
+
+    def take(nbytes: int) -> Any:
+        return buffers._take(nbytes)
+
+    small = [take(PAGE) for _ in range(8)]
+    assert take(1) is None and sum(reader.registered.values()) == 8 * PAGE
+    for buffer in small[:7]:
+        buffers.give_back(buffer)
+    larger = take(3 * PAGE - 1)
+    assert larger.size == 3 * PAGE and sum(reader.registered.values()) <= 8 * PAGE
+    assert take(20 * PAGE) is None, "it must be the only one"
+    buffers.give_back(larger)
+    assert take(20 * PAGE) is None
+    buffers.give_back(small[7])
+    huge = take(20 * PAGE)
+    assert list(reader.registered.values()) == [20 * PAGE] and driver.calls["free"]
+    buffers.give_back(huge)
+
+
+def test_a_reader_without_nixl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nixl._api", None)
+    with pytest.raises(CannotRead, match=r"pip install 'kv-sidecar\[nixl\]'"):
+        FileReader("GDS", {})
+
+
+def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def without_direct(path: str, flags: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", without_direct)
+    (tmp_path / "file").write_bytes(b"bytes")
+    with os.fdopen(files._open(str(tmp_path / "file")), "rb") as file:
+        assert file.read() == b"bytes"
+    with pytest.raises(FileNotFoundError):
+        files._open(str(tmp_path / "gone"))
+
+
+def test_memory_that_cannot_be_registered_is_told_at_once() -> None:
+    driver, reader = FakeDriver(), FakeReader("lost", {})
+    with pytest.raises(CannotRead, match="cannot be registered"):
+        FileLane(driver, reader)  # type: ignore[arg-type]
+    assert driver.calls["free"] == 1
