@@ -152,6 +152,36 @@ def test_timeline_words_stay_mapped_until_their_worker_leaves(gpu_site: GpuSite)
     timeline.unlink()
 
 
+def test_a_store_that_waits_for_another_publishes_nothing_of_a_dead_worker(
+    gpu_site: GpuSite,
+) -> None:
+    """It may have used its blocks for something else since its connection was gone."""
+    other, theirs, own = gpu_site.worker(1), Event(), Event()
+    source = shuffled(other.pool)
+    begun = gpu_site.client.frames("store", *other.request(key_of(1, 2), source[:8], theirs.handle))
+    gpu_site.client.send(begun)
+    wait_until(lambda: gpu_site.server.leases() == 2, "the store of the first chunks")
+    with RawClient(gpu_site.server.url) as client:
+        dying = GpuWorker(client, "gpu", 2)
+        dying.register()
+        client.send(client.frames("store", *dying.request(key_of(1, 4), source[:16], own.handle)))
+        wait_until(lambda: gpu_site.server.leases() == 4, "the store of the others")
+    wait_until(lambda: _unreachable(gpu_site) == {2}, "the server knows that it is gone")
+    own.signal()
+    wait_until(lambda: gpu_site.server.leases() == 2, "its copy has ended")
+    theirs.signal()
+    assert gpu_site.answer(begun) == [b"", True]
+    assert gpu_site.found(key_of(1, 4)) == 2
+    for left in (dying.pool, dying.done, theirs, own):
+        left.unlink()
+
+
+def _unreachable(site: GpuSite) -> set[int]:
+    """The registered workers whose connection is gone."""
+    workers = site.server.status()["workers"]
+    return {worker["instance_id"] for worker in workers if not worker["connected"]}
+
+
 def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
     worker, event = gpu_site.worker(1), Event()
     key, ids = key_of(1, 1), shuffled(worker.pool)[:4]
