@@ -1,6 +1,7 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
 // process's own, streams do everything at once, and the kernel is copy_runs.cu run thread by thread.
+// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with: "cuInit 802".
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <string>
 
@@ -39,6 +41,15 @@ static bool inside(const std::map<CUdeviceptr, size_t> &memory, CUdeviceptr at, 
 
 static bool copyable(CUdeviceptr at, size_t size) {
     return inside(allocations, at, size) || inside(pinned, at, size);
+}
+
+static CUresult fault(const char *call) {
+    const char *path = getenv("LIBCUDA_STUB_FAULTS");
+    std::ifstream faults(path ? path : "");
+    std::string name;
+    for (int code; faults >> name >> code;)
+        if (name == call) return (CUresult)code;
+    return CUDA_SUCCESS;
 }
 
 static void *map_shared(const char *handle, size_t *size) {
@@ -73,7 +84,7 @@ static PFN_cuMemcpyBatchAsync_v12080 const batch_v1 = batch;
 
 extern "C" {
 
-CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; }
+CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : fault("cuInit"); }
 CUresult cuDriverGetVersion(int *version) { return *version = 12080, CUDA_SUCCESS; }
 
 CUresult cuDeviceGetCount(int *count) {
@@ -207,7 +218,7 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     *module = (CUmodule)&context;
-    return strstr((const char *)image, ".entry copy_runs") ? CUDA_SUCCESS
+    return strstr((const char *)image, ".entry copy_runs") ? fault("cuModuleLoadData")
                                                            : CUDA_ERROR_INVALID_PTX;
 }
 

@@ -24,6 +24,10 @@ _HARMLESS = {
     *_PEER_LIMIT, _SYSTEM_CALL_FAILED, _INVALID_HANDLE,
     _ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED,
 }  # fmt: skip
+# The driver does not start with these until somebody changes the machine: a stub library, no GPU,
+# parts of two driver versions, a compat library without its kind of GPU. What else it says may
+# pass: a fabric manager that is starting (802), a GPU that recovers (46, 999).
+FINAL_AT_START = {34, 100, 803, 804}
 
 
 class DriverError(Exception):
@@ -40,7 +44,14 @@ class DriverError(Exception):
 
 
 class DriverMissing(Exception):
-    """There is no driver, or no GPU that it shows us; the text says which."""
+    """There is no driver, or no GPU that it shows us; the text says which.
+
+    With `is_final` that stays so; else it may pass.
+    """
+
+    def __init__(self, reason: str, is_final: bool = True) -> None:
+        super().__init__(reason)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,12 @@ class Gpu:
         self.uuid = uuid
         self.pinned_bytes = 0
         self.is_ending = False
-        self.is_unusable = False  # there is no driver, or no such GPU
+        self.has_started = False
+        self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
+        self.reason = "its process has ended"
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
-        self._reason = "its process has ended"
         self._mapping: dict[int, OnMapped] = {}
         self._moving: dict[int, OnMoved] = {}
         self._process, self._pipe = _start(uuid, command, arena, use_batches)
@@ -75,7 +76,7 @@ class Gpu:
     def end(self) -> None:
         """The last worker has left: let the process end, and see to it that it does."""
         self.is_ending = True
-        self._reason = "its last worker has left"
+        self.reason = "its last worker has left"
         self._asked, self._patience = time.monotonic(), _SILENT_SECONDS
         self._outbox.put(protocol.End())
 
@@ -90,7 +91,7 @@ class Gpu:
 
     def kill(self, reason: str) -> None:
         """Give it up. What it was asked for is answered when it is gone."""
-        self._reason = reason
+        self.reason = reason
         self._process.kill()
         self._lost()
 
@@ -109,9 +110,7 @@ class Gpu:
     def _lost(self) -> None:
         if not self.is_ending:
             self.is_ending = True
-            log.error(
-                "%s is given up: %s; its workers must register again", self.uuid, self._reason
-            )
+            log.error("%s is given up: %s; its workers must register again", self.uuid, self.reason)
         self._on_lost(self)
 
     def _write(self) -> None:
@@ -140,12 +139,12 @@ class Gpu:
             case protocol.Moved():
                 self._moving.pop(answer.job)(answer)
             case protocol.Pong():
-                self.pinned_bytes = answer.pinned
+                self.has_started, self.pinned_bytes = True, answer.pinned
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.Unusable():
-                self.is_ending = self.is_unusable = True
-                self._reason = answer.reason
+                self.is_ending, self.is_unusable = True, answer.is_final
+                self.reason = answer.reason
 
     def _ended(self) -> None:
         self._outbox.put(None)
@@ -153,10 +152,10 @@ class Gpu:
         self._on_ended(self)
         mapping, self._mapping = self._mapping, {}
         for on_mapped in mapping.values():
-            on_mapped(self._reason)
+            on_mapped(self.reason)
         moving, self._moving = self._moving, {}
         for job, on_moved in moving.items():
-            on_moved(protocol.Moved(job, self._reason, 0.0, 0.0))
+            on_moved(protocol.Moved(job, self.reason, 0.0, 0.0))
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from sidecar.engines.groups import WorkerLayout
 
 COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
 _END_SECONDS = 5.0
+# A GPU whose process could not start is left in peace for so long, whoever registers.
+_AGAIN_SECONDS = 5.0
 _MAX_GPUS = 32  # processes, also for GPUs that a peer has made up
 
 
@@ -54,6 +57,7 @@ class Gpus:
         self._populated = 0
         self._gpus: dict[str, Gpu] = {}
         self._ending: set[Gpu] = set()
+        self._failed: dict[str, tuple[float, MapRefused]] = {}  # when, by UUID
         self._workers: dict[GpuMemory, OnLost] = {}
         self._numbers = itertools.count(1)
 
@@ -70,6 +74,9 @@ class Gpus:
         `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
         unless it was closed before: the worker has to register again.
         """
+        if uuid in self._failed:
+            on_mapped(self._failed[uuid][1])
+            return
         try:
             gpu = self._gpus.get(uuid) or self._start(uuid)
         except OSError as error:
@@ -94,6 +101,8 @@ class Gpus:
         """To be called about once a second."""
         for gpu in [*self._gpus.values(), *self._ending]:
             gpu.watch()
+        since = time.monotonic() - _AGAIN_SECONDS
+        self._failed = {uuid: (at, why) for uuid, (at, why) in self._failed.items() if at > since}
 
     def close(self) -> None:
         """End all processes."""
@@ -150,3 +159,5 @@ class Gpus:
 
     def _ended(self, gpu: Gpu) -> None:
         self._ending.discard(gpu)
+        if not gpu.has_started:
+            self._failed[gpu.uuid] = time.monotonic(), MapRefused(gpu.reason, gpu.is_unusable)

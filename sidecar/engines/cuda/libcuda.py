@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.engines.cuda.driver import (
+    FINAL_AT_START,
     HANDLE_BYTES,
     INVALID_VALUE,
     Addresses,
@@ -173,7 +174,9 @@ class LibCuda:
             self._call("cuInit", c_uint(0))
             self._call("cuDeviceGetCount", byref(count))
         except DriverError as error:
-            raise DriverMissing(f"the NVIDIA driver does not start: {error}") from None
+            raise DriverMissing(
+                f"the NVIDIA driver does not start: {error}", error.code in FINAL_AT_START
+            ) from None
         if not count.value:
             raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
 

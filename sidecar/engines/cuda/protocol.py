@@ -93,9 +93,10 @@ class Pong(msgspec.Struct, tag=True, frozen=True):
 
 
 class Unusable(msgspec.Struct, tag=True, frozen=True):
-    """There is no driver or no such GPU; the child ends."""
+    """There is no driver or no such GPU; the child ends. With `is_final` that stays so."""
 
     reason: str
+    is_final: bool
 
 
 ToChild = Map | Unmap | Move | Populated | Ping | End
