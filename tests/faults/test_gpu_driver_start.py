@@ -34,7 +34,8 @@ def test_a_driver_that_is_not_ready_yet(gpu_site: GpuSite, faults: Path) -> None
     faults.write_text(f"cuInit {NOT_READY}")
     worker = gpu_site.worker(1)
     assert gpu_site.server.instances() == set()
-    assert f"the NVIDIA driver does not start: cuInit: CUDA error ({NOT_READY})" in log(gpu_site)
+    reason = f"the NVIDIA driver does not start: cuInit: CUDA error ({NOT_READY})"
+    assert reason in gpu_site.server.stderr()
     faults.unlink()
 
     def served() -> bool:
@@ -53,5 +54,20 @@ def test_a_driver_that_needs_somebody_to_mend_it(gpu_site: GpuSite, faults: Path
     assert all(gpu_site.client.call("ping", 2) for _ in range(3))
 
 
-def log(site: GpuSite) -> str:
-    return site.server.stderr()
+@pytest.mark.parametrize(
+    ("code", "what_to_do"),
+    [
+        (209, "has no code for this GPU"),
+        (221, "install libnvidia-ptxjitcompiler.so.1"),
+        (222, "update the driver"),
+        (223, "unset CUDA_DISABLE_PTX_JIT"),
+    ],
+)
+def test_a_driver_that_does_not_compile_the_kernel(
+    gpu_site: GpuSite, faults: Path, code: int, what_to_do: str
+) -> None:
+    """One warning, and what would have been gathered by the kernel is copied all the same."""
+    faults.write_text(f"cuModuleLoadData {code}")
+    warned = gpu_site.server.stderr().count(what_to_do)
+    round_trip(gpu_site.worker(1), chunks=7)
+    assert gpu_site.server.stderr().count(what_to_do) == warned + 1

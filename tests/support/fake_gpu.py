@@ -45,6 +45,8 @@ def handle_of(name: str) -> bytes:
 class FakeDriver:
     """`Driver` over this process's own memory."""
 
+    has_kernel = True
+
     def __init__(self) -> None:
         self._faults = _Faults(os.environ.get("FAKE_GPU_FAULTS"))
         self._ids = itertools.count(1)

@@ -28,6 +28,14 @@ _HARMLESS = {
 # parts of two driver versions, a compat library without its kind of GPU. What else it says may
 # pass: a fabric manager that is starting (802), a GPU that recovers (46, 999).
 FINAL_AT_START = {34, 100, 803, 804}
+# The driver compiles the kernel when a child starts. Why it cannot, and what would help.
+NO_KERNEL = {
+    209: "it has no code for this GPU, which is older than sm_70",
+    221: "install libnvidia-ptxjitcompiler.so.1 of the driver's version; in a container "
+    "NVIDIA_DRIVER_CAPABILITIES=compute brings it",
+    222: "update the driver",
+    223: "unset CUDA_DISABLE_PTX_JIT",
+}
 
 
 class DriverError(Exception):
@@ -69,8 +77,10 @@ class Device:
 class Driver(Protocol):
     """One GPU, used by one thread. Streams, events and addresses are ints.
 
-    All but `open` raise DriverError.
+    All but `open` raise DriverError. `has_kernel`: whether there is what `copy_runs` begins.
     """
+
+    has_kernel: bool
 
     def open(self, use_batches: bool) -> Device:
         """Make the GPU's primary context current on this thread. Raises DriverMissing.

@@ -57,7 +57,7 @@ class Gpus:
         self._populated = 0
         self._gpus: dict[str, Gpu] = {}
         self._ending: set[Gpu] = set()
-        self._failed: dict[str, tuple[float, MapRefused]] = {}  # when, by UUID
+        self._failed: dict[str, tuple[float, str]] = {}  # when and why, by UUID
         self._workers: dict[GpuMemory, OnLost] = {}
         self._numbers = itertools.count(1)
 
@@ -75,7 +75,7 @@ class Gpus:
         unless it was closed before: the worker has to register again.
         """
         if uuid in self._failed:
-            on_mapped(self._failed[uuid][1])
+            on_mapped(MapRefused(self._failed[uuid][1], is_final=False))
             return
         try:
             gpu = self._gpus.get(uuid) or self._start(uuid)
@@ -159,5 +159,5 @@ class Gpus:
 
     def _ended(self, gpu: Gpu) -> None:
         self._ending.discard(gpu)
-        if not gpu.has_started:
-            self._failed[gpu.uuid] = time.monotonic(), MapRefused(gpu.reason, gpu.is_unusable)
+        if not (gpu.has_started or gpu.is_unusable):
+            self._failed[gpu.uuid] = time.monotonic(), gpu.reason
