@@ -102,15 +102,11 @@ def test_registering_again_maps_nothing_twice(gpu_site: GpuSite) -> None:
 def test_torch_hears_that_its_memory_is_free(gpu_site: GpuSite) -> None:
     staying = gpu_site.worker(2)
     worker = gpu_site.worker(1, GpuPool(as_torch=True))
-    counts = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
-    assert counts.tolist() == [1, 1, 1, 1]
-
-    def released() -> bool:
-        now = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
-        return now.tolist() == [0, 0, 1, 1]
-
+    assert worker.pool.counts() == [1, 1, 1, 1]
     gpu_site.client.call("unregister_kv_cache", worker.instance)
-    wait_until(released, "one count less for each of the two tensors")
+    wait_until(
+        lambda: worker.pool.counts() == [0, 0, 1, 1], "one count less for each of the two tensors"
+    )
     round_trip(staying, chunks=1)
 
 
@@ -269,6 +265,8 @@ def test_what_cannot_be_mapped_is_refused(
     registration = bad.registration([extension(descriptor) for descriptor in descriptors])
     assert gpu_site.client.call("register_kv_cache", *registration) is None
     assert gpu_site.server.instances() == {1}
+    wait_until(lambda: len(gpu_site.children()) == 1, "no process for another GPU")
+    assert pool.counts() == [1, 1, 1, 1], "whoever names a counter must have shared something"
     round_trip(worker, chunks=1)
     bad.close()
 

@@ -16,6 +16,7 @@ import msgspec
 
 from sidecar.cache.arena import Arena
 from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.shares import Share, release
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Gpu:
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
-        self._mapping: dict[int, OnMapped] = {}
+        self._mapping: dict[int, tuple[OnMapped, Sequence[Share]]] = {}
+        self._shares: dict[int, Sequence[Share]] = {}  # of each worker that is mapped
         self._moving: dict[int, OnMoved] = {}
         self._process, self._pipe = _start(uuid, command, arena, use_batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
@@ -62,8 +64,9 @@ class Gpu:
         for work in (self._write, self._read):
             threading.Thread(target=work, name=f"gpu-{uuid}", daemon=True).start()
 
-    def map(self, order: protocol.Map, on_mapped: OnMapped) -> None:
-        self._mapping[order.worker] = on_mapped
+    def map(self, order: protocol.Map, shares: Sequence[Share], on_mapped: OnMapped) -> None:
+        """`shares` are the worker's: its torch is told when they are not mapped any more."""
+        self._mapping[order.worker] = on_mapped, shares
         self._outbox.put(order)
 
     def move(self, order: protocol.Move, on_moved: OnMoved) -> None:
@@ -106,12 +109,20 @@ class Gpu:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             log.error("%s: process %d does not end", self.uuid, self._process.pid)
+        else:
+            self._release_all()
 
     def _lost(self) -> None:
         if not self.is_ending:
             self.is_ending = True
             log.error("%s is given up: %s; its workers must register again", self.uuid, self.reason)
         self._on_lost(self)
+
+    def _release_all(self) -> None:
+        """The process is gone, and all its mappings with it."""
+        for shares in self._shares.values():
+            release(shares)
+        self._shares.clear()
 
     def _write(self) -> None:
         while (order := self._outbox.get()) is not None:
@@ -135,7 +146,12 @@ class Gpu:
     def _take(self, answer: protocol.ToServer) -> None:
         match answer:
             case protocol.Mapped():
-                self._mapping.pop(answer.worker)(answer.error)
+                on_mapped, shares = self._mapping.pop(answer.worker)
+                if answer.error is None:
+                    self._shares[answer.worker] = shares
+                on_mapped(answer.error)
+            case protocol.Unmapped():
+                release(self._shares.pop(answer.worker))
             case protocol.Moved():
                 self._moving.pop(answer.job)(answer)
             case protocol.Pong():
@@ -148,10 +164,11 @@ class Gpu:
 
     def _ended(self) -> None:
         self._outbox.put(None)
+        self._release_all()
         self._lost()
         self._on_ended(self)
         mapping, self._mapping = self._mapping, {}
-        for on_mapped in mapping.values():
+        for on_mapped, _ in mapping.values():
             on_mapped(self.reason)
         moving, self._moving = self._moving, {}
         for job, on_moved in moving.items():

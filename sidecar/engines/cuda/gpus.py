@@ -85,7 +85,9 @@ class Gpus:
         number = next(self._numbers)
         memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
-        gpu.map(map_order(number, layout, tensors), partial(self._mapped, memory, on_mapped))
+        shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
+        order = map_order(number, layout, tensors)
+        gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
 
     def populated(self, size: int) -> None:
         """The first `size` bytes of the arena are resident; they may be pinned."""
