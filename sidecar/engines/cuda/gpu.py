@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import threading
@@ -49,9 +50,9 @@ class Gpu:
         self.uuid = uuid
         self.pinned_bytes = 0
         self.is_ending = False
-        self.has_started = False
         self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
         self.reason = "its process has ended"
+        self._has_started = False
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
@@ -63,6 +64,12 @@ class Gpu:
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
             threading.Thread(target=work, name=f"gpu-{uuid}", daemon=True).start()
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether it ended by itself before it could do anything, for what may pass."""
+        killed = self._process.returncode == -signal.SIGKILL
+        return not (self._has_started or self.is_unusable or killed)
 
     def map(self, order: protocol.Map, shares: Sequence[Share], on_mapped: OnMapped) -> None:
         """`shares` are the worker's: its torch is told when they are not mapped any more."""
@@ -155,7 +162,7 @@ class Gpu:
             case protocol.Moved():
                 self._moving.pop(answer.job)(answer)
             case protocol.Pong():
-                self.has_started, self.pinned_bytes = True, answer.pinned
+                self._has_started, self.pinned_bytes = True, answer.pinned
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.Unusable():

@@ -161,5 +161,5 @@ class Gpus:
 
     def _ended(self, gpu: Gpu) -> None:
         self._ending.discard(gpu)
-        if not (gpu.has_started or gpu.is_unusable):
+        if gpu.could_not_start:
             self._failed[gpu.uuid] = time.monotonic(), gpu.reason
