@@ -112,23 +112,31 @@ class Stores:
     def _end_store(self, store: "_Store", ok: bool) -> None:
         """The copy has ended: answer and publish, or neither, in one turn of the loop."""
         core = self._core
-        if not ok:
-            store.request.refuse("copy_failed")
-        elif not core.registry.holds(store.instance):
-            # A worker that was dropped may be using its blocks for something else by now.
-            ok = False
-            store.request.refuse("forgotten")
-        elif store.waits_for == 1:
-            # Nothing of a worker that died meanwhile is published.
-            ok = self._answer(store)
-        if ok:
+        if ok and self._may_publish(store):
             core.publish([copy.entry for copy in store.copies], store.span)
             count_bytes(core, "store", store.instance, store.copies, store.began)
             self._eviction.check()
         else:
+            store.request.refuse("forgotten" if ok else "copy_failed")
             for copy in store.copies:
                 core.l1.abort(copy.entry)
         self._one_done(store)
+
+    def _may_publish(self, store: "_Store") -> bool:
+        """Whether its worker still waits for the answer, which is sent if nothing else is missing.
+
+        One that was dropped, or has lost its connection, may have used its blocks for something
+        else while they were copied.
+        """
+        if not self._core.registry.holds(store.instance):
+            return False
+        if store.waits_for == 1:
+            return self._answer(store)
+        # What the others copy must not be waited for: they may be waiting for these chunks.
+        connected = store.request.is_connected()
+        if not connected:
+            self._lost(store.instance)
+        return connected
 
     def _one_done(self, store: "_Store") -> None:
         store.waits_for -= 1

@@ -72,6 +72,10 @@ class Request:
         self._endpoint.on_refused(self.operation.name, reason, detail)
         self._send(self.operation.negative, reason)
 
+    def is_connected(self) -> bool:
+        """Whether who asked still has its connection: without it, it gives up its requests."""
+        return self._endpoint.is_connected(self.client)
+
     def _send(self, value: bytes | None, refusal: str = "") -> bool:
         if self.answered:
             return False

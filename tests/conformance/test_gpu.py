@@ -102,15 +102,11 @@ def test_registering_again_maps_nothing_twice(gpu_site: GpuSite) -> None:
 def test_torch_hears_that_its_memory_is_free(gpu_site: GpuSite) -> None:
     staying = gpu_site.worker(2)
     worker = gpu_site.worker(1, GpuPool(as_torch=True))
-    counts = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
-    assert counts.tolist() == [1, 1, 1, 1]
-
-    def released() -> bool:
-        now = np.frombuffer(worker.pool.counter.read_bytes(), np.int64)
-        return now.tolist() == [0, 0, 1, 1]
-
+    assert worker.pool.counts() == [1, 1, 1, 1]
     gpu_site.client.call("unregister_kv_cache", worker.instance)
-    wait_until(released, "one count less for each of the two tensors")
+    wait_until(
+        lambda: worker.pool.counts() == [0, 0, 1, 1], "one count less for each of the two tensors"
+    )
     round_trip(staying, chunks=1)
 
 
@@ -150,6 +146,36 @@ def test_timeline_words_stay_mapped_until_their_worker_leaves(gpu_site: GpuSite)
     wait_until(lambda: timeline.name not in maps.read_text(), "the words unmapped")
     round_trip(staying, chunks=1, seed=9)
     timeline.unlink()
+
+
+def test_a_store_that_waits_for_another_publishes_nothing_of_a_dead_worker(
+    gpu_site: GpuSite,
+) -> None:
+    """It may have used its blocks for something else since its connection was gone."""
+    other, theirs, own = gpu_site.worker(1), Event(), Event()
+    source = shuffled(other.pool)
+    begun = gpu_site.client.frames("store", *other.request(key_of(1, 2), source[:8], theirs.handle))
+    gpu_site.client.send(begun)
+    wait_until(lambda: gpu_site.server.leases() == 2, "the store of the first chunks")
+    with RawClient(gpu_site.server.url) as client:
+        dying = GpuWorker(client, "gpu", 2)
+        dying.register()
+        client.send(client.frames("store", *dying.request(key_of(1, 4), source[:16], own.handle)))
+        wait_until(lambda: gpu_site.server.leases() == 4, "the store of the others")
+    wait_until(lambda: _unreachable(gpu_site) == {2}, "the server knows that it is gone")
+    own.signal()
+    wait_until(lambda: gpu_site.server.leases() == 2, "its copy has ended")
+    theirs.signal()
+    assert gpu_site.answer(begun) == [b"", True]
+    assert gpu_site.found(key_of(1, 4)) == 2
+    for left in (dying.pool, dying.done, theirs, own):
+        left.unlink()
+
+
+def _unreachable(site: GpuSite) -> set[int]:
+    """The registered workers whose connection is gone."""
+    workers = site.server.status()["workers"]
+    return {worker["instance_id"] for worker in workers if not worker["connected"]}
 
 
 def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
@@ -239,6 +265,8 @@ def test_what_cannot_be_mapped_is_refused(
     registration = bad.registration([extension(descriptor) for descriptor in descriptors])
     assert gpu_site.client.call("register_kv_cache", *registration) is None
     assert gpu_site.server.instances() == {1}
+    wait_until(lambda: len(gpu_site.children()) == 1, "no process for another GPU")
+    assert pool.counts() == [1, 1, 1, 1], "whoever names a counter must have shared something"
     round_trip(worker, chunks=1)
     bad.close()
 

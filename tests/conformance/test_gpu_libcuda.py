@@ -10,7 +10,7 @@ from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
 from tests.support.raw import extension
 from tests.support.server import Server, wait_until
-from tests.support.stub_libraries import build_libcuda
+from tests.support.stub_libraries import stub_driver
 
 
 @pytest.fixture(scope="module", params=["true", "false"], ids=["batches", "one by one"])
@@ -18,9 +18,8 @@ def gpu_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("stub")
-    build_libcuda(folder)
     flags = ("--gpu-batched-copies", request.param)
-    with gpu_server_in(folder, {"LD_LIBRARY_PATH": str(folder)}, *flags) as server:
+    with gpu_server_in(folder, stub_driver(folder), *flags) as server:
         yield server
 
 

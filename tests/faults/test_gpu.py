@@ -136,6 +136,28 @@ def test_without_memory_for_itself_transfers_are_slow_and_right(gpu_site: GpuSit
     assert "no staging buffer" in gpu_site.server.stderr()
 
 
+def test_torch_hears_that_a_process_was_killed(gpu_site: GpuSite) -> None:
+    """Of each share once, although its worker had left already when the other's process died."""
+    left, staying = (gpu_site.worker(n, GpuPool(as_torch=True)) for n in (1, 2))
+    gpu_site.client.call("unregister_kv_cache", 1)
+    wait_until(lambda: left.pool.counts() == [0, 0, 1, 1], "torch has heard of the first")
+    left.pool.counter.write_bytes(np.ones(4, np.int64).tobytes())  # whoever touches it is seen
+    gpu_site.kill_child()
+    wait_until(lambda: staying.pool.counts() == [0, 0, 1, 1], "torch has heard of the second")
+    assert left.pool.counts() == [1, 1, 1, 1]
+
+
+def test_torch_hears_that_the_server_ends(tmp_path: Path) -> None:
+    with gpu_server_in(tmp_path, fake_gpu(tmp_path)) as server:
+        site = GpuSite(server)
+        worker = site.worker(1, GpuPool(as_torch=True))
+        server.terminate()
+        assert worker.pool.counts() == [0, 0, 1, 1]
+        worker.pool.unlink()
+        worker.done.unlink()
+        site.client.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_ends_leaves_no_process(tmp_path: Path, number: int) -> None:
     """In the middle of a transfer, too."""

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from tests.faults.victim import BLOCKS, pool, request_tokens
 from tests.support.raw import EVENT, NoReply, RawClient, RawWorker, make_key
-from tests.support.server import SHM, Server
+from tests.support.server import REPO, SHM, Server, wait_until
 
 MakeServer = Callable[..., Server]
 
@@ -72,6 +74,27 @@ def test_a_second_signal_ends_it_at_once(own_server: Server) -> None:
             own_server.process.send_signal(signal.SIGTERM)
         own_server.wait()
     assert own_server.segments() == []
+
+
+def test_sigterm_while_process_1_of_a_container_still_imports(tmp_path: Path) -> None:
+    """The kernel lets no signal end it that it has no handler for."""
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*namespace, "true"], check=False).returncode:
+        pytest.skip("this machine allows no PID namespace of our own")
+    importing = tmp_path / "importing"
+    slow = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\ntime.sleep(600)\n"
+    (tmp_path / "zmq.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
+    serve = [sys.executable, "-m", "sidecar", "serve", "--l1-size-gb", "0.1"]
+    outer = subprocess.Popen([*namespace, *serve], env=os.environ | {"PYTHONPATH": path})
+    try:
+        wait_until(importing.exists, "the server imports")
+        first = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text()
+        os.kill(int(first), signal.SIGTERM)
+        assert outer.wait(30) == 128 + signal.SIGTERM
+    finally:
+        outer.kill()
+        outer.wait()
 
 
 def test_requests_in_flight_are_answered_before_the_end(own_server: Server) -> None:

@@ -46,6 +46,8 @@ def handle_of(name: str) -> bytes:
 class FakeDriver:
     """`Driver` over this process's own memory."""
 
+    has_kernels = True
+
     def __init__(self) -> None:
         self._faults = _Faults(os.environ.get("FAKE_GPU_FAULTS"))
         self._ids = itertools.count(1)

@@ -80,7 +80,7 @@ class Blocks:
 
     def map_order(self) -> Map:
         planes = [(0, plane * self.data[0].nbytes, self._run) for plane in range(len(self.data))]
-        allocation = Allocation(self._memory.handle, self.data.nbytes, [])
+        allocation = Allocation(self._memory.handle, self.data.nbytes)
         return Map(self.number, [allocation], [[Planes(self._run, planes)]])
 
     def fetch(

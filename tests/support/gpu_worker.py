@@ -111,6 +111,11 @@ class GpuPool:
     def caches(self) -> list[msgspec.msgpack.Ext]:
         return [extension(self.descriptor(layer)) for layer in range(len(self.data))]
 
+    def counts(self) -> list[int]:
+        """torch's counters: two of the layers, two of something else."""
+        found: list[int] = np.frombuffer(self.counter.read_bytes(), np.int64).tolist()
+        return found
+
     def unlink(self) -> None:
         self.memory.unlink()
         self.counter.unlink(missing_ok=True)

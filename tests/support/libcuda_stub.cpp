@@ -1,6 +1,7 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
 // process's own, streams do everything at once, and the kernels are the .cu files run thread by thread.
+// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with: "cuInit 802".
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
@@ -50,6 +52,15 @@ static bool copyable(CUdeviceptr at, size_t size) {
     return inside(allocations, at, size) || inside(pinned, at, size);
 }
 
+static CUresult fault(const char *call) {
+    const char *path = getenv("LIBCUDA_STUB_FAULTS");
+    std::ifstream faults(path ? path : "");
+    std::string name;
+    for (int code; faults >> name >> code;)
+        if (name == call) return (CUresult)code;
+    return CUDA_SUCCESS;
+}
+
 static void *map_shared(const char *handle, size_t *size) {
     std::string path = std::string("/dev/shm/") + std::string(handle, strnlen(handle, 64));
     int fd = open(path.c_str(), O_RDWR);
@@ -82,7 +93,7 @@ static PFN_cuMemcpyBatchAsync_v12080 const batch_v1 = batch;
 
 extern "C" {
 
-CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; }
+CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : fault("cuInit"); }
 CUresult cuDriverGetVersion(int *version) { return *version = 12080, CUDA_SUCCESS; }
 
 CUresult cuDeviceGetCount(int *count) {
@@ -232,7 +243,7 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     void *sums = strstr((const char *)image, ".entry sum_objects") ? (void *)&sum_objects : nullptr;
     *module = (CUmodule)(strstr((const char *)image, ".entry copy_runs") ? (void *)&copy_runs : sums);
-    return *module ? CUDA_SUCCESS : CUDA_ERROR_INVALID_PTX;
+    return *module ? fault("cuModuleLoadData") : CUDA_ERROR_INVALID_PTX;
 }
 
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {

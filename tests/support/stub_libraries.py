@@ -16,6 +16,12 @@ _KERNELS = REPO / "sidecar" / "engines" / "cuda"
 _FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror")
 
 
+def stub_driver(folder: Path) -> dict[str, str]:
+    """The environment in which the stub is the driver. Its faults are in `folder`/faults."""
+    build_libcuda(folder)
+    return {"LD_LIBRARY_PATH": str(folder), "LIBCUDA_STUB_FAULTS": str(folder / "faults")}
+
+
 def build_libcuda(folder: Path, *sources: Path) -> None:
     """Make folder/libcuda.so.1, by default of the stub alone. Skips where that is impossible."""
     include = _headers()

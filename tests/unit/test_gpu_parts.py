@@ -6,17 +6,19 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sidecar.engines.cuda import mappings as mappings_module
+from sidecar.engines.cuda import shares as shares_module
 from sidecar.engines.cuda.driver import DriverError
 from sidecar.engines.cuda.events import BadEvent, open_event
 from sidecar.engines.cuda.lane import Lane, Transfer
-from sidecar.engines.cuda.mappings import Mappings, release_counter
+from sidecar.engines.cuda.mappings import Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, Step
+from sidecar.engines.cuda.shares import release
 from tests.support.fake_gpu import PREFIX, FakeDriver
 from tests.support.gpu_worker import DeviceMemory, Event, Timeline
 from tests.support.server import SHM, wait_until
@@ -64,20 +66,22 @@ def test_memory_that_cannot_be_mapped_is_not_counted(driver: FakeDriver) -> None
 
 @pytest.mark.parametrize("name", ["/../etc/passwd", "/torch_1/../x", "torch_1", "", "/torch_gone"])
 def test_a_counter_of_another_name_is_not_touched(name: str) -> None:
-    release_counter(name, 0)
+    release([(name, 0)])
 
 
 def test_a_counter_goes_down_once_and_never_below_zero(
-    tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mappings_module, "SHM_DIR", tmp_path)
-    file = tmp_path / "torch_12_ab"  # type: ignore[operator]
+    monkeypatch.setattr(shares_module, "SHM_DIR", tmp_path)
+    file, other = tmp_path / "torch_12_ab", tmp_path / "torch_12_cd"
     file.write_bytes(np.array([1, 1, 7], np.int64).tobytes())
+    other.write_bytes(np.array([1, 1], np.int64).tobytes())
     for _ in range(2):
-        release_counter("/torch_12_ab", 1)
-    release_counter("/torch_12_ab", 2)  # no share of ours: a tensor's file has such a name, too
-    release_counter("/torch_12_ab", 99)
+        release([("/torch_12_ab", 1), ("/torch_12_cd", 0), ("/torch_gone", 0)])
+    release([("/torch_12_ab", 2)])  # no share of ours: a tensor's file has such a name, too
+    release([("/torch_12_ab", 99)])
     assert np.frombuffer(file.read_bytes(), np.int64).tolist() == [1, 0, 7]
+    assert np.frombuffer(other.read_bytes(), np.int64).tolist() == [0, 1]
 
 
 def test_an_ipc_event(driver: FakeDriver) -> None:

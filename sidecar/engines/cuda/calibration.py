@@ -6,7 +6,7 @@ they cross depends on GPU, link and driver: from 4 KiB to more than 28 KiB have 
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import numpy as np
 
@@ -40,7 +40,8 @@ class Calibration:
     def __init__(self, driver: Driver, clock: Callable[[], float] = time.perf_counter) -> None:
         self.short_bytes = {True: SHORT_BYTES, False: SHORT_BYTES}
         self._driver, self._clock = driver, clock
-        self._work = self._measure()
+        # Without kernels nothing is staged.
+        self._work: Iterator[None] = self._measure() if driver.has_kernels else iter(())
         self._last = 0.0
         self._disturbed = False
         self._samples = 0

@@ -38,6 +38,7 @@ from sidecar.engines.cuda.protocol import (
     Pong,
     Populated,
     Unmap,
+    Unmapped,
 )
 
 log = logging.getLogger(__name__)
@@ -236,6 +237,7 @@ class Child:
         if mapped.is_leaving and not mapped.transfers:
             del self._workers[worker]
             mapped.close()
+            self._send(Unmapped(worker))
 
     def _send(self, answer: protocol.ToServer) -> None:
         protocol.send(self._pipe, answer)

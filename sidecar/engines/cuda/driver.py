@@ -24,6 +24,18 @@ _HARMLESS = {
     *_PEER_LIMIT, _SYSTEM_CALL_FAILED, _INVALID_HANDLE,
     _ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED,
 }  # fmt: skip
+# The driver does not start with these until somebody changes the machine: a stub library, no GPU,
+# parts of two driver versions, a compat library without its kind of GPU. What else it says may
+# pass: a fabric manager that is starting (802), a GPU that recovers (46, 999).
+FINAL_AT_START = {34, 100, 803, 804}
+# The driver compiles the kernels when a child starts. Why it cannot, and what would help.
+NO_KERNEL = {
+    209: "it has no code for this GPU, which is older than sm_70",
+    221: "install libnvidia-ptxjitcompiler.so.1 of the driver's version; in a container "
+    "NVIDIA_DRIVER_CAPABILITIES=compute brings it",
+    222: "update the driver",
+    223: "unset CUDA_DISABLE_PTX_JIT",
+}
 
 
 class DriverError(Exception):
@@ -40,7 +52,14 @@ class DriverError(Exception):
 
 
 class DriverMissing(Exception):
-    """There is no driver, or no GPU that it shows us; the text says which."""
+    """There is no driver, or no GPU that it shows us; the text says which.
+
+    With `is_final` that stays so; else it may pass.
+    """
+
+    def __init__(self, reason: str, is_final: bool = True) -> None:
+        super().__init__(reason)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +77,11 @@ class Device:
 class Driver(Protocol):
     """One GPU, used by one thread. Streams, events and addresses are ints.
 
-    All but `open` raise DriverError.
+    All but `open` raise DriverError. `has_kernels`: whether there is what
+    `copy_runs` and `sum_objects` begin.
     """
+
+    has_kernels: bool
 
     def open(self, use_batches: bool) -> Device:
         """Make the GPU's primary context current on this thread. Raises DriverMissing.

@@ -27,6 +27,8 @@ class FileLane(Turns[WantedObject]):
 
     def __init__(self, driver: Driver, reader: FileReader) -> None:
         """Raises CannotRead and DriverError."""
+        if not driver.has_kernels:
+            raise CannotRead("there is no kernel that could check them")
         self._reader = reader
         buffers = ObjectBuffers(driver, reader)
         super().__init__([_Way(driver, reader, buffers) for _ in range(_IN_FLIGHT)])

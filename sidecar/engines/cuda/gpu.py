@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import threading
@@ -16,6 +17,7 @@ import msgspec
 
 from sidecar.cache.arena import Arena
 from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.shares import Share, release
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,15 @@ class Gpu:
         self.uuid = uuid
         self.pinned_bytes = 0
         self.is_ending = False
-        self.is_unusable = False  # there is no driver, or no such GPU
+        self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
         self.reads_files = False  # of NIXL, past the arena
+        self.reason = "its process has ended"
+        self._has_started = False
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
-        self._reason = "its process has ended"
-        self._mapping: dict[int, OnMapped] = {}
+        self._mapping: dict[int, tuple[OnMapped, Sequence[Share]]] = {}
+        self._shares: dict[int, Sequence[Share]] = {}  # of each worker that is mapped
         self._moving: dict[int, OnMoved] = {}
         self._process, self._pipe = _start(uuid, command, arena, use_batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
@@ -62,8 +66,15 @@ class Gpu:
         for work in (self._write, self._read):
             threading.Thread(target=work, name=f"gpu-{uuid}", daemon=True).start()
 
-    def map(self, order: protocol.Map, on_mapped: OnMapped) -> None:
-        self._mapping[order.worker] = on_mapped
+    @property
+    def could_not_start(self) -> bool:
+        """Whether it ended by itself before it could do anything, for what may pass."""
+        killed = self._process.returncode == -signal.SIGKILL
+        return not (self._has_started or self.is_unusable or killed)
+
+    def map(self, order: protocol.Map, shares: Sequence[Share], on_mapped: OnMapped) -> None:
+        """`shares` are the worker's: its torch is told when they are not mapped any more."""
+        self._mapping[order.worker] = on_mapped, shares
         self._outbox.put(order)
 
     def move(self, order: protocol.Move | protocol.Fetch, on_moved: OnMoved) -> None:
@@ -76,7 +87,7 @@ class Gpu:
     def end(self) -> None:
         """The last worker has left: let the process end, and see to it that it does."""
         self.is_ending = True
-        self._reason = "its last worker has left"
+        self.reason = "its last worker has left"
         self._asked, self._patience = time.monotonic(), _SILENT_SECONDS
         self._outbox.put(protocol.End())
 
@@ -91,7 +102,7 @@ class Gpu:
 
     def kill(self, reason: str) -> None:
         """Give it up. What it was asked for is answered when it is gone."""
-        self._reason = reason
+        self.reason = reason
         self._process.kill()
         self._lost()
 
@@ -106,14 +117,20 @@ class Gpu:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             log.error("%s: process %d does not end", self.uuid, self._process.pid)
+        else:
+            self._release_all()
 
     def _lost(self) -> None:
         if not self.is_ending:
             self.is_ending = True
-            log.error(
-                "%s is given up: %s; its workers must register again", self.uuid, self._reason
-            )
+            log.error("%s is given up: %s; its workers must register again", self.uuid, self.reason)
         self._on_lost(self)
+
+    def _release_all(self) -> None:
+        """The process is gone, and all its mappings with it."""
+        for shares in self._shares.values():
+            release(shares)
+        self._shares.clear()
 
     def _write(self) -> None:
         while (order := self._outbox.get()) is not None:
@@ -137,11 +154,16 @@ class Gpu:
     def _take(self, answer: protocol.ToServer) -> None:
         match answer:
             case protocol.Mapped():
-                self._mapping.pop(answer.worker)(answer.error)
+                on_mapped, shares = self._mapping.pop(answer.worker)
+                if answer.error is None:
+                    self._shares[answer.worker] = shares
+                on_mapped(answer.error)
+            case protocol.Unmapped():
+                release(self._shares.pop(answer.worker))
             case protocol.Moved():
                 self._moving.pop(answer.job)(answer)
             case protocol.Pong():
-                self.pinned_bytes = answer.pinned
+                self._has_started, self.pinned_bytes = True, answer.pinned
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.FilesOpened():
@@ -149,19 +171,20 @@ class Gpu:
                 if answer.error is not None:
                     log.warning("%s: files go through the L1: %s", self.uuid, answer.error)
             case protocol.Unusable():
-                self.is_ending = self.is_unusable = True
-                self._reason = answer.reason
+                self.is_ending, self.is_unusable = True, answer.is_final
+                self.reason = answer.reason
 
     def _ended(self) -> None:
         self._outbox.put(None)
+        self._release_all()
         self._lost()
         self._on_ended(self)
         mapping, self._mapping = self._mapping, {}
-        for on_mapped in mapping.values():
-            on_mapped(self._reason)
+        for on_mapped, _ in mapping.values():
+            on_mapped(self.reason)
         moving, self._moving = self._moving, {}
         for job, on_moved in moving.items():
-            on_moved(protocol.Moved(job, self._reason, 0.0, 0.0))
+            on_moved(protocol.Moved(job, self.reason, 0.0, 0.0))
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from sidecar.engines.groups import WorkerLayout
 
 COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
 _END_SECONDS = 5.0
+# A GPU whose process could not start is left in peace for so long, whoever registers.
+_AGAIN_SECONDS = 5.0
 _MAX_GPUS = 32  # processes, also for GPUs that a peer has made up
 
 
@@ -56,6 +59,7 @@ class Gpus:
         self._populated = 0
         self._gpus: dict[str, Gpu] = {}
         self._ending: set[Gpu] = set()
+        self._failed: dict[str, tuple[float, str]] = {}  # when and why, by UUID
         self._workers: dict[GpuMemory, OnLost] = {}
         self._numbers = itertools.count(1)
 
@@ -72,6 +76,9 @@ class Gpus:
         `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
         unless it was closed before: the worker has to register again.
         """
+        if uuid in self._failed:
+            on_mapped(MapRefused(self._failed[uuid][1], is_final=False))
+            return
         is_new = uuid not in self._gpus
         try:
             gpu = self._gpus.get(uuid) or self._start(uuid)
@@ -81,7 +88,9 @@ class Gpus:
         number = next(self._numbers)
         memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
-        gpu.map(map_order(number, layout, tensors), partial(self._mapped, memory, on_mapped))
+        shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
+        order = map_order(number, layout, tensors)
+        gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
         if is_new and self._files is not None:
             gpu.tell(self._files)  # it takes seconds: not before the worker is answered
 
@@ -99,6 +108,8 @@ class Gpus:
         """To be called about once a second."""
         for gpu in [*self._gpus.values(), *self._ending]:
             gpu.watch()
+        since = time.monotonic() - _AGAIN_SECONDS
+        self._failed = {uuid: (at, why) for uuid, (at, why) in self._failed.items() if at > since}
 
     def close(self) -> None:
         """End all processes."""
@@ -155,3 +166,5 @@ class Gpus:
 
     def _ended(self, gpu: Gpu) -> None:
         self._ending.discard(gpu)
+        if gpu.could_not_start:
+            self._failed[gpu.uuid] = time.monotonic(), gpu.reason

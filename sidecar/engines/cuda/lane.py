@@ -152,7 +152,7 @@ class _Way:
         self._event = driver.new_event()
         self._began = 0.0
         self._staging: Staging | None = None
-        self._no_staging = False
+        self._no_staging = not driver.has_kernels
         self.transfer: Transfer[Step] | None = None
 
     def begin(self, transfer: Transfer[Step], step: Step) -> None:

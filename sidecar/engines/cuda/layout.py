@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.engines.cuda.protocol import Allocation, Map, Planes
+from sidecar.engines.cuda.shares import Share
 from sidecar.engines.groups import WorkerLayout
 
 
@@ -11,22 +12,18 @@ from sidecar.engines.groups import WorkerLayout
 class Tensor:
     """Where a tensor's storage lies: `offset` bytes into the allocation `handle`.
 
-    `counter` is torch's reference counter of this share: (file, index).
+    `counter` is what torch counts this share by, if it does.
     """
 
     handle: bytes
     offset: int
-    counter: tuple[str, int] | None = None
+    counter: Share | None = None
 
 
 def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> Map:
     """The order by which a child maps `tensors`, of which `layout` tells the blocks."""
-    counters: dict[bytes, list[tuple[str, int]]] = {tensor.handle: [] for tensor in tensors}
-    for tensor in tensors:
-        if tensor.counter is not None:
-            counters[tensor.handle].append(tensor.counter)
-    index = {handle: i for i, handle in enumerate(counters)}
-    reach = dict.fromkeys(counters, 0)
+    reach = {tensor.handle: 0 for tensor in tensors}
+    index = {handle: i for i, handle in enumerate(reach)}
     groups: list[list[Planes]] = []
     for group in layout.groups:
         groups.append([])
@@ -38,4 +35,4 @@ def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> M
                 reach[handle] = max(reach[handle], end)
                 placed.append((index[handle], start, plane.stride))
             groups[-1].append(Planes(run, placed))
-    return Map(worker, [Allocation(h, reach[h], counters[h]) for h in counters], groups)
+    return Map(worker, [Allocation(*item) for item in reach.items()], groups)

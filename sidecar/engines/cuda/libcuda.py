@@ -1,24 +1,29 @@
 """The driver interface over libcuda.so.1, which comes with the NVIDIA driver.
 
 By ctypes: a ctypes call drops the GIL, needs no package and no toolkit, and the driver API
-leaves no pending error behind. Signatures, constants and struct layouts are those of cuda.h.
+leaves no pending error behind. Signatures and constants are those of cuda.h.
 """
 
 import ctypes
-from ctypes import byref, c_char, c_int, c_size_t, c_uint, c_uint64, c_void_p
+import logging
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sidecar.engines.cuda.cuda_h import BatchAttributes, BatchCall, Handle
 from sidecar.engines.cuda.driver import (
-    HANDLE_BYTES,
+    FINAL_AT_START,
     INVALID_VALUE,
+    NO_KERNEL,
     Addresses,
     Device,
     DriverError,
     DriverMissing,
 )
+
+log = logging.getLogger(__name__)
 
 _BATCH_VERSION = 12080  # of cuMemcpyBatchAsync
 # Descriptors of one batch call: drivers have been seen to crash at 50,000 (vLLM#49276).
@@ -33,24 +38,6 @@ _WARPS = _KERNEL_THREADS // 32  # of a block; each copies one run at a time
 _OBJECTS = 4  # that a block of sum_objects has threads for, which is a warp
 
 
-class _Handle(ctypes.Structure):
-    """CUipcMemHandle and CUipcEventHandle, both passed by value."""
-
-    _fields_ = (("bytes", c_char * HANDLE_BYTES),)
-
-
-class _BatchAttributes(ctypes.Structure):
-    """CUmemcpyAttributes, 24 bytes; the location hints are for managed memory only."""
-
-    _fields_ = (("order", c_uint), ("hints", c_uint * 4), ("flags", c_uint))
-
-
-_BATCH_ARGUMENTS = (
-    c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p, c_void_p,
-)  # fmt: skip
-_BatchCall = ctypes.CFUNCTYPE(c_int, *_BATCH_ARGUMENTS)
-
-
 class LibCuda:
     """The first GPU that the environment shows (CUDA_VISIBLE_DEVICES)."""
 
@@ -62,8 +49,7 @@ class LibCuda:
         self._call("cuCtxSetCurrent", context)
         self._batch = self._batch_call() if use_batches else None
         about = self._about(device)
-        self._kernel = self._load_kernel("copy_runs")
-        self._sum_kernel = self._load_kernel("sum_objects")
+        self.has_kernels = self._load_kernels()
         self._kernel_blocks = max(1, about.multiprocessors // _KERNEL_SHARE)
         self._control = self.new_stream()
         self._word = self.allocate_host(8)
@@ -74,7 +60,7 @@ class LibCuda:
         self._call(
             "cuIpcOpenMemHandle_v2",
             byref(address),
-            _Handle.from_buffer_copy(handle),
+            Handle.from_buffer_copy(handle),
             c_uint(_LAZY_PEER_ACCESS),
         )
         base, size = c_uint64(), c_size_t()
@@ -87,7 +73,7 @@ class LibCuda:
 
     def open_event(self, handle: bytes) -> int:
         event = c_void_p()
-        self._call("cuIpcOpenEventHandle", byref(event), _Handle.from_buffer_copy(handle))
+        self._call("cuIpcOpenEventHandle", byref(event), Handle.from_buffer_copy(handle))
         return event.value or 0
 
     def new_event(self) -> int:
@@ -153,7 +139,7 @@ class LibCuda:
 
     def copy_runs(self, table: int, runs: int, stream: int) -> None:
         blocks = min(-(-runs // _WARPS), self._kernel_blocks)
-        self._launch(self._kernel, blocks, _KERNEL_THREADS, table, runs, stream)
+        self._launch(self._copy_kernel, blocks, _KERNEL_THREADS, table, runs, stream)
 
     def sum_objects(self, table: int, objects: int, stream: int) -> None:
         blocks = -(-objects // _OBJECTS)
@@ -178,13 +164,15 @@ class LibCuda:
             self._call("cuInit", c_uint(0))
             self._call("cuDeviceGetCount", byref(count))
         except DriverError as error:
-            raise DriverMissing(f"the NVIDIA driver does not start: {error}") from None
+            raise DriverMissing(
+                f"the NVIDIA driver does not start: {error}", error.code in FINAL_AT_START
+            ) from None
         if not count.value:
             raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
 
     def _copy_batch(self, to: Addresses, source: Addresses, sizes: Addresses, stream: int) -> None:
         assert self._batch is not None
-        attributes = _BatchAttributes(order=_ORDER_STREAM, flags=_PREFER_OVERLAP)
+        attributes = BatchAttributes(order=_ORDER_STREAM, flags=_PREFER_OVERLAP)
         first, failed = c_size_t(0), c_size_t(0)
         arrays = [np.ascontiguousarray(a, np.uint64) for a in (to, source, sizes)]
         code = self._batch(
@@ -218,7 +206,22 @@ class LibCuda:
             "cuGetProcAddress_v2",
             b"cuMemcpyBatchAsync", byref(found), c_int(_BATCH_VERSION), c_uint64(0), byref(status),
         )  # fmt: skip
-        return _BatchCall(found.value) if found.value else None
+        return BatchCall(found.value) if found.value else None
+
+    def _load_kernels(self) -> bool:
+        """Whether this driver could compile them."""
+        try:
+            self._copy_kernel = self._load_kernel("copy_runs")
+            self._sum_kernel = self._load_kernel("sum_objects")
+        except DriverError as error:
+            if error.code not in NO_KERNEL:
+                raise
+            log.warning(
+                "no kernels, short runs are copied one by one, slowly: %s: %s",
+                error, NO_KERNEL[error.code],
+            )  # fmt: skip
+            return False
+        return True
 
     def _load_kernel(self, name: str) -> c_void_p:
         """The kernel of the .ptx file that is called like it."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sidecar.engines.cuda.driver import DriverError
-from sidecar.engines.cuda.mappings import Mappings, explain, release_counter
+from sidecar.engines.cuda.mappings import Mappings, explain
 from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, Step, plan, runs_of
 from sidecar.engines.cuda.protocol import Fetch, Map, Move, StoredObject
 
@@ -30,7 +30,6 @@ class MappedWorker:
     def __init__(self, order: Map, mappings: Mappings) -> None:
         """Map its allocations. Raises CannotMap, and DriverError if fatal."""
         self._mappings = mappings
-        self._allocations = order.allocations
         self._acquired: list[bytes] = []
         self._most = len(order.allocations) + _KEPT
         self.transfers = 0
@@ -76,11 +75,8 @@ class MappedWorker:
             self._acquired.append(handle)
 
     def close(self) -> None:
-        """Unmap, and let the worker's torch free the memory. Raises DriverError."""
+        """Unmap. Raises DriverError."""
         self._release()
-        for allocation in self._allocations:
-            for name, index in allocation.counters:
-                release_counter(name, index)
 
     def _acquire(self, handle: bytes, reach: int) -> int:
         address, size = self._mappings.acquire(handle)

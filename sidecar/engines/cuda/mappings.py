@@ -1,11 +1,5 @@
 """Which allocations of other processes are mapped, and how many times they are in use."""
 
-import os
-import re
-import sys
-from contextlib import suppress
-
-from sidecar.cache.segment import SHM_DIR
 from sidecar.engines.cuda.driver import (
     INVALID_CONTEXT,
     INVALID_VALUE,
@@ -14,9 +8,6 @@ from sidecar.engines.cuda.driver import (
     DriverError,
 )
 
-# torch's counters of shared storages: `/torch_<pid>_<random>`, newer with a suffix.
-_COUNTERS = re.compile(r"/(torch_[A-Za-z0-9_]{1,100})")
-_COUNTER_BYTES = 8
 _HINTS = {
     INVALID_VALUE: "the memory is gone, or is not cudaMalloc's",
     INVALID_CONTEXT: "the worker has the same process id as the sidecar's child: share one PID "
@@ -57,23 +48,3 @@ def explain(error: DriverError) -> str:
     """Why memory could not be mapped, with what to do where that is known."""
     hint = _HINTS.get(error.code)
     return f"{error}: {hint}" if hint else str(error)
-
-
-def release_counter(name: str, index: int) -> None:
-    """Tell torch in the worker that one share of a storage has ended.
-
-    Until then it keeps the memory when it is freed. A worker that is dead has no file.
-    """
-    match = _COUNTERS.fullmatch(name)
-    if match is None:
-        return
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    with suppress(OSError):
-        fd = os.open(SHM_DIR / match[1], flags)
-        try:
-            at = index * _COUNTER_BYTES
-            count = int.from_bytes(os.pread(fd, _COUNTER_BYTES, at), sys.byteorder)
-            if count == 1:  # nobody else changes it: it counts this one share
-                os.pwrite(fd, bytes(_COUNTER_BYTES), at)
-        finally:
-            os.close(fd)

@@ -42,7 +42,7 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     try:
         _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches))
     except DriverMissing as error:
-        protocol.send(pipe, protocol.Unusable(str(error)))
+        protocol.send(pipe, protocol.Unusable(str(error), error.is_final))
     except (DriverError, Stuck) as error:
         log.error("the GPU is given up: %s", error)
         code = FAILED

@@ -6,14 +6,10 @@ import msgspec
 
 
 class Allocation(msgspec.Struct, array_like=True, frozen=True):
-    """Memory of a worker by its CUDA IPC handle (64 bytes). `reach` bytes of it are used.
-
-    `counters` are torch's reference counters of what was shared of it: (file, index).
-    """
+    """Memory of a worker by its CUDA IPC handle (64 bytes). `reach` bytes of it are used."""
 
     handle: bytes
     reach: int
-    counters: list[tuple[str, int]]
 
 
 class Planes(msgspec.Struct, array_like=True, frozen=True):
@@ -32,7 +28,7 @@ class Map(msgspec.Struct, tag=True, frozen=True):
 
 
 class Unmap(msgspec.Struct, tag=True, frozen=True):
-    """Let go of a worker's memory when its transfers have ended. There is no answer."""
+    """Let go of a worker's memory when its transfers have ended; answered by Unmapped."""
 
     worker: int
 
@@ -104,6 +100,12 @@ class Mapped(msgspec.Struct, tag=True, frozen=True):
     error: str | None
 
 
+class Unmapped(msgspec.Struct, tag=True, frozen=True):
+    """A worker's memory is not mapped any more."""
+
+    worker: int
+
+
 class Moved(msgspec.Struct, tag=True, frozen=True):
     """A transfer has ended: nobody touches its memory now. Times in seconds.
 
@@ -132,13 +134,14 @@ class Pong(msgspec.Struct, tag=True, frozen=True):
 
 
 class Unusable(msgspec.Struct, tag=True, frozen=True):
-    """There is no driver or no such GPU; the child ends."""
+    """There is no driver or no such GPU; the child ends. With `is_final` that stays so."""
 
     reason: str
+    is_final: bool
 
 
 ToChild = Map | Unmap | Move | Fetch | OpenFiles | Populated | Ping | End
-ToServer = Mapped | Moved | FilesOpened | Pong | Unusable
+ToServer = Mapped | Unmapped | Moved | FilesOpened | Pong | Unusable
 
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)

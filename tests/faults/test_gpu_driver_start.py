@@ -1,0 +1,73 @@
+"""Drivers that do not start, or only in part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
+from tests.support.server import Server, wait_until
+from tests.support.stub_libraries import stub_driver
+
+NOT_READY, DRIVER_MISMATCH = 802, 803
+
+
+@pytest.fixture(scope="module")
+def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("stub")
+    with gpu_server_in(folder, stub_driver(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def faults(gpu_server: Server) -> Iterator[Path]:
+    """What the driver is to fail with."""
+    path = gpu_server.log.parent / "faults"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_a_driver_that_is_not_ready_yet(gpu_site: GpuSite, faults: Path) -> None:
+    """Its workers are served as soon as it is."""
+    faults.write_text(f"cuInit {NOT_READY}")
+    worker = gpu_site.worker(1)
+    assert gpu_site.server.instances() == set()
+    reason = f"the NVIDIA driver does not start: cuInit: CUDA error ({NOT_READY})"
+    assert reason in gpu_site.server.stderr()
+    faults.unlink()
+
+    def served() -> bool:
+        gpu_site.reregister(worker)
+        return gpu_site.server.instances() == {1}
+
+    wait_until(served, "the worker is served")
+    round_trip(worker, chunks=2)
+
+
+def test_a_driver_that_needs_somebody_to_mend_it(gpu_site: GpuSite, faults: Path) -> None:
+    """Its workers recompute, and are not made to register again and again."""
+    faults.write_text(f"cuInit {DRIVER_MISMATCH}")
+    gpu_site.worker(2)
+    assert gpu_site.server.instances() == set()
+    assert all(gpu_site.client.call("ping", 2) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("code", "what_to_do"),
+    [
+        (209, "has no code for this GPU"),
+        (221, "install libnvidia-ptxjitcompiler.so.1"),
+        (222, "update the driver"),
+        (223, "unset CUDA_DISABLE_PTX_JIT"),
+    ],
+)
+def test_a_driver_that_does_not_compile_the_kernel(
+    gpu_site: GpuSite, faults: Path, code: int, what_to_do: str
+) -> None:
+    """One warning, and what would have been gathered by the kernel is copied all the same."""
+    faults.write_text(f"cuModuleLoadData {code}")
+    warned = gpu_site.server.stderr().count(what_to_do)
+    round_trip(gpu_site.worker(1), chunks=7)
+    assert gpu_site.server.stderr().count(what_to_do) == warned + 1
