@@ -13,7 +13,7 @@ from tests.support.server import REPO
 
 SUPPORT = REPO / "tests" / "support"
 _KERNELS = REPO / "sidecar" / "engines" / "cuda"
-_FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Werror")
+_FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror")
 
 
 def build_libcuda(folder: Path, *sources: Path) -> None:
