@@ -68,6 +68,8 @@ def test_a_fetch_comes_after_the_worker_s_event(
     child.tell(blocks.fetch(2, [one], [[2]], event=late.handle))
     assert "the event did not happen" in str(child.answer(Moved).error)
     blocks.expect(by_block(blocks, [1], data))
+    for made in (event, late):
+        made.unlink()
 
 
 def test_a_worker_leaves_while_its_objects_are_read(

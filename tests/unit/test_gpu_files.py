@@ -24,7 +24,8 @@ from sidecar.engines.cuda.mappings import Mappings
 from tests.support.fake_files import FakeReader
 from tests.support.fake_gpu import ILLEGAL, PREFIX, FakeDriver
 from tests.support.gpu_child import PAGE, Blocks, by_block, stored
-from tests.support.server import SHM, wait_until
+from tests.support.server import SHM
+from tests.support.turns import ended
 
 
 class Site:
@@ -54,17 +55,7 @@ class Site:
         """The jobs in the order in which they end."""
         for transfer in transfers:
             self.lane.add(transfer)
-        return self.ended(len(transfers))
-
-    def ended(self, count: int) -> list[int]:
-        jobs: list[int] = []
-
-        def enough() -> bool:
-            jobs.extend(transfer.job for transfer in self.lane.advance())
-            return len(jobs) >= count
-
-        wait_until(enough, f"{count} transfers ended")
-        return jobs
+        return ended(self.lane, len(transfers))
 
     def expect(self, *names: str) -> None:
         """The objects of these names are in their blocks, and nothing else."""
@@ -139,7 +130,7 @@ def test_after_a_failed_read_its_memory_is_not_used_again(site: Callable[..., Si
     made = site()
     failing, after = made.transfer(1, "fails", "slow"), made.transfer(2, "x")
     made.lane.add(failing)
-    assert made.ended(1) == [1]
+    assert ended(made.lane, 1) == [1]
     assert failing.error == made.lane.failed == "fails: the disk is broken"
     buffers = dict(made.reader.registered)
     assert made.run(after) == [2]
@@ -165,7 +156,7 @@ def test_a_read_that_does_not_end_costs_the_process(
     made = site()
     made.lane.add(made.transfer(1, "hangs"))
     with pytest.raises(Stuck, match="a read from a file did not end"):
-        made.ended(1)
+        ended(made.lane, 1)
 
 
 def test_nothing_is_written_for_a_worker_that_has_left(site: Callable[..., Site]) -> None:
@@ -175,7 +166,7 @@ def test_nothing_is_written_for_a_worker_that_has_left(site: Callable[..., Site]
     made.lane.add(stays)
     made.lane.advance()
     assert made.lane.drop(1) == [], "four of its objects are still being read"
-    assert sorted(made.ended(2)) == [1, 2]
+    assert sorted(ended(made.lane, 2)) == [1, 2]
     assert left.error == "the worker has left" and not stays.error
     assert made.lane.is_idle and len(made.reader.begun) <= 4 + 1
     made.expect("b")
@@ -210,7 +201,7 @@ def test_a_fatal_error_of_the_driver_costs_the_process(
     fail({"call": call, "nth": 1, "code": ILLEGAL})
     made.lane.add(made.transfer(1, "a"))
     with pytest.raises(DriverError):
-        made.ended(1)
+        ended(made.lane, 1)
     made.expect()
 
 

@@ -21,7 +21,8 @@ from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, Step
 from sidecar.engines.cuda.shares import release
 from tests.support.fake_gpu import PREFIX, FakeDriver
 from tests.support.gpu_worker import DeviceMemory, Event, Timeline
-from tests.support.server import SHM, wait_until
+from tests.support.server import SHM
+from tests.support.turns import ended
 
 KIB = 1024
 
@@ -155,22 +156,12 @@ class Copies:
         one = Runs(np.array([self.device]), np.array([job * KIB]), np.array([KIB]))
         return Transfer(job, worker, 0.0, iter([Step(one, False)] * steps))
 
-    def ended(self, count: int) -> list[int]:
-        jobs: list[int] = []
-
-        def enough() -> bool:
-            jobs.extend(transfer.job for transfer in self.lane.advance())
-            return len(jobs) >= count
-
-        wait_until(enough, f"{count} transfers ended")
-        return jobs
-
 
 def test_short_transfers_do_not_wait_for_a_long_one(driver: FakeDriver, memory: mmap.mmap) -> None:
     copies = Copies(driver, memory)
     for job, steps in ((0, 50), (1, 1), (2, 3)):
         copies.lane.add(copies.transfer(job, steps))
-    assert copies.ended(3) == [1, 2, 0]
+    assert ended(copies.lane, 3) == [1, 2, 0]
     assert copies.lane.is_idle
 
 
@@ -183,7 +174,7 @@ def test_a_worker_that_has_left_gets_no_further_portion(
     copies.lane.advance()
     begun = driver.calls["copy"]
     at_once = copies.lane.drop(1)
-    jobs = [transfer.job for transfer in at_once] + copies.ended(2 - len(at_once))
+    jobs = [transfer.job for transfer in at_once] + ended(copies.lane, 2 - len(at_once))
     assert sorted(jobs) == [0, 1]
     assert driver.calls["copy"] - begun <= 2
     assert copies.lane.is_idle
