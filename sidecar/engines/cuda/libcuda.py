@@ -30,7 +30,8 @@ _MULTIPROCESSORS = 16
 # A kernel may keep this share of the GPU's multiprocessors busy: inference has the rest.
 _KERNEL_SHARE, _KERNEL_THREADS = 20, 1024
 _WARPS = _KERNEL_THREADS // 32  # of a block; each copies one run at a time
-_PTX = Path(__file__).with_name("copy_runs.ptx")
+_SUM_THREADS, _OBJECT_THREADS = 32, 8
+_FOLDER = Path(__file__).parent
 
 
 class _Handle(ctypes.Structure):
@@ -62,7 +63,8 @@ class LibCuda:
         self._call("cuCtxSetCurrent", context)
         self._batch = self._batch_call() if use_batches else None
         about = self._about(device)
-        self._kernel = self._load_kernel()
+        self._copy_kernel = self._load_kernel("copy_runs")
+        self._sum_kernel = self._load_kernel("sum_objects")
         self._kernel_blocks = max(1, about.multiprocessors // _KERNEL_SHARE)
         self._control = self.new_stream()
         self._word = self.allocate_host(8)
@@ -145,14 +147,12 @@ class LibCuda:
             )  # fmt: skip
 
     def copy_runs(self, table: int, runs: int, stream: int) -> None:
-        values = (c_uint64(table), c_uint(runs))
-        pointers = (c_void_p * 2)(*(ctypes.addressof(value) for value in values))
         blocks = min(-(-runs // _WARPS), self._kernel_blocks)
-        self._call(
-            "cuLaunchKernel", self._kernel,
-            c_uint(blocks), c_uint(1), c_uint(1), c_uint(_KERNEL_THREADS), c_uint(1), c_uint(1),
-            c_uint(0), c_void_p(stream), pointers, None,
-        )  # fmt: skip
+        self._launch(self._copy_kernel, blocks, _KERNEL_THREADS, table, runs, stream)
+
+    def sum_objects(self, table: int, objects: int, stream: int) -> None:
+        blocks = -(-objects * _OBJECT_THREADS // _SUM_THREADS)
+        self._launch(self._sum_kernel, blocks, _SUM_THREADS, table, objects, stream)
 
     def read_word(self, address: int) -> int:
         self._call(
@@ -215,11 +215,23 @@ class LibCuda:
         )  # fmt: skip
         return _BatchCall(found.value) if found.value else None
 
-    def _load_kernel(self) -> c_void_p:
+    def _load_kernel(self, name: str) -> c_void_p:
         module, function = c_void_p(), c_void_p()
-        self._call("cuModuleLoadData", byref(module), _PTX.read_bytes() + b"\0")
-        self._call("cuModuleGetFunction", byref(function), module, b"copy_runs")
+        image = (_FOLDER / f"{name}.ptx").read_bytes() + b"\0"
+        self._call("cuModuleLoadData", byref(module), image)
+        self._call("cuModuleGetFunction", byref(function), module, name.encode())
         return function
+
+    def _launch(
+        self, kernel: c_void_p, blocks: int, threads: int, table: int, rows: int, stream: int
+    ) -> None:
+        values = (c_uint64(table), c_uint(rows))
+        pointers = (c_void_p * 2)(*(ctypes.addressof(value) for value in values))
+        self._call(
+            "cuLaunchKernel", kernel,
+            c_uint(blocks), c_uint(1), c_uint(1), c_uint(threads), c_uint(1), c_uint(1),
+            c_uint(0), c_void_p(stream), pointers, None,
+        )  # fmt: skip
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._lib, name)(*arguments)
