@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.fake_gpu import UUID
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
+from tests.support.libcuda import stub_driver
 from tests.support.raw import extension
 from tests.support.server import REPO, Server
-
-STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
-
-
-def headers() -> Path | None:
-    """The folder of cuda.h: Triton brings it, as a toolkit does."""
-    triton = importlib.util.find_spec("triton")
-    places = [Path("/usr/local/cuda/include")]
-    if triton is not None and triton.origin is not None:
-        places.insert(0, Path(triton.origin).parent / "backends" / "nvidia" / "include")
-    return next((place for place in places if (place / "cudaTypedefs.h").exists()), None)
 
 
 @pytest.fixture(scope="module", params=["true", "false"], ids=["batches", "one by one"])
 def gpu_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    include = headers()
-    if include is None or shutil.which("g++") is None:
-        pytest.skip("needs g++ and cuda.h (of Triton or a CUDA toolkit)")
     folder = tmp_path_factory.mktemp("stub")
-    kernel = REPO / "sidecar" / "engines" / "cuda"
-    output = ["-o", str(folder / "libcuda.so.1")]
-    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{include}", f"-I{kernel}"]
-    subprocess.run(["g++", *flags, *output, str(STUB)], check=True)
     flags = ("--gpu-batched-copies", request.param)
-    with gpu_server_in(folder, {"LD_LIBRARY_PATH": str(folder)}, *flags) as server:
+    with gpu_server_in(folder, stub_driver(folder), *flags) as server:
         yield server
 
 
@@ -71,3 +55,13 @@ def test_an_allocation_ends_where_the_worker_s_does(gpu_site: GpuSite) -> None:
     assert gpu_site.server.instances() == {1}
     round_trip(good, chunks=2)
     worker.close()
+
+
+def test_the_kernel_s_sums(tmp_path: Path) -> None:
+    """Its source, run thread by thread, over objects of many sizes at once."""
+    environment = {**os.environ, **stub_driver(tmp_path), "CUDA_VISIBLE_DEVICES": UUID}
+    command = [sys.executable, "-m", "tests.support.sums"]
+    result = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (result.stdout, result.stderr) == ("[]\n", "")

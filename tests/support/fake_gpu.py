@@ -29,6 +29,7 @@ import numpy as np
 
 from sidecar.engines.cuda import child, lane, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
+from tests.support.xxh3 import sums_of
 
 SHM = Path("/dev/shm")
 PREFIX = "fakegpu_"
@@ -164,6 +165,23 @@ class FakeDriver:
 
         self._streams[stream].put(kernel)
 
+    def sum_objects(self, table: int, objects: int, stream: int) -> None:
+        self._call("sum_objects")
+
+        def kernel() -> None:
+            if not self._is_device(table, 80 * objects):
+                self._sticky = ILLEGAL
+                return
+            words = np.frombuffer(ctypes.string_at(table, 16 * objects), np.uint64).tolist()
+            for row, held in enumerate(zip(words[:objects], words[objects:], strict=True)):
+                if not self._is_object(*held):
+                    self._sticky = ILLEGAL
+                    return
+                sums = sums_of(ctypes.string_at(*held)).tobytes()
+                ctypes.memmove(table + 16 * objects + 64 * row, sums, len(sums))
+
+        self._streams[stream].put(kernel)
+
     def read_word(self, address: int) -> int:
         self._call("read_word")
         if not self._is_device(address, 8):
@@ -191,6 +209,9 @@ class FakeDriver:
             start <= address and address + size <= start + length
             for start, length in self._device.items()
         )
+
+    def _is_object(self, address: int, size: int) -> bool:
+        return self._is_device(address, size) and not (address | size) % 8 and size > 240
 
     def _check_host(self, address: int, size: int, batched: bool) -> None:
         touched = [piece for piece in self._pinned.items() if _overlap(address, size, *piece)]

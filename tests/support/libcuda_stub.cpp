@@ -1,6 +1,6 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
-// process's own, streams do everything at once, and the kernel is copy_runs.cu run thread by thread.
+// process's own, streams do everything at once, and the kernels are the .cu files run thread by thread.
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -21,8 +21,11 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) uint4 { unsigned words[4]; };
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __constant__
+#define __launch_bounds__(...)
+#define asm(...)  // prefetches, without which the sums are the same
 #include "copy_runs.cu"
+#include "sum_objects.cu"
 
 static int context, device_count = 1;
 static std::map<CUdeviceptr, size_t> allocations;      // device memory
@@ -39,6 +42,26 @@ static bool inside(const std::map<CUdeviceptr, size_t> &memory, CUdeviceptr at, 
 
 static bool copyable(CUdeviceptr at, size_t size) {
     return inside(allocations, at, size) || inside(pinned, at, size);
+}
+
+static bool is_copy(CUfunction function) { return function == (CUfunction)&copy_runs; }
+
+static bool runs_inside(const u64 *table, u64 runs) {
+    if (!inside(allocations, (CUdeviceptr)table, 24 * runs)) return false;
+    for (u64 i = 0; i < runs; i++)
+        if (!inside(allocations, table[i], table[2 * runs + i]) ||
+            !inside(allocations, table[runs + i], table[2 * runs + i]))
+            return false;
+    return true;
+}
+
+static bool objects_inside(const u64 *table, u64 objects) {
+    if (!inside(allocations, (CUdeviceptr)table, 80 * objects)) return false;
+    for (u64 i = 0; i < objects; i++)
+        if (!inside(allocations, table[i], table[objects + i]) ||
+            (table[i] | table[objects + i]) % 8 || table[objects + i] <= 240)
+            return false;
+    return true;
 }
 
 static void *map_shared(const char *handle, size_t *size) {
@@ -206,33 +229,33 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
 }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    *module = (CUmodule)&context;
-    return strstr((const char *)image, ".entry copy_runs") ? CUDA_SUCCESS
-                                                           : CUDA_ERROR_INVALID_PTX;
+    bool copies = strstr((const char *)image, ".entry copy_runs(");
+    bool sums = strstr((const char *)image, ".entry sum_objects(");
+    *module = copies ? (CUmodule)&copy_runs : (CUmodule)&sum_objects;
+    return copies || sums ? CUDA_SUCCESS : CUDA_ERROR_INVALID_PTX;
 }
 
-CUresult cuModuleGetFunction(CUfunction *function, CUmodule, const char *name) {
-    *function = (CUfunction)&copy_runs;
-    return strcmp(name, "copy_runs") ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    *function = (CUfunction)module;
+    return strcmp(name, is_copy(*function) ? "copy_runs" : "sum_objects") ? CUDA_ERROR_NOT_FOUND
+                                                                         : CUDA_SUCCESS;
 }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned z,
                         unsigned threads, unsigned j, unsigned k, unsigned shared, CUstream stream,
                         void **parameters, void **extra) {
-    if ((void *)function != (void *)&copy_runs || !stream || shared || extra ||
-        y * z * j * k != 1 || threads > 1024 || grid > 132 / 20)
+    u64 *table = *(u64 **)parameters[0];
+    unsigned rows = *(unsigned *)parameters[1];
+    if (!stream || shared || extra || y * z * j * k != 1) return CUDA_ERROR_INVALID_VALUE;
+    if (is_copy(function) ? threads > 1024 || grid > 132 / 20
+                          : threads != 32 || grid != (rows + 3) / 4)
         return CUDA_ERROR_INVALID_VALUE;
-    const u64 *table = *(const u64 **)parameters[0];
-    unsigned runs = *(unsigned *)parameters[1];
-    if (!inside(allocations, (CUdeviceptr)table, 24 * (size_t)runs))
+    if (is_copy(function) ? !runs_inside(table, rows) : !objects_inside(table, rows))
         return CUDA_ERROR_ILLEGAL_ADDRESS;
-    for (unsigned i = 0; i < runs; i++)
-        if (!inside(allocations, table[i], table[2 * runs + i]) ||
-            !inside(allocations, table[runs + i], table[2 * runs + i]))
-            return CUDA_ERROR_ILLEGAL_ADDRESS;
     gridDim.x = grid, blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) copy_runs(table, runs);
+        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
+            is_copy(function) ? copy_runs(table, rows) : sum_objects(table, rows);
     return CUDA_SUCCESS;
 }
 
