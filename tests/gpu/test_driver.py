@@ -165,3 +165,11 @@ def test_the_kernel_copies_runs_of_any_size(size: int) -> None:
         print(np.array_equal(expected, view))
     """)
     assert out == "True"
+
+
+def test_the_kernel_s_sums() -> None:
+    out = run("""
+        from tests.support.sums import SIZES, wrong
+        print(wrong(driver, SIZES))
+    """)
+    assert out == "[]"

@@ -30,11 +30,9 @@ def digest(sums: Sequence[int], size: int) -> bytes:
 
 
 def _merge(sums: Sequence[int], key: int, start: int) -> int:
-    total = start
-    for lane in range(0, 8, 2):
-        product = (sums[lane] ^ _word(key + 8 * lane)) * (sums[lane + 1] ^ _word(key + 8 * lane + 8))
-        total += product & _MASK ^ product >> 64
-    return _avalanche(total & _MASK)
+    keyed = [value ^ _word(key + 8 * lane) for lane, value in enumerate(sums)]
+    products = [a * b for a, b in zip(keyed[::2], keyed[1::2], strict=True)]
+    return _avalanche(start + sum(product & _MASK ^ product >> 64 for product in products) & _MASK)
 
 
 def _word(offset: int) -> int:

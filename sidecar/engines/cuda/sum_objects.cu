@@ -4,7 +4,7 @@
 // more than 240. Source: xxHash's doc/xxhash_spec.md, XXH3 of large inputs.
 //
 // Eight threads take an object, one for each accumulator, and none waits for another. More could
-// not go on for long: an accumulator is scrambled after each KiB, and what comes next needs that.
+// share a KiB at the most: then an accumulator is scrambled, and all that follows depends on it.
 // They suffice because the way to memory is slow and not the sums, and they seldom wait for it: AHEAD
 // KiB of an object are on their way to the L2 cache while a block is summed up, all loads of a block
 // are begun before the first is used, and the objects of a transfer are summed up beside each other.
