@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the .ptx files in sidecar/engines/cuda of the .cu files beside them; needs nvcc and ptxas.
+"""Make a .ptx file of each .cu file in sidecar/engines/cuda; needs nvcc and ptxas.
 
 The driver compiles PTX for whatever GPU it finds, so no toolkit is needed where the server runs.
 nvcc writes the newest PTX version, which only the newest drivers read; the code needs an old one.
@@ -30,10 +30,14 @@ def make(source: Path) -> str:
     return text.strip() + "\n"
 
 
+def stale() -> list[str]:
+    """The sources whose PTX is not what they make."""
+    return [s.name for s in SOURCES if make(s) != s.with_suffix(".ptx").read_text()]
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        names = stale()
+        sys.exit(bool(names) and f"make_ptx.py makes another .ptx of {', '.join(names)}")
     for source in SOURCES:
-        target = source.with_suffix(".ptx")
-        if sys.argv[1:] != ["--check"]:
-            target.write_text(make(source))
-        elif make(source) != target.read_text():
-            sys.exit(f"{target} is not what {source} makes")
+        source.with_suffix(".ptx").write_text(make(source))

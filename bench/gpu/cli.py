@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from bench import report, servers
 from bench.gpu import plain, transfers
 from bench.gpu.shapes import MODELS, RUNS, Shape
+from bench.gpu.sums import sums
 from bench.gpu.sweep import sweep
 from sidecar.engines.cuda.libcuda import LibCuda
 
@@ -31,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rows = []
     if options.sweep:
-        for row in sweep(LibCuda()):
+        driver = LibCuda()
+        for row in chain(sweep(driver), sums(driver)):
             print(json.dumps(row), flush=True)
         return 0
     with tempfile.TemporaryDirectory(prefix="kv-bench-") as logs:
@@ -50,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="runs of one length only, one client")
-    parser.add_argument("--sweep", action="store_true", help="batches against staging, no server")
+    parser.add_argument(
+        "--sweep", action="store_true", help="batches, staging, checksums; no server"
+    )
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
     parser.add_argument("--output", default="bench-results", help="folder for the JSON")
     return parser

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.support.fake_gpu import UUID
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
 from tests.support.raw import extension
-from tests.support.server import Server, wait_until
+from tests.support.server import REPO, Server, wait_until
 from tests.support.stub_libraries import stub_driver
 
 
@@ -51,3 +56,13 @@ def test_an_allocation_ends_where_the_worker_s_does(gpu_site: GpuSite) -> None:
     assert gpu_site.server.instances() == {1}
     round_trip(good, chunks=2)
     worker.close()
+
+
+def test_the_kernel_s_sums(tmp_path: Path) -> None:
+    """Its source, run thread by thread, over objects of many sizes at once."""
+    environment = {**os.environ, **stub_driver(tmp_path), "CUDA_VISIBLE_DEVICES": UUID}
+    command = [sys.executable, "-m", "tests.support.sums"]
+    result = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (result.stdout, result.stderr) == ("[]\n", "")

@@ -29,7 +29,7 @@ import numpy as np
 
 from sidecar.engines.cuda import calibration, child, lane, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
-from tests.support.xxh3 import sums
+from tests.support.xxh3 import sums_of
 
 SHM = Path("/dev/shm")
 PREFIX = "fakegpu_"
@@ -179,18 +179,16 @@ class FakeDriver:
         self._call("sum_objects")
 
         def kernel() -> None:
-            size = 10 * objects * 8
-            if not self._is_device(table, size):
+            if not self._is_device(table, 80 * objects):
                 self._sticky = ILLEGAL
                 return
-            words = (ctypes.c_uint64 * (10 * objects)).from_address(table)
-            for i in range(objects):
-                address, nbytes = words[i], words[objects + i]
-                if (address | nbytes) % 8 or not self._is_device(address, nbytes):
+            words = np.frombuffer(ctypes.string_at(table, 16 * objects), np.uint64).tolist()
+            for row, held in enumerate(zip(words[:objects], words[objects:], strict=True)):
+                if not self._is_object(*held):
                     self._sticky = ILLEGAL
                     return
-                at = 2 * objects + 8 * i
-                words[at : at + 8] = sums(ctypes.string_at(address, nbytes))
+                sums = sums_of(ctypes.string_at(*held)).tobytes()
+                ctypes.memmove(table + 16 * objects + 64 * row, sums, len(sums))
 
         self._streams[stream].put(kernel)
 
@@ -221,6 +219,9 @@ class FakeDriver:
             start <= address and address + size <= start + length
             for start, length in self._device.items()
         )
+
+    def _is_object(self, address: int, size: int) -> bool:
+        return self._is_device(address, size) and not (address | size) % 8 and size > 240
 
     def _check_host(self, address: int, size: int, batched: bool) -> None:
         touched = [piece for piece in self._pinned.items() if _overlap(address, size, *piece)]

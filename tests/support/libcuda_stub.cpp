@@ -1,6 +1,6 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
-// process's own, streams do everything at once, and the kernels are the .cu files run thread by thread.
+// process's own, streams do everything at once, and kernels are their .cu files run thread by thread.
 // LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with: "cuInit 802".
 
 #include <cuda.h>
@@ -24,7 +24,9 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) uint4 { unsigned words[4]; };
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __constant__
+#define __launch_bounds__(...)
+#define asm(...)  // prefetches, without which the sums are the same
 #include "copy_runs.cu"
 #include "sum_objects.cu"
 
@@ -59,6 +61,26 @@ static CUresult fault(const char *call) {
     for (int code; faults >> name >> code;)
         if (name == call) return (CUresult)code;
     return CUDA_SUCCESS;
+}
+
+static bool is_copy(CUfunction function) { return function == (CUfunction)&copy_runs; }
+
+static bool runs_inside(const u64 *table, u64 runs) {
+    if (!inside(allocations, (CUdeviceptr)table, 24 * runs)) return false;
+    for (u64 i = 0; i < runs; i++)
+        if (!inside(allocations, table[i], table[2 * runs + i]) ||
+            !inside(allocations, table[runs + i], table[2 * runs + i]))
+            return false;
+    return true;
+}
+
+static bool objects_inside(const u64 *table, u64 objects) {
+    if (!inside(allocations, (CUdeviceptr)table, 80 * objects)) return false;
+    for (u64 i = 0; i < objects; i++)
+        if (!inside(allocations, table[i], table[objects + i]) ||
+            (table[i] | table[objects + i]) % 8 || table[objects + i] <= 240)
+            return false;
+    return true;
 }
 
 static void *map_shared(const char *handle, size_t *size) {
@@ -241,49 +263,34 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
 }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    void *sums = strstr((const char *)image, ".entry sum_objects") ? (void *)&sum_objects : nullptr;
-    *module = (CUmodule)(strstr((const char *)image, ".entry copy_runs") ? (void *)&copy_runs : sums);
-    return *module ? fault("cuModuleLoadData") : CUDA_ERROR_INVALID_PTX;
+    bool copies = strstr((const char *)image, ".entry copy_runs(");
+    bool sums = strstr((const char *)image, ".entry sum_objects(");
+    *module = copies ? (CUmodule)&copy_runs : (CUmodule)&sum_objects;
+    return copies || sums ? fault("cuModuleLoadData") : CUDA_ERROR_INVALID_PTX;
 }
 
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     *function = (CUfunction)module;
-    bool sums = (void *)module == (void *)&sum_objects;
-    return strcmp(name, sums ? "sum_objects" : "copy_runs") ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
-}
-
-static bool can_copy(const u64 *table, unsigned runs) {
-    if (!inside(allocations, (CUdeviceptr)table, 24 * (size_t)runs)) return false;
-    for (unsigned i = 0; i < runs; i++)
-        if (!inside(allocations, table[i], table[2 * runs + i]) ||
-            !inside(allocations, table[runs + i], table[2 * runs + i]))
-            return false;
-    return true;
-}
-
-static bool can_sum(const u64 *table, unsigned objects) {
-    if (!inside(allocations, (CUdeviceptr)table, 80 * (size_t)objects)) return false;
-    for (unsigned i = 0; i < objects; i++)
-        if ((table[i] | table[objects + i]) % 8 || table[objects + i] <= 240 ||
-            !inside(allocations, table[i], table[objects + i]))
-            return false;
-    return true;
+    return strcmp(name, is_copy(*function) ? "copy_runs" : "sum_objects") ? CUDA_ERROR_NOT_FOUND
+                                                                         : CUDA_SUCCESS;
 }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned z,
                         unsigned threads, unsigned j, unsigned k, unsigned shared, CUstream stream,
                         void **parameters, void **extra) {
-    bool sums = (void *)function == (void *)&sum_objects;
-    if (!stream || shared || extra || y * z * j * k != 1 || grid > 132 / 20 ||
-        threads > (sums ? 32 : 1024))  // __launch_bounds__
-        return CUDA_ERROR_INVALID_VALUE;
     u64 *table = *(u64 **)parameters[0];
-    unsigned count = *(unsigned *)parameters[1];
-    if (sums ? !can_sum(table, count) : !can_copy(table, count)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+    unsigned rows = *(unsigned *)parameters[1];
+    bool known = is_copy(function) || function == (CUfunction)&sum_objects;
+    if (!known || !stream || shared || extra || y * z * j * k != 1) return CUDA_ERROR_INVALID_VALUE;
+    if (is_copy(function) ? threads > 1024 || grid > 132 / 20
+                          : threads != 32 || grid != (rows + 3) / 4)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (is_copy(function) ? !runs_inside(table, rows) : !objects_inside(table, rows))
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
     gridDim.x = grid, blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
         for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
-            sums ? sum_objects(table, count) : copy_runs(table, count);
+            is_copy(function) ? copy_runs(table, rows) : sum_objects(table, rows);
     return CUDA_SUCCESS;
 }
 

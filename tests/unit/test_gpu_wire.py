@@ -21,7 +21,7 @@ METADATA = {
 }  # fmt: skip
 HANDLE = bytes(range(64))
 COMMON = {"version": 1, "metadata": METADATA}
-REPO = Path(__file__).parents[2]
+KERNELS = Path(__file__).parents[2] / "sidecar" / "engines" / "cuda"
 
 
 def decode(body: bytes) -> Any:
@@ -89,11 +89,11 @@ def assemblers() -> list[str]:
     return [path for path in found if path is not None]
 
 
-@pytest.mark.parametrize("kernel", ["copy_runs", "sum_objects"])
+@pytest.mark.parametrize("kernel", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("gpu", ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"])
-def test_the_kernels_are_valid_for_every_gpu(gpu: str, kernel: str, tmp_path: Path) -> None:
+def test_the_kernels_are_valid_for_every_gpu(gpu: str, kernel: Path, tmp_path: Path) -> None:
     if not assemblers():
         pytest.skip("needs ptxas (of Triton or a CUDA toolkit)")
-    source = REPO / "sidecar" / "engines" / "cuda" / f"{kernel}.ptx"
     output = ["-o", str(tmp_path / "out")]
-    subprocess.run([assemblers()[0], f"-arch={gpu}", *output, str(source)], check=True)
+    source = str(kernel.with_suffix(".ptx"))
+    subprocess.run([assemblers()[0], f"-arch={gpu}", *output, source], check=True)

@@ -1,30 +1,44 @@
-"""The end of xxh3_128, whose long part has been summed up on the GPU (sum_objects.cu)."""
+"""The end of xxh3_128, whose long part has been summed up on the GPU.
+
+Source: xxHash's doc/xxhash_spec.md, XXH3 of large inputs with seed 0 and the default secret.
+"""
 
 from collections.abc import Sequence
 
-_WORD = (1 << 64) - 1
-_PRIME_1, _PRIME_2, _AVALANCHE = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667919E3779F9
-# Words of the default secret: from byte 11, and from byte 117 on.
-_LOW = (
-    0x6DD4DE1CAD21F72C, 0xA44072DB979083E9, 0xE679CB1F67B3B7A4, 0xD05A8278E5C0CC4E,
-    0x4608B82172FFCC7D, 0x9035E08E2443F774, 0x52283C4C263A81E6, 0x65D088CB00C391BB,
-)  # fmt: skip
-_HIGH = (
-    0xD9C97E9FC83159B4, 0x3483ACC5EA647378, 0xFAFFA081C5C3EBD3, 0xB751DD0D17EB6313,
-    0x29265516D349DAF0, 0x7D58BE162B9E68D4, 0x7AD1B8F88FFCA147, 0x958F3ACB45CE31D0,
-)  # fmt: skip
+SECRET = bytes.fromhex(
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
+    "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+    "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
+    "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e"
+    "2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
+)
+_PRIME64_1, _PRIME64_2 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F
+_PRIME_MX1 = 0x165667919E3779F9
+_LOW_KEY, _HIGH_KEY = 11, len(SECRET) - 64 - 11  # offsets into the secret
+_MASK = 2**64 - 1
 
 
 def digest(sums: Sequence[int], size: int) -> bytes:
-    """The xxh3_128 of an object of `size` bytes, of its eight sums (uint64). 16 bytes."""
-    low = _merge(sums, _LOW, size * _PRIME_1)
-    high = _merge(sums, _HIGH, ~(size * _PRIME_2))
-    return high.to_bytes(8, "big") + low.to_bytes(8, "big")
+    """The xxh3_128 of an object of `size` bytes, of its eight sums (uint64). 16 bytes.
+
+    The sums are ints of Python, whose products do not overflow.
+    """
+    low = _merge(sums, _LOW_KEY, size * _PRIME64_1)
+    high = _merge(sums, _HIGH_KEY, ~(size * _PRIME64_2))
+    return (high << 64 | low).to_bytes(16, "big")
 
 
-def _merge(sums: Sequence[int], secret: Sequence[int], start: int) -> int:
-    keyed = [a ^ b for a, b in zip(sums, secret, strict=True)]
+def _merge(sums: Sequence[int], key: int, start: int) -> int:
+    keyed = [value ^ _word(key + 8 * lane) for lane, value in enumerate(sums)]
     products = [a * b for a, b in zip(keyed[::2], keyed[1::2], strict=True)]
-    merged = (start + sum((p ^ p >> 64) & _WORD for p in products)) & _WORD
-    merged = (merged ^ merged >> 37) * _AVALANCHE & _WORD
-    return merged ^ merged >> 32
+    return _avalanche(start + sum(product & _MASK ^ product >> 64 for product in products) & _MASK)
+
+
+def _word(offset: int) -> int:
+    return int.from_bytes(SECRET[offset : offset + 8], "little")
+
+
+def _avalanche(value: int) -> int:
+    value = (value ^ value >> 37) * _PRIME_MX1 & _MASK
+    return value ^ value >> 32

@@ -35,7 +35,7 @@ _MULTIPROCESSORS = 16
 # A kernel may keep this share of the GPU's multiprocessors busy: inference has the rest.
 _KERNEL_SHARE, _KERNEL_THREADS = 20, 1024
 _WARPS = _KERNEL_THREADS // 32  # of a block; each copies one run at a time
-_OBJECTS = 4  # that a block of sum_objects has threads for, which is a warp
+_SUM_THREADS, _OBJECT_THREADS = 32, 8
 
 
 class LibCuda:
@@ -142,8 +142,8 @@ class LibCuda:
         self._launch(self._copy_kernel, blocks, _KERNEL_THREADS, table, runs, stream)
 
     def sum_objects(self, table: int, objects: int, stream: int) -> None:
-        blocks = -(-objects // _OBJECTS)
-        self._launch(self._sum_kernel, blocks, 8 * _OBJECTS, table, objects, stream)
+        blocks = -(-objects * _OBJECT_THREADS // _SUM_THREADS)
+        self._launch(self._sum_kernel, blocks, _SUM_THREADS, table, objects, stream)
 
     def read_word(self, address: int) -> int:
         self._call(
