@@ -22,8 +22,8 @@ from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, steps_of
 
 RUNS_KIB = (4, 8, 16, 24, 28, 32, 64, 128)
-COUNTS = (64, 1024, 10_000)
-MAX_BYTES = 1 << 30
+COUNTS = (16, 64, 256, 1024, 4096, 10_000, 50_000)
+MAX_BYTES = 7 << 30  # 50,000 runs of 128 KiB
 
 
 def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,89 @@
+"""The checks of the GPU path that are figures, one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench import servers
+from bench.gpu import batches, events, interference, lifetimes, pinning, plain
+from bench.gpu.background import PROCESSES, Background
+from bench.gpu.expected import FIGURES, STAGED_KIB, STAGED_RUNS
+from bench.gpu.findings import Finding
+from bench.gpu.loads import decode
+from bench.gpu.sweep import sweep
+from sidecar.engines.cuda.libcuda import LibCuda
+
+
+def parts(l1_gb: int, logs: Path) -> list[Callable[[], Iterable[Finding]]]:
+    """Those that the sweep does not give; each may fail by itself."""
+    by_driver = [
+        partial(in_a_process, check) for check in (link, batch_calls, pinned, event_latency)
+    ]
+    with_a_server = (lambda server: interference.measure(server.url), lifetimes.measure)
+    return [*by_driver, *(partial(_served, check, l1_gb, logs) for check in with_a_server)]
+
+
+def _served(
+    check: Callable[[servers.Server], Iterable[Finding]], l1_gb: int, logs: Path
+) -> Iterator[Finding]:
+    with servers.running("ours", l1_gb, logs) as server:
+        server.wait_populated()
+        yield from check(server)
+
+
+def of_sweep(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+    """The loads of the sweep for which a figure is expected."""
+    for row in rows:
+        if row.get("direction") != "load":
+            continue
+        kib, runs = row["run_kib"], row["runs"]
+        if (key := f"batches_{kib}_{runs}") in FIGURES:
+            yield Finding(key, row["batches"])
+        if kib in STAGED_KIB and runs == STAGED_RUNS:
+            yield Finding(f"staged_{kib}", row["staged"])
+
+
+def link() -> list[Finding]:
+    driver = LibCuda()
+    device = driver.open(use_batches=True)
+    share = 100 * driver._kernel_blocks / device.multiprocessors
+    note = f"{driver._kernel_blocks} of {device.multiprocessors}, by the grid it is launched with"
+    return [*plain.measure(driver, device), Finding("kernel_share", share, note)]
+
+
+def batch_calls() -> list[Finding]:
+    driver = LibCuda()
+    return batches.measure(driver, driver.open(use_batches=True))
+
+
+def pinned() -> list[Finding]:
+    driver = LibCuda()
+    driver.open(use_batches=True)
+    with Background(decode) as inference:
+        return pinning.measure(driver, inference)
+
+
+def event_latency() -> list[Finding]:
+    driver = LibCuda()
+    driver.open(use_batches=True)
+    return events.measure(driver)
+
+
+def sweep_rows() -> list[dict[str, Any]]:
+    """All rows of the sweep, each printed when it is there."""
+    rows = []
+    for row in sweep(LibCuda()):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def in_a_process(function: Callable[[], list[Any]]) -> list[Any]:
+    """Its result; what it has pinned and allocated ends with the process."""
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+        return pool.submit(function).result()
