@@ -19,17 +19,21 @@ from bench.gpu.sweep import sweep
 from sidecar.engines.cuda.libcuda import LibCuda
 
 
-def parts(l1_gb: int, logs: Path) -> list[Callable[[], Iterable[Finding]]]:
-    """Those that the sweep does not give; each may fail by itself."""
-    by_driver = [
-        partial(in_a_process, check) for check in (link, batch_calls, pinned, event_latency)
-    ]
-    with_a_server = (lambda server: interference.measure(server.url), lifetimes.measure)
-    return [*by_driver, *(partial(_served, check, l1_gb, logs) for check in with_a_server)]
+def parts(l1_gb: int, logs: Path) -> dict[str, Callable[[], Iterable[Finding]]]:
+    """Those that the sweep does not give, by name."""
+    served = partial(_served, l1_gb, logs)
+    return {
+        "plain copies": partial(in_a_process, link),
+        "batches": partial(in_a_process, batch_calls),
+        "pinning": partial(in_a_process, pinned),
+        "events": partial(in_a_process, event_latency),
+        "inference": partial(served, lambda server: interference.measure(server.url)),
+        "lifetimes": partial(served, lifetimes.measure),
+    }
 
 
 def _served(
-    check: Callable[[servers.Server], Iterable[Finding]], l1_gb: int, logs: Path
+    l1_gb: int, logs: Path, check: Callable[[servers.Server], Iterable[Finding]]
 ) -> Iterator[Finding]:
     with servers.running("ours", l1_gb, logs) as server:
         server.wait_populated()

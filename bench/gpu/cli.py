@@ -60,16 +60,19 @@ class Run:
         only = self._options.sweep or self._options.checks
         if self._options.sweep or not only:
             # It prints its rows itself: it takes minutes, in a process of its own.
-            self._part(partial(checks.in_a_process, checks.sweep_rows), self.sweep)
-            self._part(lambda: checks.of_sweep(self.sweep), self.findings, findings.line)
+            rows = partial(checks.in_a_process, checks.sweep_rows)
+            self._part("sweep", rows, self.sweep)
+            compare = partial(checks.of_sweep, self.sweep)
+            self._part("sweep", compare, self.findings, findings.line)
         if self._options.checks or not only:
-            for part in checks.parts(L1_GB, self._logs):
-                self._part(part, self.findings, findings.line)
+            for name, part in checks.parts(L1_GB, self._logs).items():
+                self._part(name, part, self.findings, findings.line)
         if not only:
-            self._part(self._requests, self.rows, requests.line)
+            self._part("requests", self._requests, self.rows, requests.line)
 
     def _part(
         self,
+        name: str,
         part: Callable[[], Iterable[Any]],
         to: list[Any],
         text: Callable[[Any], str] | None = None,
@@ -80,7 +83,7 @@ class Run:
                 if text is not None:
                     print(text(found), flush=True)
         except Exception as error:
-            self.failed.append(f"{type(error).__name__}: {error}")
+            self.failed.append(f"{name}: {type(error).__name__}: {error}")
             print(f"FAILED  {self.failed[-1]}", flush=True)
 
     def _requests(self) -> Iterable[requests.Row]:
@@ -113,6 +116,6 @@ def _report(run: Run, output: Path) -> None:
         print(f"\n{findings.markdown(run.findings)}")
     if run.rows:
         print(f"\n{requests.markdown(run.rows)}")
-    for failure in run.failed:
-        print(f"FAILED: {failure}")
+    if run.failed:
+        print("\nNot measured: " + "; ".join(run.failed))
     print(f"\nwritten: {target}", file=sys.stderr)

@@ -22,7 +22,7 @@ _MARGIN = 2.0  # seconds of inference before and after
 
 def measure(driver: Driver, inference: Background, nbytes: int = 4 << 30) -> list[Finding]:
     """Pins resident memory piece by piece, as a child does, beside `inference`."""
-    memory = _tmpfs(nbytes)
+    memory = tmpfs(nbytes)
     time.sleep(_MARGIN)
     pieces = pin(driver, memory)
     time.sleep(_MARGIN)
@@ -60,7 +60,7 @@ def longest_stall(steps: Sequence[Span], pinning: Span) -> float:
     return max(during) - median(others)
 
 
-def _tmpfs(nbytes: int) -> mmap.mmap:
+def tmpfs(nbytes: int) -> mmap.mmap:
     """Resident pages, of the kind that the arena has."""
     fd = os.memfd_create("bench")
     os.ftruncate(fd, nbytes)

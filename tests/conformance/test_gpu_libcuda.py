@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
+from tests.support.libcuda import stub_in
 from tests.support.raw import extension
-from tests.support.server import REPO, Server
-
-STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
-
-
-def headers() -> Path | None:
-    """The folder of cuda.h: Triton brings it, as a toolkit does."""
-    triton = importlib.util.find_spec("triton")
-    places = [Path("/usr/local/cuda/include")]
-    if triton is not None and triton.origin is not None:
-        places.insert(0, Path(triton.origin).parent / "backends" / "nvidia" / "include")
-    return next((place for place in places if (place / "cudaTypedefs.h").exists()), None)
+from tests.support.server import Server
 
 
 @pytest.fixture(scope="module", params=["true", "false"], ids=["batches", "one by one"])
 def gpu_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    include = headers()
-    if include is None or shutil.which("g++") is None:
-        pytest.skip("needs g++ and cuda.h (of Triton or a CUDA toolkit)")
     folder = tmp_path_factory.mktemp("stub")
-    kernel = REPO / "sidecar" / "engines" / "cuda"
-    output = ["-o", str(folder / "libcuda.so.1")]
-    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{include}", f"-I{kernel}"]
-    subprocess.run(["g++", *flags, *output, str(STUB)], check=True)
+    environment = stub_in(folder)
     flags = ("--gpu-batched-copies", request.param)
-    with gpu_server_in(folder, {"LD_LIBRARY_PATH": str(folder)}, *flags) as server:
+    with gpu_server_in(folder, environment, *flags) as server:
         yield server
 
 

@@ -1,0 +1,35 @@
+"""The stub of libcuda, built with NVIDIA's cuda.h."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import REPO
+
+STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
+
+
+def stub_in(folder: Path) -> dict[str, str]:
+    """The environment of a process whose libcuda.so.1 is the stub, or a skip."""
+    include = _headers()
+    if include is None or shutil.which("g++") is None:
+        pytest.skip("needs g++ and cuda.h (of Triton or a CUDA toolkit)")
+    kernel = REPO / "sidecar" / "engines" / "cuda"
+    output = ["-o", str(folder / "libcuda.so.1")]
+    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{include}", f"-I{kernel}"]
+    subprocess.run(["g++", *flags, *output, str(STUB)], check=True)
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+def _headers() -> Path | None:
+    """The folder of cuda.h: Triton brings it, as a toolkit does."""
+    triton = importlib.util.find_spec("triton")
+    places = [Path("/usr/local/cuda/include")]
+    if triton is not None and triton.origin is not None:
+        places.insert(0, Path(triton.origin).parent / "backends" / "nvidia" / "include")
+    return next((place for place in places if (place / "cudaTypedefs.h").exists()), None)
