@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench import servers
+from bench.client import BenchError
 from bench.gpu import batches, events, interference, lifetimes, pinning, plain
 from bench.gpu.background import PROCESSES, Background
 from bench.gpu.expected import FIGURES, STAGED_KIB, STAGED_RUNS
@@ -17,6 +18,8 @@ from bench.gpu.findings import Finding
 from bench.gpu.loads import decode
 from bench.gpu.sweep import sweep
 from sidecar.engines.cuda.libcuda import LibCuda
+
+_LIMIT = 600.0
 
 
 def parts(l1_gb: int, logs: Path) -> dict[str, Callable[[], Iterable[Finding]]]:
@@ -88,6 +91,27 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 
 def in_a_process(function: Callable[[], list[Any]]) -> list[Any]:
-    """Its result; what it has pinned and allocated ends with the process."""
-    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
-        return pool.submit(function).result()
+    """Its result; what it has pinned and allocated ends with the process. Raises BenchError."""
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_send_result, args=(function, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(_LIMIT):
+            raise BenchError(f"no result within {_LIMIT:.0f} s")
+        result: list[Any] | str = ours.recv()
+    except EOFError:
+        raise BenchError("its process died") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(result, str):
+        raise BenchError(result)
+    return result
+
+
+def _send_result(function: Callable[[], list[Any]], pipe: Connection) -> None:
+    try:
+        pipe.send(function())
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench import report
+from bench.client import BenchError
 from bench.gpu import checks, findings, requests
 from bench.gpu.shapes import MODELS, RUNS
 from sidecar.engines.cuda.libcuda import LibCuda
@@ -83,7 +84,8 @@ class Run:
                 if text is not None:
                     print(text(found), flush=True)
         except Exception as error:
-            self.failed.append(f"{name}: {type(error).__name__}: {error}")
+            kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+            self.failed.append(f"{name}: {kind}{error}")
             print(f"FAILED  {self.failed[-1]}", flush=True)
 
     def _requests(self) -> Iterable[requests.Row]:

@@ -35,6 +35,7 @@ class Setting:
     """What is measured how: a small one needs no GPU."""
 
     seconds: float = 6.0
+    settle: float = 5.0  # until the arena that transfers use is pinned
     device: str = "cuda"
     inference: tuple[int, int] = (32, 4096)  # layers and width of decode
     prompts: tuple[int, int] = (8, 8192)  # products and width of prefill
@@ -76,7 +77,7 @@ def _cost(
     _, shape, rate, _ = arguments
     alone = inference.during(setting.seconds)
     with Background(traffic, *arguments) as background:
-        background.steps()
+        background.during(setting.settle)
         beside = inference.during(setting.seconds)
         steps = background.steps()
     alone += inference.during(setting.seconds)

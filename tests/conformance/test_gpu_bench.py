@@ -26,6 +26,7 @@ from tests.support.server import REPO, Server
 TINY = Shape("tiny", 4, 2, 1, request_bytes=1 << 20)
 SETTING = interference.Setting(
     seconds=0.2,
+    settle=0.0,
     device="cpu",
     inference=(2, 64),
     prompts=(2, 64),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
@@ -27,18 +28,32 @@ __all__ = ["model"]
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine]
 
-# Only the first has float32, in which tokens do not depend on how a prompt was cut into steps.
-EXACT = "TRITON_ATTN"
-DTYPES = {EXACT: "float32", "FLASH_ATTN": "bfloat16", "FLASHINFER": "bfloat16"}
+# Only Triton's has float32, in which tokens do not depend on how a prompt was cut into steps.
+DTYPES = {"TRITON_ATTN": "float32", "FLASH_ATTN": "bfloat16", "FLASHINFER": "bfloat16"}
 BLOCKS, BLOCK_TOKENS, MAX_TOKENS = 160, 16, 2048
 # One token more than whole chunks, and than whole blocks: vLLM's own cache and the sidecar have
 # the same tokens, and the same single one is left to compute.
 PROMPT = 3 * CHUNK_SIZE + 1
 
 
-def flags(backend: str) -> list[str]:
+@dataclass(frozen=True)
+class Case:
+    backend: str
+    gpus: int = 1
+
+    @property
+    def is_exact(self) -> bool:
+        return DTYPES[self.backend] == "float32"
+
+
+ONE_GPU = Case("TRITON_ATTN")
+CASES = [ONE_GPU, Case("TRITON_ATTN", gpus=2), Case("FLASH_ATTN"), Case("FLASHINFER")]
+
+
+def flags(case: Case) -> list[str]:
     return [
-        *("--dtype", DTYPES[backend], "--attention-backend", backend),
+        *("--dtype", DTYPES[case.backend], "--attention-backend", case.backend),
+        *("--tensor-parallel-size", str(case.gpus)),
         *("--enable-prefix-caching", "--gpu-memory-utilization", "0.2"),
         *("--block-size", str(BLOCK_TOKENS)),
         *("--max-model-len", str(MAX_TOKENS), "--num-gpu-blocks-override", str(BLOCKS)),
@@ -49,7 +64,7 @@ def flags(backend: str) -> list[str]:
 class Setup:
     server: Server
     engine: Engine
-    backend: str
+    case: Case
 
     def ask(self, text: str, tokens: int = 12) -> tuple[int, ...]:
         """The tokens that a prompt is completed with."""
@@ -59,7 +74,7 @@ class Setup:
         """The same for a prompt that nobody knows, once the sidecar has it."""
         before = self._stored()
         answer = self.ask(text, tokens)
-        whole = len(text) // CHUNK_SIZE
+        whole = len(text) // CHUNK_SIZE * self.case.gpus
         wait_until(lambda: self._stored() >= before + whole, "the prompt stored")
         return answer
 
@@ -81,12 +96,12 @@ class Setup:
 
 
 @contextmanager
-def vllm(server: Server, model: Path, log: Path, backend: str, *more: str) -> Iterator[Engine]:
+def vllm(server: Server, model: Path, log: Path, case: Case, *more: str) -> Iterator[Engine]:
     """A vLLM beside `server`, with its endpoints for development. Raises ProcessFailed."""
     client = CacheServer(port=server.port, heartbeat_seconds=1, timeout_seconds=10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
-        options = [*flags(backend), *more]
+        options = [*flags(case), *more]
         engine = start_engine(model, roles.aggregated(client), log, more=options)
     try:
         yield engine
@@ -105,19 +120,22 @@ def needs_vllm_for_cuda() -> None:
         pytest.skip("this vLLM is the CPU build")
 
 
-@pytest.fixture(scope="module", params=list(DTYPES))
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.backend}-{case.gpus}")
 def setup(
     request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Setup]:
     """Costs the start of an engine, so the tests share it."""
-    if request.param == "FLASHINFER" and shutil.which("nvcc") is None:
+    case: Case = request.param
+    if case.gpus > torch.cuda.device_count():
+        pytest.skip(f"needs {case.gpus} GPUs")
+    if case.backend == "FLASHINFER" and shutil.which("nvcc") is None:
         pytest.skip("FlashInfer compiles its kernels with nvcc")
-    logs = tmp_path_factory.mktemp(request.param)
+    logs = tmp_path_factory.mktemp(case.backend)
     server = Server(logs, l1_size_gb=2, chunk_size=CHUNK_SIZE)
     try:
         server.start()
-        with vllm(server, model, logs / "vllm.log", request.param) as engine:
-            yield Setup(server, engine, request.param)
+        with vllm(server, model, logs / "vllm.log", case) as engine:
+            yield Setup(server, engine, case)
     finally:
         server.stop()
 
@@ -134,13 +152,13 @@ def test_loaded_tokens_equal_those_of_vllm_s_own_cache(setup: Setup) -> None:
         setup.forget()
         assert setup.ask(text) == cached
         assert setup.count("external_prefix_cache_hits") - loaded == PROMPT - 1
-        assert setup.backend != EXACT or cached == computed
+        assert not setup.case.is_exact or cached == computed
     setup.server.assert_no_leases()
 
 
 def test_preempted_requests_get_the_same_tokens(setup: Setup) -> None:
     """Six that fit one or two at a time: their blocks are taken away while they are under way."""
-    if setup.backend != EXACT:
+    if not setup.case.is_exact:
         pytest.skip("only in float32 are tokens the same in any batch")
     texts = [prompt(f"Lambda{i}", PROMPT) for i in range(6)]
     alone = [setup.ask_new(text, 250) for text in texts]
@@ -161,7 +179,7 @@ def test_sleep_mode_is_refused(
     server, log = new_server(chunk_size=CHUNK_SIZE).start(), tmp_path / "vllm.log"
     text = prompt("Mu", PROMPT)
     try:
-        with vllm(server, model, log, EXACT, "--enable-sleep-mode") as engine:
+        with vllm(server, model, log, ONE_GPU, "--enable-sleep-mode") as engine:
             assert ask(engine, text).token_ids == ask(engine, text).token_ids
             assert counter(engine.url, "vllm:external_prefix_cache_hits_total") == 0
     except ProcessFailed:
