@@ -113,11 +113,15 @@ def _report(run: Run, output: Path) -> None:
     target = output / f"gpu-{date}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(document, indent=1))
-    print(f"\n{gpu}, {machine['cpu']}, {date[:10]}")
+    title = f"\n{gpu}, {machine['cpu']}, {date[:10]}"
+    print(title, *_tables(run), sep="\n\n", end="\n\n")
+    print(f"written: {target}", file=sys.stderr)
+
+
+def _tables(run: Run) -> Iterable[str]:
     if run.findings:
-        print(f"\n{findings.markdown(run.findings)}")
+        yield findings.markdown(run.findings)
     if run.rows:
-        print(f"\n{requests.markdown(run.rows)}")
+        yield requests.markdown(run.rows)
     if run.failed:
-        print("\nNot measured: " + "; ".join(run.failed))
-    print(f"\nwritten: {target}", file=sys.stderr)
+        yield "Not measured: " + "; ".join(run.failed)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.client import TIMEOUT, BenchError, Worker
+from bench.client import TIMEOUT, BenchError, Request, Worker
 from bench.gpu.background import Step
 from bench.gpu.shapes import GpuPool, Shape
 
@@ -66,12 +66,7 @@ def traffic(
         def step() -> None:
             start = time.monotonic()
             requests = [worker.request(pool.tokens(shape.tokens)) for _ in range(count)]
-            _finish([worker.submit("store", request, source) for request in requests])
-            for request in requests:
-                worker.lock(request)
-            _finish([worker.submit("retrieve", request, target) for request in requests])
-            for request in requests:
-                worker.end(request)
+            _exchange(worker, requests, source, target)
             if bytes_a_second:
                 due = start + moved(shape, bytes_a_second) / bytes_a_second
                 time.sleep(max(0.0, due - time.monotonic()))
@@ -96,6 +91,18 @@ def stuck(url: str, shape: Shape) -> Iterator[Step]:
             time.sleep(0.1)
 
         yield step
+
+
+def _exchange(
+    worker: Worker, requests: list[Request], source: list[int], target: list[int]
+) -> None:
+    """Store all of them, then load all of them. Raises BenchError."""
+    _finish([worker.submit("store", request, source) for request in requests])
+    for request in requests:
+        worker.lock(request)
+    _finish([worker.submit("retrieve", request, target) for request in requests])
+    for request in requests:
+        worker.end(request)
 
 
 def _finish(futures: Iterable[Any]) -> None:

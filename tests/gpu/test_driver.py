@@ -80,7 +80,7 @@ def test_pinned_memory_has_the_address_that_the_device_promises() -> None:
         )
         print(same.value, int(driver.pin(host, 64 * MIB) == host))
     """)
-    promised, found = out.split()
+    promised, found = map(int, out.split())
     assert found >= promised, "copies must use the address that the driver gives"
 
 
