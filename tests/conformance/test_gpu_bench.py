@@ -20,7 +20,7 @@ from bench import crowd
 from bench.gpu import background, interference, transfers
 from bench.gpu.shapes import Shape
 from tests.support.fake_gpu import UUID
-from tests.support.libcuda import stub_in
+from tests.support.libcuda import stub_driver
 from tests.support.server import REPO, Server
 
 TINY = Shape("tiny", 4, 2, 1, request_bytes=1 << 20)
@@ -36,7 +36,7 @@ SETTING = interference.Setting(
 
 
 def test_figures_of_the_driver(tmp_path: Path) -> None:
-    environment = os.environ | stub_in(tmp_path) | {"CUDA_VISIBLE_DEVICES": UUID}
+    environment = os.environ | stub_driver(tmp_path) | {"CUDA_VISIBLE_DEVICES": UUID}
     output = subprocess.run(
         [sys.executable, "-m", "tests.support.stub_bench"],
         cwd=REPO, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120,

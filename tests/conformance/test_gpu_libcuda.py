@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
-from tests.support.libcuda import stub_in
+from tests.support.libcuda import stub_driver
 from tests.support.raw import extension
 from tests.support.server import Server
 
@@ -18,9 +18,8 @@ def gpu_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("stub")
-    environment = stub_in(folder)
     flags = ("--gpu-batched-copies", request.param)
-    with gpu_server_in(folder, environment, *flags) as server:
+    with gpu_server_in(folder, stub_driver(folder), *flags) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""The stub of libcuda, built with NVIDIA's cuda.h."""
+"""The stub of libcuda, built for a test."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 
 from tests.support.server import REPO
 
-STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
+_STUB = REPO / "tests" / "support" / "libcuda_stub.cpp"
+_KERNEL = REPO / "sidecar" / "engines" / "cuda"
 
 
-def stub_in(folder: Path) -> dict[str, str]:
-    """The environment of a process whose libcuda.so.1 is the stub, or a skip."""
+def stub_driver(folder: Path) -> dict[str, str]:
+    """The environment in which the stub is the driver."""
     include = _headers()
     if include is None or shutil.which("g++") is None:
         pytest.skip("needs g++ and cuda.h (of Triton or a CUDA toolkit)")
-    kernel = REPO / "sidecar" / "engines" / "cuda"
     output = ["-o", str(folder / "libcuda.so.1")]
-    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{include}", f"-I{kernel}"]
-    subprocess.run(["g++", *flags, *output, str(STUB)], check=True)
+    flags = ["-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{include}", f"-I{_KERNEL}"]
+    subprocess.run(["g++", *flags, *output, str(_STUB)], check=True)
     return {"LD_LIBRARY_PATH": str(folder)}
 
 
