@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
+# With the CUDA builds of PyTorch and vLLM.
+GPU := .venv/gpu/bin/python
 TESTS ?= tests/unit tests/docs tests/k8s tests/conformance tests/faults
 # These fill the machine by themselves.
 HEAVY ?= tests/e2e tests/images tests/gpu
@@ -45,10 +47,9 @@ bench:
 	$(RUN) -m bench
 
 gpu:
-	$(venv) base dev engine
-	$(RUN) -m pytest --timeout=7200 tests/gpu
-	$(RUN) -m bench.gpu --sweep
-	$(RUN) -m bench.gpu
+	@test -e /dev/nvidiactl || { echo "make gpu needs an NVIDIA GPU: there is no /dev/nvidiactl"; exit 2; }
+	$(venv) gpu
+	$(GPU) -m pytest --timeout=1200 tests/gpu; failed=$$?; $(GPU) -m bench.gpu && exit $$failed
 
 k8s:
 	$(venv) base dev k8s

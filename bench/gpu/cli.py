@@ -1,4 +1,4 @@
-"""`python -m bench.gpu`: this server and the peer's beside plain copies, one table."""
+"""`python -m bench.gpu`: every figure of the GPU path beside what it should be."""
 
 from __future__ import annotations
 
@@ -7,95 +7,121 @@ import datetime
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import report, servers
-from bench.gpu import plain, transfers
-from bench.gpu.shapes import MODELS, RUNS, Shape
-from bench.gpu.sums import sums
-from bench.gpu.sweep import sweep
+from bench import report
+from bench.client import BenchError
+from bench.gpu import checks, findings, requests
+from bench.gpu.shapes import MODELS, RUNS
 from sidecar.engines.cuda.libcuda import LibCuda
 
 L1_GB = 12
-# Shares of the plain copy, by length of run in KiB; both directions against the better one.
-_LONG_RUN, _LONG_SHARE, _MEDIUM_RUN, _MEDIUM_SHARE, _BOTH = 64, 0.92, 16, 0.85, 1.6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """0, 1 if a part could not be measured, or 2 if nothing can be measured here."""
     options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("bench.gpu needs an NVIDIA GPU and a CUDA build of torch", file=sys.stderr)
         return 2
-    rows = []
-    if options.sweep:
-        driver = LibCuda()
-        for row in chain(sweep(driver), sums(driver)):
-            print(json.dumps(row), flush=True)
-        return 0
     with tempfile.TemporaryDirectory(prefix="kv-bench-") as logs:
-        for row in _measure(options.server, options.quick, Path(logs)):
-            rows.append(row)
-            print(_text(row), flush=True)
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    about = {"machine": report.machine(), "gpu": torch.cuda.get_device_name(0)}
-    target = Path(options.output) / f"gpu-{date}.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"date": date, **about, "rows": rows}, indent=1))
-    print(f"\n{about['gpu']}; written: {target}", file=sys.stderr)
-    return 0
+        run = Run(options, Path(logs))
+        run.measure()
+    _report(run, Path(options.output))
+    return 1 if run.failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="runs of one length only, one client")
-    parser.add_argument(
-        "--sweep", action="store_true", help="batches, staging, checksums; no server"
-    )
+    parser.add_argument("--sweep", action="store_true", help="only batches against staging")
+    parser.add_argument("--checks", action="store_true", help="only the checks of docs/gpu.md")
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
     parser.add_argument("--output", default="bench-results", help="folder for the JSON")
     return parser
 
 
-def _measure(server: str, quick: bool, logs: Path) -> Iterator[dict[str, Any]]:
-    """A row for each shape, number of clients and direction; GB/s."""
-    names = ("peer", "ours") if server == "both" else (server,)
-    for shape in RUNS if quick else RUNS + MODELS:
-        reference = plain.rates(shape.nbytes, repeats=10)
-        for clients in (1,) if quick else (1, 2, 4):
-            found = {name: _one_server(name, shape, clients, logs) for name in names}
-            for phase in ("store", "load", "both")[: 2 if clients == 1 else 3]:
-                rates = {name: rates[phase] for name, rates in found.items()}
-                ours = found.get("ours")
-                reached = None if ours is None else _reached(shape, phase, ours, reference)
-                row = {"shape": shape.name, "clients": clients, "phase": phase}
-                yield row | {"plain": reference[phase], **rates, "reached": reached}
+class Run:
+    """What was found, part by part; a part that fails takes nothing from the others."""
+
+    def __init__(self, options: argparse.Namespace, logs: Path) -> None:
+        self.sweep: list[dict[str, Any]] = []
+        self.findings: list[findings.Finding] = []
+        self.rows: list[requests.Row] = []
+        self.failed: list[str] = []
+        self._options, self._logs = options, logs
+
+    def measure(self) -> None:
+        """All that was asked for, each figure printed when it is there."""
+        only = self._options.sweep or self._options.checks
+        if self._options.sweep or not only:
+            # It prints its rows itself: it takes minutes, in a process of its own.
+            rows = partial(checks.in_a_process, checks.sweep_rows)
+            self._part("sweep", rows, self.sweep)
+            compare = partial(checks.of_sweep, self.sweep)
+            self._part("sweep", compare, self.findings, findings.line)
+        if self._options.checks or not only:
+            for name, part in checks.parts(L1_GB, self._logs).items():
+                self._part(name, part, self.findings, findings.line)
+        if not only:
+            self._part("requests", self._requests, self.rows, requests.line)
+
+    def _part(
+        self,
+        name: str,
+        part: Callable[[], Iterable[Any]],
+        to: list[Any],
+        text: Callable[[Any], str] | None = None,
+    ) -> None:
+        try:
+            for found in part():
+                to.append(found)
+                if text is not None:
+                    print(text(found), flush=True)
+        except Exception as error:
+            kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+            self.failed.append(f"{name}: {kind}{error}")
+            print(f"FAILED  {self.failed[-1]}", flush=True)
+
+    def _requests(self) -> Iterable[requests.Row]:
+        driver = LibCuda()
+        driver.open(use_batches=True)
+        server, quick = self._options.server, self._options.quick
+        names = ("peer", "ours") if server == "both" else (server,)
+        shapes, clients = (RUNS, (1,)) if quick else (RUNS + MODELS, (1, 4))
+        return requests.measure(driver, names, shapes, clients, L1_GB, self._logs)
 
 
-def _one_server(name: str, shape: Shape, clients: int, logs: Path) -> plain.Rates:
-    with servers.running(name, L1_GB, logs) as server:
-        server.wait_populated()
-        return transfers.rates(server.url, shape, clients, repeats=2 if clients > 1 else 5)
+def _report(run: Run, output: Path) -> None:
+    """The JSON, and the summary that docs/benchmarks.md has room for."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    machine, gpu = report.machine(), torch.cuda.get_device_name(0)
+    document = {
+        "date": date,
+        "machine": machine,
+        "gpu": gpu,
+        "sweep": run.sweep,
+        "checks": [findings.as_json(finding) for finding in run.findings],
+        "rows": run.rows,
+        "failed": run.failed,
+    }
+    target = output / f"gpu-{date}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(document, indent=1))
+    title = f"\n{gpu}, {machine['cpu']}, {date[:10]}"
+    print(title, *_tables(run), sep="\n\n", end="\n\n")
+    print(f"written: {target}", file=sys.stderr)
 
 
-def _reached(shape: Shape, phase: str, ours: plain.Rates, reference: plain.Rates) -> bool | None:
-    """Whether a target is reached; None where there is none."""
-    if phase == "both":
-        return ours["both"] >= _BOTH * max(ours["store"], ours["load"])
-    if shape.run_kib >= _LONG_RUN:
-        return ours[phase] >= _LONG_SHARE * reference[phase]
-    if shape.run_kib == _MEDIUM_RUN:
-        return ours[phase] >= _MEDIUM_SHARE * reference[phase]
-    return None
-
-
-def _text(row: dict[str, Any]) -> str:
-    rates = "  ".join(
-        f"{name} {row[name]:6.1f} GB/s" for name in ("plain", "peer", "ours") if name in row
-    )
-    verdict = {True: "reached", False: "NOT REACHED", None: ""}[row["reached"]]
-    return f"{row['shape']:18} {row['clients']} worker(s)  {row['phase']:5}  {rates}  {verdict}"
+def _tables(run: Run) -> Iterable[str]:
+    if run.findings:
+        yield findings.markdown(run.findings)
+    if run.rows:
+        yield requests.markdown(run.rows)
+    if run.failed:
+        yield "Not measured: " + "; ".join(run.failed)

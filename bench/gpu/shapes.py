@@ -22,6 +22,7 @@ class Shape:
     run_kib: int
     layers: int
     heads: int
+    request_bytes: int = REQUEST_BYTES
 
     @property
     def token_bytes(self) -> int:
@@ -30,8 +31,8 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Whole chunks of about REQUEST_BYTES."""
-        return max(1, REQUEST_BYTES // (self.token_bytes * CHUNK_TOKENS)) * CHUNK_TOKENS
+        """Whole chunks of about `request_bytes`."""
+        return max(1, self.request_bytes // (self.token_bytes * CHUNK_TOKENS)) * CHUNK_TOKENS
 
     @property
     def nbytes(self) -> int:

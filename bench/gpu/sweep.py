@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.engines.cuda.calibration import Calibration
 from sidecar.engines.cuda.driver import Driver
 from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, steps_of
 
 RUNS_KIB = (4, 8, 16, 24, 28, 32, 64, 128)
-COUNTS = (64, 1024, 10_000)
-MAX_BYTES = 1 << 30
+COUNTS = (16, 64, 256, 1024, 4096, 10_000, 50_000)
+MAX_BYTES = 7 << 30  # 50,000 runs of 128 KiB
 
 
 def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]]:
@@ -45,6 +46,15 @@ def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]
                 ways = {"batches": 0, "staged": kib * 1024 + 1}
                 rates = {name: _rate(lane, runs, short) for name, short in ways.items()}
                 yield {"run_kib": kib, "runs": count, "direction": direction, **rates}
+
+
+def calibrated(driver: Driver) -> Iterator[dict[str, Any]]:
+    """Where the server's child finds that the two ways cross, in KiB, by direction."""
+    calibration = Calibration(driver)
+    while calibration.advance():
+        pass
+    for is_store, nbytes in calibration.short_bytes.items():
+        yield {"staged_under_kib": nbytes >> 10, "calibrated": "store" if is_store else "load"}
 
 
 def _every_other(device: int, size: int, count: int) -> Runs:

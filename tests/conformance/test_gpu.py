@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from tests.support.fake_gpu import OTHER_UUID
+from tests.support.footprint import Footprint
 from tests.support.gpu_site import (
     BLOCKS_A_CHUNK,
+    TARGET,
     GpuSite,
     expect_moved,
     key_of,
     round_trip,
     shuffled,
+    stored,
 )
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient, RawPool, RawWorker, extension
@@ -282,3 +285,18 @@ def test_without_a_driver_a_gpu_worker_is_refused_for_good(server: Server) -> No
         assert [client.call("ping", 77) for _ in range(3)] == [True] * 3
         assert worker.store(key_of(1, 1), [1, 2, 3, 4]) == [b"", False]
         worker.close()
+
+
+def test_events_leave_nothing_behind(gpu_site: GpuSite) -> None:
+    worker = gpu_site.worker(1)
+    key = stored(worker, 1)
+
+    def cycle(times: int) -> Footprint:
+        for _ in range(times):
+            event = Event(done=True)
+            assert worker.retrieve(key, TARGET, event=event.handle) == [b"", True]
+            event.unlink()
+        return Footprint.of(gpu_site.server)
+
+    level = cycle(50)
+    cycle(500).assert_not_above(level)

@@ -152,6 +152,7 @@ PROGRAMS = {
     "python": Program(_python, _EXAMPLES),
     "python3": Program(_python, _DYNAMO),
     ".venv/bin/python": Program(_python, "no test: the benchmark takes minutes"),
+    ".venv/gpu/bin/python": Program(_python, "no test: no GPU"),
     "scripts/install.py": Program(_install, "no test: `make test` begins with it"),
     "launch/agg.sh": Program(_stack("agg"), _DYNAMO),
     "launch/disagg.sh": Program(

@@ -31,8 +31,24 @@ def used_mib() -> int:
     return (total - free) >> 20
 
 
-def processes() -> dict[int, int]:
-    """MiB by process id, as nvidia-smi sees it; empty in a container that hides processes."""
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
-    return {int(pid): int(mib) for pid, mib in (line.split(",") for line in lines if line.strip())}
+def gpus() -> list[str]:
+    """The UUIDs of all GPUs, with their prefix."""
+    return [uuid for (uuid,) in _smi("--query-gpu=uuid")]
+
+
+def processes() -> dict[int, set[str]]:
+    """The GPUs that each process has a context on, by process id.
+
+    Empty in a container that hides processes.
+    """
+    found: dict[int, set[str]] = {}
+    for pid, uuid in _smi("--query-compute-apps=pid,gpu_uuid"):
+        found.setdefault(int(pid), set()).add(uuid)
+    return found
+
+
+def _smi(query: str) -> list[list[str]]:
+    """The rows that nvidia-smi answers with."""
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split(", ") for line in text.splitlines() if line.strip()]

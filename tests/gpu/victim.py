@@ -6,6 +6,7 @@ the event of its store is behind a kernel that runs for minutes.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -29,7 +30,7 @@ def main() -> None:
         spin(120)
     pending = []
     for number in range(1_000_000):
-        pending.append(worker.begin_store(tokens_of(number, 10 * CHUNK), ids))
+        pending.append(worker.begin_store(tokens_of(1000 * os.getpid() + number, 10 * CHUNK), ids))
         if number == 3:
             print("under way", flush=True)
         if number > 3 and kind == "stores":

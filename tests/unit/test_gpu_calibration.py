@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from sidecar.engines.cuda.calibration import Calibration, crossing
+from sidecar.engines.cuda.calibration import _RUN_BYTES, Calibration
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Addresses, DriverError
 from sidecar.engines.cuda.plan import SHORT_BYTES
 from tests.support.fake_gpu import FakeDriver
@@ -64,8 +64,7 @@ def test_runs_are_staged_up_to_where_the_ways_are_equal(
         found = calibrated(driver).short_bytes
     for is_store, seconds in zip((True, False), by_run, strict=True):
         equal = seconds * LINK  # bytes of a run
-        lengths = [kib * KIB for kib in (4, 8, 16, 24, 32, 48, 64)]
-        assert found[is_store] == next((n for n in lengths if n >= equal), lengths[-1])
+        assert found[is_store] == next((n for n in _RUN_BYTES if n >= equal), _RUN_BYTES[-1])
     stores, loads = found[True] // KIB, found[False] // KIB
     assert f"under {stores} KiB are staged for stores, under {loads} KiB for loads" in caplog.text
 
@@ -138,9 +137,3 @@ def test_a_fatal_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_call", fail)
     with pytest.raises(DriverError):
         calibrated(driver)
-
-
-def test_the_longest_is_staged_where_batches_are_never_as_fast() -> None:
-    assert crossing({4096: (2.0, 1.0), 65536: (2.0, 1.0)}) == 65536
-    assert crossing({4096: (2.0, 1.0), 65536: (1.0, 1.0)}) == 65536
-    assert crossing({4096: (1.0, 1.0), 65536: (1.0, 1.0)}) == 4096

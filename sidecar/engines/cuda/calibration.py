@@ -6,7 +6,7 @@ they cross depends on GPU, link and driver: from 4 KiB to more than 28 KiB have 
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from sidecar.engines.cuda.plan import SHORT_BYTES, Ints, Runs, Step
 
 log = logging.getLogger(__name__)
 
-_RUN_BYTES = tuple(kib << 10 for kib in (4, 8, 16, 24, 32, 48, 64))
+_RUN_BYTES = tuple(kib << 10 for kib in (4, 8, 16, 24, 32, 48, 64, 96, 128))
 _SAMPLE_BYTES = 8 << 20
 # Of each way: a GPU that is busy with inference is late now and then, and never early.
 _REPEATS = 3
@@ -71,7 +71,7 @@ class Calibration:
             for is_store in (True, False):
                 lane = Lane(self._driver, scratch, is_store)
                 try:
-                    found[is_store] = crossing((yield from self._times(lane, scratch)))
+                    found[is_store] = yield from self._crossing(lane, scratch)
                 finally:
                     lane.free()
         finally:
@@ -80,17 +80,17 @@ class Calibration:
         stores, loads = found[True] >> 10, found[False] >> 10
         log.info("runs under %d KiB are staged for stores, under %d KiB for loads", stores, loads)
 
-    def _times(
-        self, lane: Lane, scratch: "_Scratch"
-    ) -> Generator[None, None, dict[int, tuple[float, float]]]:
-        """By length of the runs, the seconds of a sample in batches and staged."""
-        times = {}
-        for size in _RUN_BYTES:
+    def _crossing(self, lane: Lane, scratch: "_Scratch") -> Generator[None, None, int]:
+        """The length from which on batches are as fast as staging, the longest if none is."""
+        short = _RUN_BYTES[-1]
+        for size in reversed(_RUN_BYTES):
             runs = scratch.runs(size)
             batches = yield from self._best(lane, Step(runs, staged=False))
             staged = yield from self._best(lane, Step(runs, staged=True))
-            times[size] = batches, staged
-        return times
+            if batches > staged * _AS_FAST:
+                break
+            short = size
+        return short
 
     def _best(self, lane: Lane, step: Step) -> Generator[None, None, float]:
         seconds: list[float] = []
@@ -145,17 +145,3 @@ class _Scratch:
         """Raises DriverError."""
         self._driver.free(self._blocks)
         self._driver.free_host(self._host)
-
-
-def crossing(times: Mapping[int, tuple[float, float]]) -> int:
-    """The length from which on batches are as fast as staging, the longest if none is.
-
-    `times` are seconds by length: in batches, staged.
-    """
-    short = max(times)
-    for size in sorted(times, reverse=True):
-        batches, staged = times[size]
-        if batches > staged * _AS_FAST:
-            break
-        short = size
-    return short
