@@ -11,9 +11,9 @@ from itertools import islice
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, Space, State
-from sidecar.cache.extents import Extents
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
+from sidecar.cache.slots import Slots
 
 _VICTIMS_TRIED = 16
 
@@ -35,23 +35,25 @@ class L1:
     ) -> None:
         self.capacity = capacity
         self.usable_bytes = 0
-        self.used_bytes = 0
         self.objects = 0
         self.writing = 0
         self.held = 0
-        self._extents = Extents()
-        self._at: dict[int, Entry] = {}  # whatever occupies bytes, by where it begins
-        self._ending_at: dict[int, Entry] = {}
+        self._slots = Slots()
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
         self._on_evicted = on_evicted
         self._clock = clock
         self._headroom = headroom
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all slots, those of withdrawn entries among them."""
+        return self._slots.used_bytes
+
     def grow(self, offset: int, size: int) -> None:
         """`[offset, offset + size)` of the arena is resident now."""
         self.usable_bytes += size
-        self._extents.give(offset, size)
+        self._slots.grow(offset, size)
 
     def space(self, key: SpaceKey) -> Space | None:
         """The space if anything is in it; for readers."""
@@ -79,9 +81,8 @@ class L1:
         slot = range(start, start + taken)
         entry = Entry(space, hash, slot, start + self._headroom, size, missing)
         space.writing[hash] = entry
-        self._at[entry.start] = self._ending_at[entry.end] = entry
+        self._slots.occupy(entry)
         self.writing += 1
-        self.used_bytes += taken
         return entry
 
     def commit(self, entry: Entry) -> None:
@@ -99,7 +100,7 @@ class L1:
     def abort(self, entry: Entry) -> None:
         """`entry` will not be completed and nobody writes to it any more: free its slot."""
         self.withdraw(entry)
-        self._free(entry)
+        self._slots.free(entry)
 
     def withdraw(self, entry: Entry) -> None:
         """`entry` will not be completed, but somebody may still write to its slot.
@@ -114,7 +115,7 @@ class L1:
 
     def release_withdrawn(self, entry: Entry) -> None:
         """Whoever could write to the withdrawn `entry` is gone."""
-        self._free(entry)
+        self._slots.free(entry)
 
     def lease(self, entry: Entry) -> None:
         """Keep `entry` readable for somebody who was promised it.
@@ -141,7 +142,7 @@ class L1:
         if used:
             entry.used_at = self._clock()
         if entry.state is State.GONE and not entry.pins:
-            self._free(entry)
+            self._slots.free(entry)
         self._let_go(entry)
 
     def evict(self, limit: int, down_to_bytes: int) -> int:
@@ -167,22 +168,30 @@ class L1:
         return True
 
     def clear(self, force: bool) -> int:
-        """Drop every object that nobody holds; with `force`, leased ones too. How many went.
+        """Drop every object that nobody holds; with `force`, held ones too. How many went.
 
         Bytes that a copy is reading are freed when it ends, forced or not.
         """
-        entries = [e for space in self._spaces.values() for e in space.ready.values()]
-        dropped = [e for e in entries if force or not (e.leases or e.pins)]
+        dropped = []
+        for space in self.spaces():
+            ready = space.ready
+            kept = {} if force else {h: e for h, e in ready.items() if e.leases or e.pins}
+            dropped += [entry for h, entry in ready.items() if h not in kept]
+            space.ready = kept
+            self._forget_if_empty(space)
         for entry in dropped:
-            self._drop(entry)
+            entry.state = State.GONE
+        self.objects -= len(dropped)
+        self._policy.clear()
+        self._slots.vacate([entry for entry in dropped if not entry.pins])
         return len(dropped)
 
     def _allocate(self, size: int) -> int | None:
         if size > self.usable_bytes:
             return None
-        offset = self._extents.take(size)
+        offset = self._slots.take(size)
         if offset is None and self._make_room(size):
-            offset = self._extents.take(size)
+            offset = self._slots.take(size)
         return offset
 
     def _make_room(self, size: int) -> bool:
@@ -192,30 +201,12 @@ class L1:
         by age only would empty half the cache before two neighbours happen to be free.
         """
         for victim in islice(self._policy.candidates(), _VICTIMS_TRIED):
-            neighbours = self._evictable_around(victim, size)
+            neighbours = self._slots.evictable_around(victim, size)
             if neighbours:
                 for entry in neighbours:
                     self._evict(entry)
                 return True
         return False
-
-    def _evictable_around(self, victim: Entry, size: int) -> list[Entry]:
-        """Objects that give `size` bytes in a row with `victim` and what is free; or none."""
-        start, end, found = victim.start, victim.end, [victim]
-        start -= self._extents.free_before(start)
-        end += self._extents.free_from(end)
-        while end - start < size:
-            after = self._at.get(end)
-            before = self._ending_at.get(start)
-            if after is not None and after.evictable:
-                found.append(after)
-                end = after.end + self._extents.free_from(after.end)
-            elif before is not None and before.evictable:
-                found.append(before)
-                start = before.start - self._extents.free_before(before.start)
-            else:
-                return []
-        return found
 
     def _evict(self, entry: Entry) -> None:
         self._on_evicted(entry, self._clock())
@@ -229,7 +220,7 @@ class L1:
         if not (entry.leases or entry.pins):
             self._policy.remove(entry)
         if not entry.pins:
-            self._free(entry)
+            self._slots.free(entry)
 
     def _hold(self, entry: Entry) -> None:
         if not (entry.leases or entry.pins):
@@ -242,13 +233,6 @@ class L1:
             self.held -= 1
             if entry.state is State.READY:
                 self._policy.add(entry)
-
-    def _free(self, entry: Entry) -> None:
-        taken = entry.end - entry.start
-        del self._at[entry.start]
-        del self._ending_at[entry.end]
-        self._extents.give(entry.start, taken)
-        self.used_bytes -= taken
 
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):

@@ -12,13 +12,16 @@ from sidecar.cache.entry import Entry
 
 
 class EvictionPolicy(Protocol):
-    """Three methods, so that another policy is one more class and one more line below."""
+    """Four methods, so that another policy is one more class and one more line below."""
 
     def add(self, entry: Entry) -> None:
         """`entry` became evictable; it was used just now."""
 
     def remove(self, entry: Entry) -> None:
         """`entry` is gone or no longer evictable."""
+
+    def clear(self) -> None:
+        """All that was evictable is gone."""
 
     def candidates(self) -> Iterable[Entry]:
         """What may be evicted, the least valuable first."""
@@ -37,6 +40,10 @@ class LRU:
     def remove(self, entry: Entry) -> None:
         del (self._cold if entry.cold else self._entries)[entry]
 
+    def clear(self) -> None:
+        self._cold.clear()
+        self._entries.clear()
+
     def candidates(self) -> Iterable[Entry]:
         return chain(self._cold, self._entries)
 
@@ -48,6 +55,9 @@ class NoEviction:
         pass
 
     def remove(self, entry: Entry) -> None:
+        pass
+
+    def clear(self) -> None:
         pass
 
     def candidates(self) -> Iterable[Entry]:

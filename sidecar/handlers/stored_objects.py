@@ -48,30 +48,30 @@ class StoredObjects:
     def key_of(self, name: ObjectName) -> ObjectKey | None:
         """The key behind a name; None if the name does not tell it. Any thread."""
         space = parse_space(name.space)
-        return None if space is None else _key(space, name.hash)
+        return None if space is None else ObjectKey(name.hash, *_owner(space))
 
     def delete_from_l2(
         self, keys: Sequence[tuple[bytes, str, int, str]], adapter: str | None
     ) -> int:
         """Remove these objects, in every layout they are kept in; how many were known."""
-        lane, wanted = self._lane(adapter), set(keys)
-        hashes = {key[0] for key in keys}
-        names = [
-            name
-            for name in lane.catalog.names()
-            if name.hash in hashes and self.key_of(name) in wanted
-        ]
-        return lane.delete(names)
+        lane, wanted = self._lane(adapter), _by_owner(keys)
+        names = []
+        for space_name in lane.catalog.spaces():
+            space = parse_space(space_name)
+            hashes = wanted.get(_owner(space), ()) if space is not None else ()
+            names += [ObjectName(space_name, chunk_hash) for chunk_hash in hashes]
+        return lane.delete(name for name in names if name in lane.catalog)
 
     def delete_from_l1(
         self, keys: Sequence[tuple[bytes, str, int, str]], force: bool
     ) -> tuple[int, int]:
         """The same in the L1: how many went, and how many somebody holds (not with `force`)."""
         deleted = skipped = 0
+        wanted = _by_owner(keys)
         for space in self._core.l1.spaces():
-            for key in keys:
-                entry = space.ready.get(key[0])
-                if entry is None or key != _key(space.key, key[0]):
+            for chunk_hash in wanted.get(_owner(space.key), ()):
+                entry = space.ready.get(chunk_hash)
+                if entry is None:
                     continue
                 if self._core.l1.discard(entry, force):
                     deleted += 1
@@ -89,7 +89,17 @@ class StoredObjects:
         raise KeyError(adapter)
 
 
-def _key(space: SpaceKey, chunk_hash: bytes) -> ObjectKey:
+def _by_owner(
+    keys: Sequence[tuple[bytes, str, int, str]],
+) -> dict[tuple[str, int, str], set[bytes]]:
+    """The hashes by what else is in a key: there may be thousands of spaces, and of keys."""
+    found: dict[tuple[str, int, str], set[bytes]] = {}
+    for chunk_hash, model_name, kv_rank, salt in keys:
+        found.setdefault((model_name, kv_rank, salt), set()).add(chunk_hash)
+    return found
+
+
+def _owner(space: SpaceKey) -> tuple[str, int, str]:
+    """Model name, kv_rank and salt of the keys in a space."""
     world, rank = space.world_size, space.rank
-    kv_rank = world << 24 | rank << 16 | world << 8 | rank
-    return ObjectKey(chunk_hash, space.model_name, kv_rank, space.cache_salt)
+    return space.model_name, world << 24 | rank << 16 | world << 8 | rank, space.cache_salt

@@ -1,8 +1,9 @@
 """What one backend is known to have, in the order of last use, and how full it is."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName
@@ -25,8 +26,9 @@ class Catalog:
     """Names and record sizes of a backend's objects, the least recently used first.
 
     With a `capacity`, room is made by giving up what was not used for longest. What is given
-    up is not found any more, and `doomed` until it is gone. `reserved` bytes are being written.
-    For one thread.
+    up is not found any more, and `doomed` until it is gone. After `sweep` that is all there was,
+    of which `doom_swept` dooms a few at a time: there may be millions. `reserved` bytes are
+    being written. For one thread.
     """
 
     def __init__(self, capacity: int | None, eviction: Eviction) -> None:
@@ -35,6 +37,8 @@ class Catalog:
         # Not what is wanted, or could not be read: to be stored again when there is a chance.
         self.suspects: set[ObjectName] = set()
         self._sizes: OrderedDict[ObjectName, int] = OrderedDict()
+        self._spaces: Counter[str] = Counter()
+        self._swept: OrderedDict[ObjectName, int] = OrderedDict()
         self._kept_bytes = self._stuck_bytes = 0
         self._recovered: dict[ObjectName, None] = {}
         self._evicts = eviction.eviction_policy == "LRU"
@@ -48,6 +52,11 @@ class Catalog:
         return name in self._sizes
 
     @property
+    def leaving(self) -> int:
+        """How many objects are still to be removed."""
+        return len(self.doomed) + len(self._swept)
+
+    @property
     def used_bytes(self) -> int:
         """What is kept, what is being written, and what could not be removed."""
         return self._kept_bytes + self.reserved + self._stuck_bytes
@@ -55,6 +64,10 @@ class Catalog:
     def names(self) -> list[ObjectName]:
         """All of them, the least recently used first."""
         return list(self._sizes)
+
+    def spaces(self) -> list[str]:
+        """The spaces that something is in."""
+        return list(self._spaces)
 
     def size(self, name: ObjectName) -> int:
         """The record's size in bytes, 0 if it is not known. Any thread."""
@@ -64,6 +77,7 @@ class Catalog:
         """It is there, as of now, whatever was there before; `size` 0 if unknown."""
         self.remove(name)
         self._sizes[name] = size
+        self._spaces[name.space] += 1
         self._kept_bytes += size
 
     def touch(self, name: ObjectName) -> None:
@@ -77,8 +91,31 @@ class Catalog:
         if name in self._sizes:
             self.suspects.add(name)
 
+    def is_leaving(self, name: ObjectName) -> bool:
+        """Whether it is to be removed, or to be stored anew before that."""
+        return name in self.doomed or name in self._swept
+
+    def sweep(self) -> None:
+        """All that is known is to be removed."""
+        if self._swept:
+            self._swept.update(self._sizes)
+        else:
+            self._swept = self._sizes
+        self._sizes, self._kept_bytes = OrderedDict(), 0
+        self._spaces.clear()
+        self._recovered.clear()
+        self.suspects.clear()
+
+    def doom_swept(self, limit: int) -> list[ObjectName]:
+        """Doom some of what was swept; which."""
+        names = list(islice(self._swept, limit))
+        for name in names:
+            self.doom(name)
+        return names
+
     def remove(self, name: ObjectName) -> bool:
         """It is not there any more; whether it was known."""
+        self._swept.pop(name, None)
         doomed = self.doomed.pop(name, None)
         if doomed is not None and doomed.failed:
             self._stuck_bytes -= doomed.size
@@ -87,8 +124,9 @@ class Catalog:
     def doom(self, name: ObjectName, reason: str | None = None) -> bool:
         """It is to be removed, known or not; whether it was known."""
         size = self._forget(name)
+        swept = self._swept.pop(name, 0)
         if name not in self.doomed:
-            self.doomed[name] = Doomed(size or 0, reason)
+            self.doomed[name] = Doomed(size or swept, reason)
         return size is not None
 
     def stuck(self, name: ObjectName) -> bool:
@@ -102,8 +140,9 @@ class Catalog:
     def recover(self, found: Iterable[Found]) -> None:
         """A scan has found these. They are older than all that was used since the start."""
         for name, size, _ in found:
-            if name not in self._sizes and name not in self.doomed:
+            if name not in self._sizes and not self.is_leaving(name):
                 self._sizes[name] = size
+                self._spaces[name.space] += 1
                 self._sizes.move_to_end(name, last=False)
                 self._recovered[name] = None
                 self._kept_bytes += size
@@ -142,7 +181,12 @@ class Catalog:
 
     def _forget(self, name: ObjectName) -> int | None:
         size = self._sizes.pop(name, None)
-        self._kept_bytes -= size or 0
+        if size is None:
+            return None
+        self._kept_bytes -= size
+        self._spaces[name.space] -= 1
+        if not self._spaces[name.space]:
+            del self._spaces[name.space]
         self._recovered.pop(name, None)
         self.suspects.discard(name)
         return size

@@ -121,7 +121,7 @@ class Lane:
         def found(sizes: list[int | None], error: TierError | None) -> None:
             if error is None and epoch == self.epoch:
                 for name, size in zip(names, sizes, strict=True):
-                    if size is not None and name not in self.catalog.doomed:
+                    if size is not None and not self.catalog.is_leaving(name):
                         self.catalog.add(name, size)
             done()
 
@@ -158,7 +158,8 @@ class Lane:
     def clear(self) -> None:
         """Remove everything, and what a scan or a store still brings from before now."""
         self.epoch += 1
-        self.delete(self.catalog.names())
+        self.catalog.sweep()
+        self.removal.pump()
 
     def tick(self, now: float) -> None:
         """Once a second: look for what is overdue, and for what is to be tried again."""

@@ -54,19 +54,25 @@ class Removal:
     def add(self, names: Iterable[ObjectName]) -> None:
         """These have been doomed."""
         self._waiting.extend(names)
-        self._pump()
+        self.pump()
 
     def retry(self) -> None:
         """Try again what could not be removed."""
         failed, self._failed = self._failed, []
         self.add(failed)
 
-    def _pump(self) -> None:
-        while self._waiting and not self._busy:
+    def pump(self) -> None:
+        """Begin to remove what waits for it, and what was swept."""
+        while not self._busy and self._has_more():
             batch = self._next_batch()
             if batch:
                 self._busy = True
                 self._run(partial(self._remove, batch), partial(self._removed, batch))
+
+    def _has_more(self) -> bool:
+        if not self._waiting:
+            self._waiting.extend(self._catalog.doom_swept(_DELETED_A_CALL))
+        return bool(self._waiting)
 
     def _next_batch(self) -> list[tuple[ObjectName, str | None]]:
         """Names to remove now: some good ones together, or a bad one alone."""
@@ -107,4 +113,4 @@ class Removal:
             self.end_change(name)
         if kept:
             self._on_aside(batch[0][0])
-        self._pump()
+        self.pump()

@@ -188,7 +188,7 @@ class WriteBehind:
             "l2_store", l2_name=lane.label, bytes=size, waited_seconds=began - write.since
         )
         # Whose absence only the backend knows. What is to go, or is bad, does not count.
-        is_suspect = write.name in lane.catalog.suspects or write.name in lane.catalog.doomed
+        is_suspect = write.name in lane.catalog.suspects or lane.catalog.is_leaving(write.name)
         ask_first = lane.adapter.shared and not is_suspect
         lane.catalog.reserved += size
         self._writing[lane] += 1

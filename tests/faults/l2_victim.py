@@ -192,7 +192,7 @@ class Life:
         else:
             self.bench.start()
             # What was too much for the capacity when it was killed goes first.
-            self.bench.run_until(lambda: not self.catalog.doomed)
+            self.bench.run_until(lambda: not self.catalog.leaving)
             self.check_usage()
 
     def check_usage(self) -> None:
@@ -339,7 +339,7 @@ class Campaign:
         def live() -> None:
             life = Life(self.base, self.capacity, self.sync, Fate("never", 1), 0)
             life.bench.start()
-            life.bench.run_until(lambda: not life.catalog.doomed)
+            life.bench.run_until(lambda: not life.catalog.leaving)
             life.check_usage()
             life.verify(self.spoiled)
             if not self.capacity:

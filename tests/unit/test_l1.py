@@ -137,6 +137,27 @@ def test_an_object_larger_than_the_cache_evicts_nothing() -> None:
     assert l1.reserve(KEY, b"huge", 3 * ALIGNMENT) is None and visible(l1, b"a")
 
 
+def test_a_large_cache_that_was_cleared_is_empty_and_whole_at_once() -> None:
+    """Its bytes are freed a few at a time, but nobody has to wait for that."""
+    l1 = make(1000)
+    for number in range(1000):
+        store(l1, number.to_bytes(2, "big"))
+    space = l1.space(KEY)
+    assert space is not None
+    first, read = list(space.ready.values())[:2]
+    l1.lease(first)
+    l1.pin(read)
+    assert l1.clear(force=False) == 998
+    assert (l1.objects, l1.used_bytes) == (2, 2 * ALIGNMENT)
+    assert visible(l1, first.hash) and visible(l1, read.hash)
+    assert l1.clear(force=True) == 2
+    assert (l1.objects, l1.used_bytes, l1.space(KEY)) == (0, ALIGNMENT, None)
+    l1.unpin(read)
+    assert l1.used_bytes == 0
+    whole = l1.reserve(KEY, b"whole", 1000 * ALIGNMENT)
+    assert whole is not None and whole.start == 0
+
+
 class L1Machine(RuleBasedStateMachine):
     """Random stores, copies and clears over a cache of eight slots and three sizes."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.cache.entry import State
 from sidecar.cache.keys import SpaceKey
+from sidecar.tiers import removal
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
@@ -483,6 +484,30 @@ def test_clear_removes_what_is_kept_and_what_is_on_its_way() -> None:
     bench.run_until(lambda: not memory.records)
     assert bench.lookup(1) == bench.lookup(3) == 0
     assert bench.l1.held == bench.l1.used_bytes == 0
+
+
+def test_a_clear_is_at_once_and_spares_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are removed a few at a time, after a second clear, too."""
+    monkeypatch.setattr(removal, "_DELETED_A_CALL", 2)
+    memory, gate = Memory(), threading.Event()
+    bench = Bench(memory, slots=32).start()
+    bench.store(*range(1, 9))
+    bench.settle()
+    memory.before = on("delete", lambda: gate.wait(20) or None)
+    catalog = bench.tiers.lanes[0].catalog
+    for stored in ([1, 8, 9], [2, 7, 10]):
+        bench.l1.clear(force=True)
+        bench.tiers.clear(owned_only=True)
+        assert (len(catalog), catalog.used_bytes, catalog.spaces()) == (0, catalog.reserved, [])
+        assert [bench.lookup(number) for number in range(1, 11)] == [0] * 10
+        bench.store(*stored)
+    gate.set()
+    bench.settle()
+    bench.run_until(lambda: not catalog.leaving)
+    assert {name.hash for name in memory.records} == {hash_of(number) for number in stored}
+    assert catalog.used_bytes == sum(map(len, memory.records.values()))
+    bench.l1.clear(force=True)
+    assert bench.lookup(*stored) == 3
 
 
 def test_a_load_that_a_clear_overtakes_is_not_published() -> None:
