@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ class FakeReader:
     """`FileReader` without NIXL.
 
     `fails` fails on its way, `hangs` never ends, `wrong` has a bit turned, `slow` takes a while.
-    The backend "none" does not start, and with "lost" memory cannot be registered.
+    The backend "none" does not start, and with "lost" memory cannot be registered. Where the
+    environment names a file FAKE_READS, what that holds is part of every name; FAKE_OPEN_SECONDS
+    is how long the start takes.
     """
 
     def __init__(self, backend: str, params: Mapping[str, str]) -> None:
         if backend == "none":
             raise CannotRead("there is no such backend")
+        time.sleep(float(os.environ.get("FAKE_OPEN_SECONDS", 0)))
         self.backend = backend
         self.failed: str | None = None
         self.registered: dict[int, int] = {}
@@ -47,7 +51,12 @@ class FakeReader:
         if len(data) < size:
             raise CannotRead(f"{path}: too short")
         self.begun.append(Path(path).name)
-        return FakeRead(self, Path(path).name, data, address)
+        return FakeRead(self, Path(path).name + _all_reads(), data, address)
+
+
+def _all_reads() -> str:
+    given = Path(os.environ.get("FAKE_READS", "/nowhere"))
+    return given.read_text() if given.exists() else ""
 
 
 class FakeRead:

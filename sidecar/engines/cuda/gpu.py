@@ -21,7 +21,8 @@ from sidecar.engines.cuda.shares import Share, release
 
 log = logging.getLogger(__name__)
 
-# The driver may take long to start. Later no call takes this long on a GPU that works.
+# The driver may take long to start, and NIXL with cuFile. Later no call takes this long on a GPU
+# that works.
 _START_SECONDS, _SILENT_SECONDS = 60.0, 10.0
 
 OnMapped = Callable[[str | None], None]
@@ -51,7 +52,8 @@ class Gpu:
         self.pinned_bytes = 0
         self.is_ending = False
         self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
-        self.reads_files = False  # of NIXL, past the arena
+        self.reads_files = False  # into its memory, past the arena
+        self._opens_files = False
         self.reason = "its process has ended"
         self._has_started = False
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
@@ -81,7 +83,12 @@ class Gpu:
         self._moving[order.job] = on_moved
         self._outbox.put(order)
 
-    def tell(self, order: protocol.Unmap | protocol.Populated | protocol.OpenFiles) -> None:
+    def tell(self, order: protocol.Unmap | protocol.Populated) -> None:
+        self._outbox.put(order)
+
+    def open_files(self, order: protocol.OpenFiles) -> None:
+        """Let it get ready to read files; `reads_files` tells when it is."""
+        self._opens_files = True
         self._outbox.put(order)
 
     def end(self) -> None:
@@ -97,8 +104,10 @@ class Gpu:
         if self._asked is None:
             self._asked = now
             self._outbox.put(protocol.Ping())
-        elif now - self._asked > self._patience:
-            self.kill(f"it did not answer for {self._patience:.0f} s")
+            return
+        patience = _START_SECONDS if self._opens_files else self._patience
+        if now - self._asked > patience:
+            self.kill(f"it did not answer for {patience:.0f} s")
 
     def kill(self, reason: str) -> None:
         """Give it up. What it was asked for is answered when it is gone."""
@@ -167,7 +176,9 @@ class Gpu:
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.FilesOpened():
-                self.reads_files = answer.error is None
+                self.reads_files, self._opens_files = answer.error is None, False
+                if self._asked is not None:  # its answer is next
+                    self._asked = time.monotonic()
                 if answer.error is not None:
                     log.warning("%s: files go through the L1: %s", self.uuid, answer.error)
             case protocol.Unusable():

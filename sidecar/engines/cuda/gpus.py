@@ -92,7 +92,7 @@ class Gpus:
         order = map_order(number, layout, tensors)
         gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
         if is_new and self._files is not None:
-            gpu.tell(self._files)  # it takes seconds: not before the worker is answered
+            gpu.open_files(self._files)  # it takes seconds: not before the worker is answered
 
     def populated(self, size: int) -> None:
         """The first `size` bytes of the arena are resident; they may be pinned."""

@@ -1,0 +1,121 @@
+"""Files straight to a GPU that does not play along: objects come through the L1, or not at all."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.gpu_site import NO, SOURCE, TARGET, GpuSite, fake_gpu, gpu_server_in, stored
+from tests.support.gpu_worker import GpuWorker
+from tests.support.l2 import adapter_flags, clear_l1, counter, wait_written
+from tests.support.server import Server, wait_until
+
+SECONDS = 1.0  # all deadlines of the child
+CHUNKS = 2
+
+
+@pytest.fixture
+def gpu_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """The parameter: how many seconds its child takes to get ready for files."""
+    environment = fake_gpu(tmp_path, SECONDS) | {
+        "FAKE_READS": str(tmp_path / "reads"),
+        "FAKE_OPEN_SECONDS": str(getattr(request, "param", 0)),
+    }
+    files = {"file_path": str(tmp_path / "l2"), "use_direct_io": False}
+    flags = adapter_flags(type="nixl_store", backend="GDS", backend_params=files, min_free_gb=0)
+    with gpu_server_in(tmp_path, environment, *flags) as server:
+        yield server
+
+
+@pytest.fixture
+def reads(tmp_path: Path) -> Path:
+    """What happens to all reads, from now on."""
+    return tmp_path / "reads"
+
+
+def wait_ready(site: GpuSite) -> None:
+    def ready() -> bool:
+        return all(worker["reads_files"] for worker in site.server.status()["workers"])
+
+    wait_until(ready, "the GPU reads files")
+
+
+def in_files(site: GpuSite, worker: GpuWorker, seed: int) -> Any:
+    """The key of a request that is in files only."""
+    key = stored(worker, seed)
+    wait_written(site.server)
+    clear_l1(site.server)
+    return key
+
+
+def looked_up(worker: GpuWorker, key: Any) -> int:
+    return int(worker.lookup({**key, "worker_id": None}))
+
+
+def prove(worker: GpuWorker, key: Any) -> None:
+    worker.pool.data[:, TARGET] = 0
+    assert worker.retrieve(key, TARGET) == [b"", True]
+    assert np.array_equal(worker.pool.data[:, TARGET], worker.pool.data[:, SOURCE])
+
+
+@pytest.mark.parametrize("gpu_server", [3 * SECONDS], indirect=True)
+def test_a_start_that_takes_long_is_waited_for(gpu_site: GpuSite) -> None:
+    """Longer than the process may be silent otherwise."""
+    worker = gpu_site.worker(1)
+    child = gpu_site.child()
+    wait_ready(gpu_site)
+    assert gpu_site.child() == child
+    key = in_files(gpu_site, worker, 1)
+    assert looked_up(worker, key) == CHUNKS
+    prove(worker, key)
+    assert gpu_site.server.l1()["total_object_count"] == 0
+
+
+def test_after_a_failed_read_objects_come_through_the_l1(gpu_site: GpuSite, reads: Path) -> None:
+    worker = gpu_site.worker(1)
+    wait_ready(gpu_site)
+    key = in_files(gpu_site, worker, 1)
+    reads.write_text("fails")
+    assert looked_up(worker, key) == CHUNKS
+    assert worker.retrieve(key, TARGET) == NO
+    assert looked_up(worker, key) == CHUNKS
+    prove(worker, key)
+    assert gpu_site.server.l1()["total_object_count"] == CHUNKS
+    assert "files go through the L1: " in gpu_site.server.stderr()
+    assert counter(gpu_site.server, "l2_corrupt_objects") == 0
+
+
+def test_a_read_that_never_ends_costs_the_process(gpu_site: GpuSite, reads: Path) -> None:
+    worker = gpu_site.worker(1)
+    wait_ready(gpu_site)
+    key, child = in_files(gpu_site, worker, 1), gpu_site.child()
+    reads.write_text("hangs")
+    assert looked_up(worker, key) == CHUNKS
+    before = worker.pool.data.copy()
+    assert worker.retrieve(key, TARGET) == NO
+    assert np.array_equal(worker.pool.data, before)
+    reads.unlink()
+    gpu_site.reregister(worker)
+    assert gpu_site.child() != child
+    assert looked_up(worker, key) == CHUNKS
+    prove(worker, key)
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_read(gpu_site: GpuSite, reads: Path) -> None:
+    worker = gpu_site.worker(1)
+    wait_ready(gpu_site)
+    key = in_files(gpu_site, worker, 1)
+    reads.write_text("slow")
+    assert looked_up(worker, key) == CHUNKS
+    frames = worker.client.frames("retrieve", *worker.request(key, TARGET), 0)
+    worker.client.send(frames)
+    gpu_site.kill_child(signal.SIGKILL)
+    assert gpu_site.answer(frames) == NO
+    gpu_site.reregister(worker)
+    assert looked_up(worker, key) == CHUNKS
+    prove(worker, key)
