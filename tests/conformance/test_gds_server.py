@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,14 +64,20 @@ def reader(site: GpuSite, instance: int = 1) -> GpuWorker:
     return worker
 
 
-def test_objects_come_from_files_past_the_l1(gpu_site: GpuSite) -> None:
-    worker, server = reader(gpu_site), gpu_site.server
+def in_files(worker: GpuWorker, server: Server) -> tuple[Any, list[int], list[int]]:
+    """A request that is in files only: its key, the blocks that hold it, and as many others."""
     ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
-    source, target = ids[:count], ids[count : 2 * count]
-    key, before = key_of(1, CHUNKS), worker.pool.data.copy()
-    assert worker.store(key, source) == [b"", True]
+    key = key_of(1, CHUNKS)
+    assert worker.store(key, ids[:count]) == [b"", True]
     wait_written(server)
     clear_l1(server)
+    return key, ids[:count], ids[count : 2 * count]
+
+
+def test_objects_come_from_files_past_the_l1(gpu_site: GpuSite) -> None:
+    worker, server = reader(gpu_site), gpu_site.server
+    before = worker.pool.data.copy()
+    key, source, target = in_files(worker, server)
     assert worker.lookup({**key, "worker_id": None}) == CHUNKS
     assert server.l1()["total_object_count"] == 0
     assert worker.retrieve(key, target) == [b"", True]
@@ -83,12 +90,8 @@ def test_objects_come_from_files_past_the_l1(gpu_site: GpuSite) -> None:
 
 def test_one_request_from_the_l1_and_from_files(gpu_site: GpuSite) -> None:
     worker, server = reader(gpu_site), gpu_site.server
-    ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
-    source, target = ids[:count], ids[count : 2 * count]
-    key, before = key_of(1, CHUNKS), worker.pool.data.copy()
-    assert worker.store(key, source) == [b"", True]
-    wait_written(server)
-    clear_l1(server)
+    before = worker.pool.data.copy()
+    key, source, target = in_files(worker, server)
     half = {**key, "end": 2 * server.chunk_size}
     assert worker.store(half, source[: 2 * BLOCKS_A_CHUNK]) == [b"", True]
     assert worker.lookup({**key, "worker_id": None}) == CHUNKS
@@ -101,12 +104,7 @@ def test_one_request_from_the_l1_and_from_files(gpu_site: GpuSite) -> None:
 def test_a_bad_file_is_never_served(gpu_site: GpuSite, directory: Path) -> None:
     """The retrieve fails, and no byte of the bad object is written; then the L1 tells why."""
     worker, server = reader(gpu_site), gpu_site.server
-    ids, count = shuffled(worker.pool), CHUNKS * BLOCKS_A_CHUNK
-    source, target = ids[:count], ids[count : 2 * count]
-    key = key_of(1, CHUNKS)
-    assert worker.store(key, source) == [b"", True]
-    wait_written(server)
-    clear_l1(server)
+    key, _, target = in_files(worker, server)
     for path in objects(directory):
         data = bytearray(path.read_bytes())
         data[5000] ^= 1
@@ -125,13 +123,7 @@ def test_a_bad_file_is_never_served(gpu_site: GpuSite, directory: Path) -> None:
 
 def test_another_worker_reads_what_one_has_stored(gpu_site: GpuSite) -> None:
     first, second = reader(gpu_site, 1), reader(gpu_site, 2)
-    server, count = gpu_site.server, CHUNKS * BLOCKS_A_CHUNK
-    ids = shuffled(first.pool)
-    key = key_of(1, CHUNKS)
-    assert first.store(key, ids[:count]) == [b"", True]
-    wait_written(server)
-    clear_l1(server)
+    key, source, target = in_files(first, gpu_site.server)
     assert second.lookup({**key, "worker_id": None}) == CHUNKS
-    assert second.retrieve(key, ids[count : 2 * count]) == [b"", True]
-    stored, got = first.pool.data[:, ids[:count]], second.pool.data[:, ids[count : 2 * count]]
-    assert np.array_equal(stored, got)
+    assert second.retrieve(key, target) == [b"", True]
+    assert np.array_equal(first.pool.data[:, source], second.pool.data[:, target])

@@ -148,7 +148,9 @@ def test_a_clear_forgets_them(bench: Bench) -> None:
     assert look_up(bench, 1)[0] == 0 and bench.l1.held == 0
 
 
-def test_a_clear_overtakes_a_header(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No header is read before it is set."""
     gate, peek = threading.Event(), Files.peek
 
     def slow(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
@@ -156,6 +158,10 @@ def test_a_clear_overtakes_a_header(bench: Bench, monkeypatch: pytest.MonkeyPatc
         return peek(self, name, size)
 
     monkeypatch.setattr(Files, "peek", slow)
+    return gate
+
+
+def test_a_clear_overtakes_a_header(bench: Bench, gate: threading.Event) -> None:
     bench.begin("r", 1, direct=True)
     bench.tiers.clear(owned_only=False)
     bench.run_until(lambda: bench.results == {"r": 0})
@@ -164,18 +170,11 @@ def test_a_clear_overtakes_a_header(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None and bench.l1.held == 0
 
 
-def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, gate: threading.Event) -> None:
     bench = bench_on(tmp_path, timeout_seconds=0.2)
     (entry,) = bench.store(1)
     bench.settle()
     bench.l1.discard(entry)
-    gate, peek = threading.Event(), Files.peek
-
-    def slow(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
-        gate.wait(20)
-        return peek(self, name, size)
-
-    monkeypatch.setattr(Files, "peek", slow)
     bench.begin("r", 1, direct=True)
 
     def missed() -> bool:

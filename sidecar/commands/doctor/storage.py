@@ -121,7 +121,7 @@ def gds_libraries() -> Finding:
     if not (runtimes and _can_be_loaded(_CUFILE)):
         return warning(
             "GDS",
-            f"not to be used: the loader does not find {_CUFILE}, and one of {', '.join(_RUNTIMES)}",
+            f"the loader does not find {_CUFILE}, and one of {', '.join(_RUNTIMES)}",
             "GPUs cannot read files themselves: everything goes through the L1",
             "install a CUDA toolkit with cuFile, or put the folders of nvidia-cufile and "
             "nvidia-cuda-runtime into LD_LIBRARY_PATH",
