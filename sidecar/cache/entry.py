@@ -8,10 +8,10 @@ from sidecar.cache.keys import SpaceKey
 
 
 class State(Enum):
-    """An object of the L1 is visible to lookups only when READY; GONE ones may have readers.
+    """An object in the arena is visible to lookups only when READY; GONE ones may have readers.
 
-    A BELOW one is complete too, in a file: it has no bytes in the arena, and the L1 knows
-    nothing of it but who holds it.
+    A BELOW one is complete too, in a file: it has no bytes in the arena, and is not in the index
+    of the L1, which counts who holds it.
     """
 
     WRITING = "writing"
@@ -47,7 +47,7 @@ class Entry:
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
     `missing` names the KV groups whose blocks were null when it was stored. `sealed` tells
     that the header is in place. A `cold` one is easily had again: the first to be evicted.
-    `file` is where a BELOW one is, whose slot is empty.
+    `file` is where a BELOW one is, whose slot is empty; `unreadable`: a GPU could not read it.
     """
 
     __slots__ = (
@@ -66,6 +66,7 @@ class Entry:
         "start",
         "state",
         "stored_at",
+        "unreadable",
         "used_at",
     )
 
@@ -93,6 +94,7 @@ class Entry:
         self.sealed = False
         self.cold = False
         self.file: StoredFile | None = None
+        self.unreadable = False
         self.state = State.WRITING
         self.leases = 0
         self.pins = 0

@@ -122,7 +122,7 @@ class Retrieves:
         instance.transfers -= 1
         below = [copy.entry for copy in copies if copy.entry.file is not None]
         self._count_reuse([copy.entry for copy in copies if copy.entry.file is None])
-        core.tiers.loads.direct.ended(below, ok)
+        core.tiers.loads.direct.ended(below)
         for copy in reversed(copies):
             core.l1.unpin(copy.entry)
         self._release(key, hashes)

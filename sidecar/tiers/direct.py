@@ -4,7 +4,7 @@ A lookup reads their headers only. Then they are held by leases, as objects of t
 their lane does not evict them until the retrieve.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,31 +25,41 @@ _WORD, _SHORT = 8, 240
 
 @dataclass(eq=False, slots=True)
 class _Read:
-    """An object of `lane`, whose header is being read, or is known."""
+    """An object of `lane`, whose header is being read, or is known. `parent` is the lookup's.
+
+    `outdated`: something else was stored meanwhile, so what was read says nothing of it.
+    """
 
     entry: Entry
     name: ObjectName
     lane: Lane
+    parent: Span
+    outdated: bool = False
 
 
 class DirectReads:
     """All of them, by space and chunk hash. Loop thread only."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, lanes: Sequence[Lane], telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._reads: dict[tuple[SpaceKey, bytes], _Read] = {}
-        # What a GPU could not read, or found to be bad: the L1's way tells what it is.
-        self._failed: OrderedDict[ObjectName, None] = OrderedDict()
+        self._waiting: dict[Lane, deque[_Read]] = {lane: deque() for lane in lanes}
+        self._reading = dict.fromkeys(lanes, 0)  # headers, now
+        # What a GPU could not read, or found to be bad, and what a fuller object may have to
+        # replace: in the L1 it is seen which of these it is.
+        self._through_l1: OrderedDict[ObjectName, None] = OrderedDict()
 
     def allows(self, lane: Lane, name: ObjectName, size: int) -> bool:
         """Whether the object of `size` bytes can be read in this way."""
         fits = size % _WORD == 0 and size > _SHORT
-        return lane.files is not None and fits and name not in self._failed
+        return lane.files is not None and fits and name not in self._through_l1
 
     def find(self, space: SpaceKey, chunk_hash: bytes) -> Entry | None:
-        """The object, if it is held, or its header is on its way."""
+        """The object for one more lookup: if it is held, or its header is on its way."""
         read = self._reads.get((space, chunk_hash))
         if read is None or not _in_use(read.entry):
+            return None
+        if read.name in self._through_l1 or read.name not in read.lane.catalog:
             return None
         # Of a backend that is cut off nobody knows when it answers.
         answers = read.entry.state is State.BELOW or read.lane.reads.allows()
@@ -57,50 +67,57 @@ class DirectReads:
 
     def ready(self, space: SpaceKey, chunk_hash: bytes) -> Entry | None:
         """The object, if it was promised to somebody."""
-        entry = self.find(space, chunk_hash)
-        return entry if entry is not None and entry.state is State.BELOW else None
+        read = self._reads.get((space, chunk_hash))
+        promised = read is not None and read.entry.state is State.BELOW and _in_use(read.entry)
+        return read.entry if read is not None and promised else None
 
     def begin(self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span) -> Entry:
-        """Read the header of an object that `find` does not know."""
+        """Have the header of an object read that `find` does not know. `pump` begins that."""
         entry = Entry(Space(space), name.hash, range(0), 0, size)
         entry.on_settled = []
-        read = self._reads[space, name.hash] = _Read(entry, name, lane)
-        call = span.child("l2_peek", l2_name=lane.label)
-        files, whole = lane.files, HEADER_BYTES + aligned(size)
-        assert files is not None
+        read = self._reads[space, name.hash] = _Read(entry, name, lane, span)
         self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
-
-        def work() -> tuple[str, Header]:
-            path, head = files.peek(name, whole)
-            return path, read_header(head, space, name.hash, size)
-
-        def done(found: tuple[str, Header], error: TierError | None) -> None:
-            call.end(str(error) if error else "")
-            if error is not None:
-                lane.lost(name, error)
-                self._drop(read)
-            elif entry.state is State.WRITING:
-                self._found(read, *found)
-
-        lane.read(work, done, on_late=lambda: self._drop(read))
+        self._waiting[lane].append(read)
         return entry
 
-    def ended(self, entries: Sequence[Entry], ok: bool) -> None:
-        """A GPU has read these, or could not read one of them."""
+    def pump(self) -> None:
+        """Hand to the threads what they can take, but for what nobody waits for any more."""
+        for lane, waiting in self._waiting.items():
+            while waiting and self._reading[lane] < lane.read_slots:
+                read = waiting.popleft()
+                if read.entry.leases and read.entry.state is State.WRITING and lane.reads.allows():
+                    self._start(read)
+                else:
+                    self._drop(read)
+
+    def ended(self, entries: Sequence[Entry]) -> None:
+        """GPUs are through with these, or could not read them."""
         for entry in entries:
             read = self._reads.get((entry.space.key, entry.hash))
             if read is None or read.entry is not entry:
                 continue  # forgotten meanwhile
-            if ok:
+            if entry.unreadable:
+                model = entry.space.key.model_name
+                self._telemetry.l2_prefetch_failure_chunks.add(1, "gpu_read", model)
+                self._avoid(read.name)
+            else:
                 label = read.lane.label
                 self._telemetry.l2_prefetch_load_completed_chunks.add(1, label)
                 self._telemetry.l2_transfer_bytes.add(entry.size, "load", label)
-            else:
-                self._distrust(read)
 
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What must not be evicted from a lane now."""
         return {r.name for r in self._reads.values() if r.lane is lane and _in_use(r.entry)}
+
+    def replaced(self, lane: Lane, name: ObjectName) -> None:
+        """Something was stored under `name`."""
+        self._through_l1.pop(name, None)
+        for read in self._reads.values():
+            read.outdated = read.outdated or (read.lane is lane and read.name == name)
+
+    def trust(self, name: ObjectName) -> None:
+        """The object has come into the L1 and was good."""
+        self._through_l1.pop(name, None)
 
     def forget_unused(self) -> None:
         """Forget what nobody holds: its file may go."""
@@ -109,15 +126,49 @@ class DirectReads:
 
     def forget_all(self) -> None:
         """The cache has been cleared: nothing of it is to be found any more."""
-        for read in list(self._reads.values()):
+        reads, self._reads = self._reads, {}
+        for read in reads.values():
             self._drop(read)
+
+    def _start(self, read: _Read) -> None:
+        entry, lane, name = read.entry, read.lane, read.name
+        call = read.parent.child("l2_peek", l2_name=lane.label)
+        files, whole = lane.files, HEADER_BYTES + aligned(entry.size)
+        assert files is not None
+        self._reading[lane] += 1
+
+        def work() -> tuple[str, Header]:
+            path, head = files.peek(name, whole)
+            return path, read_header(head, entry.space.key, entry.hash, entry.size)
+
+        def done(found: tuple[str, Header], error: TierError | None) -> None:
+            call.end(str(error) if error else "")
+            self._reading[lane] -= 1
+            if error is not None:
+                self._lost(read, error)
+            elif entry.state is State.WRITING:
+                self._found(read, *found)
+            self.pump()
+
+        lane.read(work, done, on_late=lambda: self._drop(read))
 
     def _found(self, read: _Read, path: str, header: Header) -> None:
         entry = read.entry
+        if header.missing:
+            # A store of a fuller one takes the place of what it finds in the L1.
+            self._avoid(read.name)
+            self._drop(read)
+            return
         entry.file = StoredFile(path, HEADER_BYTES, header.digest)
-        entry.missing, entry.state = header.missing, State.BELOW
+        entry.state = State.BELOW
         read.lane.catalog.touch(read.name)
         entry.settle()
+
+    def _lost(self, read: _Read, error: TierError) -> None:
+        known = self._reads.get((read.entry.space.key, read.entry.hash)) is read
+        if known and not read.outdated:
+            read.lane.lost(read.name, error)
+        self._drop(read)
 
     def _drop(self, read: _Read) -> None:
         """It will not be found again; a copy that is under way goes on."""
@@ -131,14 +182,10 @@ class DirectReads:
         if self._reads.get(key) is read:
             del self._reads[key]
 
-    def _distrust(self, read: _Read) -> None:
-        self._telemetry.l2_prefetch_failure_chunks.add(
-            1, "gpu_read", read.entry.space.key.model_name
-        )
-        self._failed[read.name] = None
-        while len(self._failed) > _REMEMBERED:
-            self._failed.popitem(last=False)
-        self._forget(read)
+    def _avoid(self, name: ObjectName) -> None:
+        self._through_l1[name] = None
+        while len(self._through_l1) > _REMEMBERED:
+            self._through_l1.popitem(last=False)
 
 
 def _in_use(entry: Entry) -> bool:

@@ -68,6 +68,7 @@ class Lane:
         self.scanned = False
         self.epoch = 0  # counts how often everything was cleared
         self.on_scanned: Callable[[], None] = lambda: None
+        self.busy: Callable[[], set[ObjectName]] = set  # what may not be evicted now
         self._post = post
         readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
         self._reading = _Side("load", Workers(f"l2-{label}-read", readers, post))
@@ -216,7 +217,7 @@ class Lane:
             return
         self.scanned = True
         # A crash may have come between a store and the removal of what it took the place of.
-        self.evict(self.catalog.make_room(0, ()))
+        self.evict(self.catalog.make_room(0, self.busy()))
         count, size = len(self.catalog), self.catalog.used_bytes / 2**30
         log.info("L2 %s: %d objects, %.2f GiB", self.label, count, size)
         self.on_scanned()

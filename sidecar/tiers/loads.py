@@ -74,7 +74,7 @@ class Loads:
         self._on_loaded = on_loaded
         self._queues = {lane: _Queue() for lane in lanes}
         self._loads: dict[Entry, Load] = {}
-        self.direct = DirectReads(telemetry)
+        self.direct = DirectReads(lanes, telemetry)
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
         """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
@@ -118,6 +118,7 @@ class Loads:
                     self._start(lane, load)
                 else:
                     self._next_lane(load)
+        self.direct.pump()
 
     def drop_unwanted(self) -> None:
         """Give back the slots of what nobody waits for, but of what a thread is at.
@@ -173,6 +174,7 @@ class Loads:
         """Something was stored under `name`."""
         for load in self._queues[lane].running:
             load.outdated = load.outdated or load.name == name
+        self.direct.replaced(lane, name)
 
     def _is_wanted(self, load: Load) -> bool:
         return bool(load.entry.leases) and time.monotonic() < load.deadline
@@ -222,6 +224,7 @@ class Loads:
         del self._loads[entry]
         entry.missing, entry.sealed, entry.cold = missing, True, self._cold
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
+        self.direct.trust(load.name)
         self._l1.commit(entry)
         self._on_loaded(entry, lane)
 

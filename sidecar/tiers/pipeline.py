@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
@@ -86,6 +87,7 @@ class Tiers:
         """Begin to find out what the backends have from before."""
         for lane in self.lanes:
             lane.on_scanned = self.writes.pump
+            lane.busy = partial(self.loads.busy, lane)
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
 

@@ -1,5 +1,7 @@
 """What a lookup finds in L2, brought into the L1 before the lookup is answered.
 
+What GPUs read from its file themselves (`direct`) stays there.
+
 A prefix is loaded chunk by chunk of the sequence, as far as every rank and layout has it,
 from the L1, from what others are loading, and from the backends in their order. The answer is
 what has arrived: when all has, when something did not, or at the deadline.

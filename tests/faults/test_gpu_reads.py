@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.gpu_site import NO, SOURCE, TARGET, GpuSite, fake_gpu, gpu_server_in, stored
-from tests.support.gpu_worker import GpuWorker
+from tests.support.gpu_worker import Event, GpuWorker
 from tests.support.l2 import adapter_flags, clear_l1, counter, wait_written
 from tests.support.server import Server, wait_until
 
@@ -119,3 +119,35 @@ def test_a_process_that_is_killed_in_the_middle_of_a_read(gpu_site: GpuSite, rea
     gpu_site.reregister(worker)
     assert looked_up(worker, key) == CHUNKS
     prove(worker, key)
+
+
+@pytest.mark.parametrize("gpu_server", [-1], indirect=True)
+def test_a_crash_at_the_start_of_nixl_costs_the_files_only(gpu_site: GpuSite) -> None:
+    """The next process does not open them: a crash again and again would cost the GPU."""
+    worker = gpu_site.worker(1)
+    wait_until(lambda: "it ended when it opened them" in gpu_site.server.stderr(), "the crash")
+    gpu_site.reregister(worker)
+    child = gpu_site.child()
+    key = in_files(gpu_site, worker, 1)
+    assert looked_up(worker, key) == CHUNKS
+    prove(worker, key)
+    assert gpu_site.server.l1()["total_object_count"] == CHUNKS
+    assert gpu_site.child() == child
+
+
+def test_a_worker_that_leaves_spoils_nothing_for_others(gpu_site: GpuSite) -> None:
+    """Both were promised the same chunks; the load of one ends with its registration."""
+    leaving, staying = gpu_site.worker(1), gpu_site.worker(2)
+    wait_ready(gpu_site)
+    key = in_files(gpu_site, leaving, 1)
+    first, second = {**key, "request_id": "first"}, {**key, "request_id": "second"}
+    assert looked_up(leaving, first) == looked_up(staying, second) == CHUNKS
+    never = Event()
+    frames = gpu_site.client.frames("retrieve", *leaving.request(first, TARGET, never.handle), 0)
+    gpu_site.client.send(frames)
+    gpu_site.client.call("unregister_kv_cache", 1)
+    assert gpu_site.answer(frames) == NO
+    assert staying.retrieve(second, TARGET) == [b"", True]
+    stored_blocks, got = leaving.pool.data[:, SOURCE], staying.pool.data[:, TARGET]
+    assert np.array_equal(stored_blocks, got)
+    never.unlink()

@@ -19,13 +19,16 @@ class FakeReader:
     `fails` fails on its way, `hangs` never ends, `wrong` has a bit turned, `slow` takes a while.
     The backend "none" does not start, and with "lost" memory cannot be registered. Where the
     environment names a file FAKE_READS, what that holds is part of every name; FAKE_OPEN_SECONDS
-    is how long the start takes.
+    is how long the start takes; less than 0: it crashes.
     """
 
     def __init__(self, backend: str, params: Mapping[str, str]) -> None:
         if backend == "none":
             raise CannotRead("there is no such backend")
-        time.sleep(float(os.environ.get("FAKE_OPEN_SECONDS", 0)))
+        seconds = float(os.environ.get("FAKE_OPEN_SECONDS", 0))
+        if seconds < 0:
+            os.abort()
+        time.sleep(seconds)
         self.backend = backend
         self.failed: str | None = None
         self.registered: dict[int, int] = {}

@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.engines.cuda import calibration, child, lane, process
+from sidecar.engines.cuda import child, lane, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
+from sidecar.engines.cuda.plan import SHORT_BYTES
 from tests.support.xxh3 import sums_of
 
 SHM = Path("/dev/shm")
@@ -247,6 +248,16 @@ class FakeDriver:
                 operation()
 
 
+class Uncalibrated:
+    """In place of `Calibration`: its calls would be among those that faults count."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        self.short_bytes = {True: SHORT_BYTES, False: SHORT_BYTES}
+
+    def advance(self) -> bool:
+        return False
+
+
 class _Faults:
     """What is to go wrong, from the file."""
 
@@ -300,9 +311,8 @@ if __name__ == "__main__":
     from tests.support import fake_files
 
     child.FileReader = fake_files.FakeReader  # type: ignore[assignment, misc]
-    # Its copies take what Python takes: a small sample is enough.
-    calibration._SAMPLE_BYTES, calibration._REPEATS = 128 << 10, 1
+    child.Calibration = Uncalibrated  # type: ignore[assignment, misc]
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:
-        child._EVENT_SECONDS = lane._STEP_SECONDS = seconds
+        child._EVENT_SECONDS = lane.STEP_SECONDS = seconds
     process.main(FakeDriver(), sys.argv[1:])

@@ -12,6 +12,7 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.leases import Lookup
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.base import Corrupt
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.tiers import OBJECT_BYTES, SPACE, Bench, hash_of
@@ -47,6 +48,13 @@ def look_up(bench: Bench, *numbers: int) -> tuple[int, Lookup]:
     lookup = bench.begin(request, *numbers, direct=True)
     bench.run_until(lambda: request in bench.results)
     return bench.results[request], lookup
+
+
+def fail(bench: Bench, *entries: Entry) -> None:
+    """A GPU could not read these."""
+    for entry in entries:
+        entry.unreadable = True
+    bench.tiers.loads.direct.ended(entries)
 
 
 def held(lookup: Lookup) -> list[Entry]:
@@ -115,13 +123,86 @@ def test_a_file_that_is_gone_or_cut_is_a_miss(bench: Bench, tmp_path: Path) -> N
 def test_what_a_gpu_could_not_read_comes_through_the_l1(bench: Bench) -> None:
     """There its checksum tells what is wrong, if anything is."""
     _, lookup = look_up(bench, 1, 2)
-    bench.tiers.loads.direct.ended(held(lookup), ok=False)
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
-    bench.leases.end(lookup)
+    fail(bench, *held(lookup))
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(lookup)[0]
     hits, again = look_up(bench, 1, 2, 3)
     assert hits == 3
     assert [entry.state for entry in held(again)] == [State.READY, State.READY, State.BELOW]
     assert bench.count("l2_prefetch_failure_chunks", "gpu_read") == 2
+    bench.leases.end(lookup)
+    bench.leases.end(again)
+    bench.l1.clear(force=True)
+    hits, lookup = look_up(bench, 1, 2, 3)
+    assert hits == 3 and {entry.state for entry in held(lookup)} == {State.BELOW}, "they were good"
+
+
+def test_a_worker_that_leaves_spoils_nothing_for_others(bench: Bench) -> None:
+    """Its load fails, but not because of the files."""
+    (_, first), (_, second) = look_up(bench, 1, 2), look_up(bench, 1, 2)
+    bench.tiers.loads.direct.ended(held(first))
+    bench.leases.end(first)
+    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(second)[0]
+    assert {entry.state for entry in held(look_up(bench, 1, 2)[1])} == {State.BELOW}
+
+
+def test_what_lacks_blocks_comes_through_the_l1(bench: Bench) -> None:
+    """There a store of a fuller object takes its place."""
+    entry = bench.l1.reserve(SPACE, hash_of(9), OBJECT_BYTES, frozenset({1}))
+    assert entry is not None
+    bench.l1.commit(entry)
+    bench.tiers.stored([entry])
+    bench.settle()
+    bench.l1.discard(entry)
+    assert look_up(bench, 9)[0] == 0
+    hits, lookup = look_up(bench, 9)
+    assert hits == 1 and held(lookup)[0].state is State.READY
+
+
+def test_headers_that_nobody_waits_for_are_not_read(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_on(tmp_path, num_workers=1)
+    numbers = range(1, 15)
+    entries = bench.store(*numbers)
+    bench.settle()
+    bench.l1.clear(force=True)
+    read, peek = [], Files.peek
+
+    def counted(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+        read.append(name)
+        return peek(self, name, size)
+
+    monkeypatch.setattr(Files, "peek", counted)
+    lookup = bench.begin("r", *numbers, direct=True)
+    bench.leases.end(lookup)
+    gate.set()
+    bench.run_until(lambda: not bench.tiers.loads.busy(bench.tiers.lanes[0]))
+    assert len(read) <= bench.tiers.lanes[0].read_slots < len(entries)
+
+
+def test_what_an_old_header_says_is_not_held_against_a_new_file(
+    bench: Bench, tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+        gate.wait(20)
+        raise Corrupt("magic")
+
+    monkeypatch.setattr(Files, "peek", late)
+    bench.begin("r", 1, direct=True)
+    bench.tiers.lanes[0].catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
+    bench.store(1)
+    bench.settle()
+    gate.set()
+    bench.run_until(lambda: bench.results == {"r": 0})
+    assert path_of(tmp_path, 1).exists()
+    assert not list((tmp_path / "quarantine").iterdir())
+
+
+def test_what_is_deleted_is_not_found_though_somebody_holds_it(bench: Bench) -> None:
+    _, lookup = look_up(bench, 1)
+    bench.tiers.lanes[0].delete([ObjectName(space_name(SPACE), hash_of(1))])
+    assert look_up(bench, 1)[0] == 0
+    bench.leases.end(lookup)
 
 
 def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.engines.cuda.calibration import _RUN_BYTES, Calibration
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Addresses, DriverError
-from sidecar.engines.cuda.plan import SHORT_BYTES
+from sidecar.engines.cuda.plan import SHORT_BYTES, STEP_BYTES
 from tests.support.fake_gpu import FakeDriver
 
 KIB = 1024
@@ -137,3 +137,37 @@ def test_a_fatal_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_call", fail)
     with pytest.raises(DriverError):
         calibrated(driver)
+
+
+def test_without_memory_for_staging_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Costly(6e-7, 6e-7)
+    real = driver.allocate
+
+    def allocate(nbytes: int) -> int:
+        if nbytes == STEP_BYTES:
+            raise DriverError("allocate", OUT_OF_MEMORY)
+        return real(nbytes)
+
+    monkeypatch.setattr(driver, "allocate", allocate)
+    assert set(calibrated(driver).short_bytes.values()) == {SHORT_BYTES}
+    assert "no memory for staging" in caplog.text
+    assert not driver._device and not driver._pinned
+
+
+@pytest.mark.parametrize("call", ["record", "is_done"])
+def test_nothing_is_freed_under_a_copy(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After such an error the process ends, as it does for a worker's copies."""
+    driver = Costly(6e-7, 6e-7)
+    real = driver._call
+
+    def fail(name: str) -> None:
+        if name == call:
+            raise DriverError(name, OUT_OF_MEMORY)
+        real(name)
+
+    monkeypatch.setattr(driver, "_call", fail)
+    with pytest.raises(DriverError):
+        calibrated(driver)
+    assert driver.calls["free"] == driver.calls["free_host"] == 0

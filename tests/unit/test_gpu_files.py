@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidecar.engines.cuda import files, object_buffers
+from sidecar.engines.cuda import file_lane, files, object_buffers
 from sidecar.engines.cuda import lane as lane_module
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, DriverError
 from sidecar.engines.cuda.file_lane import FileLane
@@ -24,7 +24,7 @@ from sidecar.engines.cuda.mappings import Mappings
 from tests.support.fake_files import FakeReader
 from tests.support.fake_gpu import ILLEGAL, PREFIX, FakeDriver
 from tests.support.gpu_child import PAGE, Blocks, by_block, stored
-from tests.support.server import SHM
+from tests.support.server import SHM, wait_until
 from tests.support.turns import ended
 
 
@@ -152,7 +152,7 @@ def test_who_waits_for_the_memory_of_a_failed_read_fails(
 def test_a_read_that_does_not_end_costs_the_process(
     site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane_module, "_STEP_SECONDS", 0.1)
+    monkeypatch.setattr(lane_module, "STEP_SECONDS", 0.1)
     made = site()
     made.lane.add(made.transfer(1, "hangs"))
     with pytest.raises(Stuck, match="a read from a file did not end"):
@@ -281,3 +281,39 @@ def test_memory_that_cannot_be_registered_is_told_at_once() -> None:
     with pytest.raises(CannotRead, match="cannot be registered"):
         FileLane(driver, reader)  # type: ignore[arg-type]
     assert driver.calls["free"] == 1
+
+
+def test_what_a_worker_that_has_left_was_to_get_is_not_written(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the rest of an object of which a kernel has written a part, either."""
+    monkeypatch.setattr(file_lane, "STEP_RUNS", 1)
+    made = site()
+    transfer = made.transfer(1, "a")
+    made.lane.add(transfer)
+
+    def half_written() -> bool:
+        made.lane.advance()
+        return made.driver.calls["copy_runs"] == 1
+
+    wait_until(half_written, "a part is written")
+    made.lane.drop(1)
+    assert ended(made.lane, 1) == [1] and transfer.error == "the worker has left"
+    assert not transfer.unreadable
+    assert made.driver.calls["copy_runs"] == 1
+
+
+def test_a_buffer_that_cannot_be_given_back_ends_the_waiting(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = site()
+    monkeypatch.setattr(object_buffers, "_MOST_BYTES", 0)
+    buffers = object_buffers.ObjectBuffers(made.driver, made.reader)
+
+    def refuse(memory: int) -> None:
+        raise CannotRead("it is not known")
+
+    monkeypatch.setattr(made.reader, "deregister", refuse)
+    for _ in range(2):
+        with pytest.raises(CannotRead, match="it is not known"):
+            list(buffers.wait(2 * PAGE))

@@ -7,6 +7,8 @@ they cross depends on GPU, link and driver: from 4 KiB to more than 28 KiB have 
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +27,9 @@ _MOST_SAMPLES = 4 * 2 * 2 * _REPEATS * len(_RUN_BYTES)
 _PAUSE_SECONDS = 1e-3
 # Copies leave the multiprocessors to inference, so they are taken where it makes no difference.
 _AS_FAST = 1.05
+
+
+_Memory = TypeVar("_Memory", Lane, "_Scratch")
 
 
 class _NoAnswer(Exception):
@@ -49,15 +54,13 @@ class Calibration:
     def advance(self) -> bool:
         """Go on, as there is nothing else to do; False when it is over.
 
-        Raises DriverError if fatal, and Stuck.
+        Raises DriverError, and Stuck: what has begun may be under way then.
         """
         self._disturbed |= self._clock() - self._last > _PAUSE_SECONDS
         goes_on = False
         try:
             goes_on = next(self._work, "over") != "over"
-        except (_NoAnswer, DriverError) as error:
-            if isinstance(error, DriverError) and error.is_fatal:
-                raise
+        except _NoAnswer as error:
             log.warning(
                 "runs under %d KiB are staged, for want of better: %s", SHORT_BYTES >> 10, error
             )
@@ -65,17 +68,11 @@ class Calibration:
         return goes_on
 
     def _measure(self) -> Generator[None, None, None]:
-        scratch = _Scratch(self._driver)
-        try:
-            found = {}
+        found = {}
+        with _freed(_scratch(self._driver)) as scratch:
             for is_store in (True, False):
-                lane = Lane(self._driver, scratch, is_store)
-                try:
+                with _freed(Lane(self._driver, scratch, is_store)) as lane:
                     found[is_store] = yield from self._crossing(lane, scratch)
-                finally:
-                    lane.free()
-        finally:
-            scratch.free()
         self.short_bytes = found
         stores, loads = found[True] >> 10, found[False] >> 10
         log.info("runs under %d KiB are staged for stores, under %d KiB for loads", stores, loads)
@@ -87,6 +84,8 @@ class Calibration:
             runs = scratch.runs(size)
             batches = yield from self._best(lane, Step(runs, staged=False))
             staged = yield from self._best(lane, Step(runs, staged=True))
+            if not lane.has_staging:
+                raise _NoAnswer("there is no memory for staging")
             if batches > staged * _AS_FAST:
                 break
             short = size
@@ -118,15 +117,8 @@ class Calibration:
 class _Scratch:
     """Memory that stands for a worker's blocks and for the arena: nobody else's bytes."""
 
-    def __init__(self, driver: Driver) -> None:
-        """Raises DriverError."""
-        self._driver = driver
-        self._blocks = driver.allocate(2 * _SAMPLE_BYTES)
-        try:
-            self._host = driver.allocate_host(_SAMPLE_BYTES)
-        except DriverError:
-            driver.free(self._blocks)
-            raise
+    def __init__(self, driver: Driver, blocks: int, host: int) -> None:
+        self._driver, self._blocks, self._host = driver, blocks, host
 
     def runs(self, size: int) -> Runs:
         """Runs with gaps in the blocks, shuffled, and with none in the arena."""
@@ -145,3 +137,29 @@ class _Scratch:
         """Raises DriverError."""
         self._driver.free(self._blocks)
         self._driver.free_host(self._host)
+
+
+def _scratch(driver: Driver) -> _Scratch:
+    """Raises _NoAnswer if there is no memory for it, and DriverError if fatal."""
+    try:
+        blocks = driver.allocate(2 * _SAMPLE_BYTES)
+        try:
+            return _Scratch(driver, blocks, driver.allocate_host(_SAMPLE_BYTES))
+        except DriverError:
+            driver.free(blocks)
+            raise
+    except DriverError as error:
+        if error.is_fatal:
+            raise
+        raise _NoAnswer(str(error)) from None
+
+
+@contextmanager
+def _freed(memory: _Memory) -> Iterator[_Memory]:
+    """Free it afterwards, but for errors of the driver: copies may be under way then."""
+    try:
+        yield memory
+    except _NoAnswer:
+        memory.free()
+        raise
+    memory.free()

@@ -192,7 +192,7 @@ class Child:
         elif self._files is not None and self._no_files is None:
             self._queue(self._files, order, waited, worker.wanted_objects(order))
         else:
-            self._send(Moved(order.job, self._no_files, waited, 0.0))
+            self._send(Moved(order.job, self._no_files, waited, 0.0, unreadable=True))
             self._ended(order.worker)
 
     def _queue(
@@ -212,7 +212,8 @@ class Child:
 
     def _finish(self, transfer: Transfer[Any]) -> None:
         copied = time.monotonic() - transfer.began
-        self._send(Moved(transfer.job, transfer.error, transfer.waited, copied))
+        unreadable = transfer.unreadable
+        self._send(Moved(transfer.job, transfer.error, transfer.waited, copied, unreadable))
         self._ended(transfer.worker)
 
     def _ended(self, worker: int) -> None:

@@ -59,7 +59,7 @@ class _Way:
     def begin(self, transfer: Transfer[WantedObject], portion: WantedObject) -> None:
         self.transfer = transfer
         transfer.in_flight += 1
-        self._work = self._fetch(transfer, portion)
+        self._work = self._fetch(portion)
 
     def poll(self) -> Transfer[WantedObject] | None:
         transfer = self.transfer
@@ -69,19 +69,20 @@ class _Way:
             for _ in self._work:
                 return None
         except (CannotRead, ReadFailed) as error:
-            transfer.stop(str(error))
+            if transfer.error is None:
+                transfer.unreadable = True
+                transfer.stop(str(error))
         self.transfer = None
         transfer.in_flight -= 1
         return transfer
 
-    def _fetch(self, transfer: Transfer[WantedObject], wanted: WantedObject) -> Iterator[None]:
+    def _fetch(self, wanted: WantedObject) -> Iterator[None]:
         """Yields while it waits. Raises CannotRead and ReadFailed."""
         buffer = yield from self._buffers.wait(wanted.stored.size)
         try:
             yield from self._read(wanted.stored, buffer)
             yield from self._check(wanted.stored, buffer)
-            if transfer.error is None:
-                yield from self._scatter(wanted.runs, buffer)
+            yield from self._scatter(wanted.runs, buffer)
         except ReadFailed:
             raise  # and the buffer is never used again: it may still be written to
         except CannotRead:
@@ -101,10 +102,16 @@ class _Way:
 
     def _scatter(self, runs: Runs, buffer: Buffer) -> Iterator[None]:
         for at in range(0, len(runs), STEP_RUNS):
+            if self._has_left():
+                return
             part = runs.take(slice(at, at + STEP_RUNS))
             places = buffer.address + part.offset
             launch = partial(self._table.copy_runs, part.device, places, part.size, self._stream)
             yield from self._on_gpu(launch)
+
+    def _has_left(self) -> bool:
+        """Whether the worker's blocks may not be touched any more."""
+        return self.transfer is None or self.transfer.error is not None
 
     def _on_gpu(self, launch: Callable[[], None]) -> Iterator[None]:
         """Launch and wait; what fails harmlessly may have begun in part, and is waited for, too."""
@@ -125,6 +132,6 @@ def _until(is_done: Callable[[], bool], what: str) -> Iterator[None]:
     """Raises Stuck."""
     began = time.monotonic()
     while not is_done():
-        if time.monotonic() - began > lane._STEP_SECONDS:
-            raise Stuck(f"{what} did not end in {lane._STEP_SECONDS:.0f} s")
+        if time.monotonic() - began > lane.STEP_SECONDS:
+            raise Stuck(f"{what} did not end in {lane.STEP_SECONDS:.0f} s")
         yield

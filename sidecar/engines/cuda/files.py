@@ -23,7 +23,11 @@ class ReadFailed(Exception):
 
 
 class FileReader:
-    """A NIXL agent with one backend. For one thread; but for the start, no call waits."""
+    """A NIXL agent with one backend. For one thread.
+
+    The start takes seconds. A call may read what it begins or asks for: NIXL's GDS does where
+    cuFile copies by way of host memory.
+    """
 
     def __init__(self, backend: str, params: Mapping[str, str]) -> None:
         """Start it, which takes a second or two. Raises CannotRead."""
@@ -44,7 +48,7 @@ class FileReader:
             return self.agent.register_memory([(address, size, 0, "")], "VRAM")
 
     def deregister(self, memory: Any) -> None:
-        """Forget memory that will be freed. Raises CannotRead."""
+        """Forget memory that will be freed. Raises CannotRead: then it may not be freed."""
         with self.errors(CannotRead):
             self.agent.deregister_memory(memory)
 

@@ -53,7 +53,7 @@ class Gpu:
         self.is_ending = False
         self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
         self.reads_files = False  # into its memory, past the arena
-        self._opens_files = False
+        self.opens_files = False  # it has been asked to, and has not answered
         self.reason = "its process has ended"
         self._has_started = False
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
@@ -88,7 +88,7 @@ class Gpu:
 
     def open_files(self, order: protocol.OpenFiles) -> None:
         """Let it get ready to read files; `reads_files` tells when it is."""
-        self._opens_files = True
+        self.opens_files = True
         self._outbox.put(order)
 
     def end(self) -> None:
@@ -105,7 +105,7 @@ class Gpu:
             self._asked = now
             self._outbox.put(protocol.Ping())
             return
-        patience = _START_SECONDS if self._opens_files else self._patience
+        patience = _START_SECONDS if self.opens_files else self._patience
         if now - self._asked > patience:
             self.kill(f"it did not answer for {patience:.0f} s")
 
@@ -176,8 +176,8 @@ class Gpu:
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.FilesOpened():
-                self.reads_files, self._opens_files = answer.error is None, False
-                if self._asked is not None:  # its answer is next
+                self.reads_files, self.opens_files = answer.error is None, False
+                if self._asked is not None:  # it could not answer meanwhile
                     self._asked = time.monotonic()
                 if answer.error is not None:
                     log.warning("%s: files go through the L1: %s", self.uuid, answer.error)

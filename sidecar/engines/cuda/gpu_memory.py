@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sidecar.cache.entry import Entry
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.protocol import Fetch, Move, Moved, StoredObject, Unmap
@@ -107,13 +108,16 @@ class GpuMemory:
         on_done: Callable[[bool], None],
         is_store: bool,
     ) -> None:
-        nbytes = sum(copy.entry.size for copy in copies)
+        entries = [copy.entry for copy in copies]
         end = self._pool.adopt(on_done)
-        self.gpu.move(order, partial(self._moved, end, is_store, nbytes))
+        self.gpu.move(order, partial(self._moved, end, is_store, entries))
 
     def _moved(
-        self, end: Callable[[bool], None], is_store: bool, nbytes: int, moved: Moved
+        self, end: Callable[[bool], None], is_store: bool, entries: list[Entry], moved: Moved
     ) -> None:
+        for entry in entries:
+            entry.unreadable |= moved.unreadable
+        nbytes = sum(entry.size for entry in entries)
         direction = "store" if is_store else "load"
         if moved.error is None:
             self._observe(self.device, direction, moved, nbytes)

@@ -1,6 +1,7 @@
 """The GPUs that have workers now, each with its child process."""
 
 import itertools
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
 from sidecar.engines.cuda.layout import Tensor, map_order
 from sidecar.engines.cuda.protocol import OpenFiles, Populated
 from sidecar.engines.groups import WorkerLayout
+
+log = logging.getLogger(__name__)
 
 COMMAND = [sys.executable, "-m", "sidecar.engines.cuda"]
 _END_SECONDS = 5.0
@@ -60,6 +63,7 @@ class Gpus:
         self._gpus: dict[str, Gpu] = {}
         self._ending: set[Gpu] = set()
         self._failed: dict[str, tuple[float, str]] = {}  # when and why, by UUID
+        self._without_files: set[str] = set()  # UUIDs
         self._workers: dict[GpuMemory, OnLost] = {}
         self._numbers = itertools.count(1)
 
@@ -91,7 +95,7 @@ class Gpus:
         shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
         order = map_order(number, layout, tensors)
         gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
-        if is_new and self._files is not None:
+        if is_new and self._files is not None and uuid not in self._without_files:
             gpu.open_files(self._files)  # it takes seconds: not before the worker is answered
 
     def populated(self, size: int) -> None:
@@ -168,3 +172,6 @@ class Gpus:
         self._ending.discard(gpu)
         if gpu.could_not_start:
             self._failed[gpu.uuid] = time.monotonic(), gpu.reason
+        elif gpu.opens_files:
+            log.warning("%s: files go through the L1: it ended when it opened them", gpu.uuid)
+            self._without_files.add(gpu.uuid)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # While one portion moves, the next one is handed to the driver.
 _IN_FLIGHT = 2
 # A portion takes a millisecond. If this is not enough, the GPU does not answer any more.
-_STEP_SECONDS = 10.0
+STEP_SECONDS = 10.0
 
 
 Portion = TypeVar("Portion")
@@ -42,6 +42,7 @@ class Transfer(Generic[Portion]):
         self.began = time.monotonic()
         self.in_flight = 0
         self.error: str | None = None
+        self.unreadable = False  # the error is that of a file
         self._steps = steps
         self.next = next(steps, None)
 
@@ -138,6 +139,11 @@ class Lane(Turns[Step]):
         self._staged = [_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)]
         super().__init__(self._staged)
 
+    @property
+    def has_staging(self) -> bool:
+        """Whether there is a staging buffer; there is none before the first staged step."""
+        return any(way.has_buffer for way in self._staged)
+
     def free(self) -> None:
         """Let go of the staging buffers: it is idle, and will not be used again."""
         for way in self._staged:
@@ -175,12 +181,16 @@ class _Way:
         if transfer is None:
             return None
         if not self._driver.is_done(self._event):
-            if time.monotonic() - self._began > _STEP_SECONDS:
-                raise Stuck(f"a copy did not end in {_STEP_SECONDS:.0f} s")
+            if time.monotonic() - self._began > STEP_SECONDS:
+                raise Stuck(f"a copy did not end in {STEP_SECONDS:.0f} s")
             return None
         self.transfer = None
         transfer.in_flight -= 1
         return transfer
+
+    @property
+    def has_buffer(self) -> bool:
+        return self._staging is not None
 
     def free(self) -> None:
         if self._staging is not None:

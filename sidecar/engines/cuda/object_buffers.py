@@ -94,6 +94,10 @@ class ObjectBuffers:
         return Buffer(address, size, memory)
 
     def _free(self, buffer: Buffer) -> None:
-        self._reader.deregister(buffer.memory)
+        try:
+            self._reader.deregister(buffer.memory)
+        except CannotRead as error:
+            self._reader.failed = str(error)  # its memory is lost, and so is the room for others
+            raise
         self._driver.free(buffer.address)
         self._total -= buffer.size

@@ -109,13 +109,15 @@ class Unmapped(msgspec.Struct, tag=True, frozen=True):
 class Moved(msgspec.Struct, tag=True, frozen=True):
     """A transfer has ended: nobody touches its memory now. Times in seconds.
 
-    It waited for the worker's event, then for its turn and the copies.
+    It waited for the worker's event, then for its turn and the copies. `unreadable`: the error is
+    one of the files that were to be read.
     """
 
     job: int
     error: str | None
     waited: float
     copied: float
+    unreadable: bool = False
 
 
 class FilesOpened(msgspec.Struct, tag=True, frozen=True):

@@ -1,6 +1,6 @@
 """A buffer on the GPU through which short runs go, so that the link sees a few long ones."""
 
-from sidecar.engines.cuda.driver import Driver
+from sidecar.engines.cuda.driver import Driver, DriverError
 from sidecar.engines.cuda.kernel_table import KernelTable
 from sidecar.engines.cuda.plan import STEP_BYTES
 
@@ -15,7 +15,11 @@ class Staging:
         """Raises DriverError."""
         self._driver = driver
         self.buffer = driver.allocate(STEP_BYTES)
-        self._table = KernelTable(driver)
+        try:
+            self._table = KernelTable(driver)
+        except DriverError:
+            driver.free(self.buffer)
+            raise
         self.copy_runs = self._table.copy_runs
 
     def free(self) -> None:
