@@ -205,7 +205,10 @@ def test_a_fatal_error_of_the_driver_costs_the_process(
     made.expect()
 
 
-def test_with_little_memory_fewer_objects_are_on_their_way(site: Callable[..., Site]) -> None:
+def test_with_little_memory_fewer_objects_are_on_their_way(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until there is more: after a while the GPU is asked again."""
     driver = SmallGpu()
     made = site(driver, run=PAGE)
     driver.room = PAGE + 2 * made.blocks.object_bytes(1)
@@ -213,6 +216,12 @@ def test_with_little_memory_fewer_objects_are_on_their_way(site: Callable[..., S
     assert made.run(whole) == [1] and whole.error is None
     made.expect(*"abcdefgh")
     assert made.buffer_bytes == 2 * made.blocks.object_bytes(1)
+    driver.room = 1 << 30
+    assert made.run(made.transfer(2, "i", "j", "k", "l")) == [2]
+    assert made.buffer_bytes == 2 * made.blocks.object_bytes(1)
+    monkeypatch.setattr(object_buffers, "_AGAIN_SECONDS", 0.0)
+    assert made.run(made.transfer(3, "m", "n", "o", "p")) == [3]
+    assert made.buffer_bytes > 2 * made.blocks.object_bytes(1)
 
 
 def test_without_memory_the_transfer_fails_and_nothing_else(site: Callable[..., Site]) -> None:

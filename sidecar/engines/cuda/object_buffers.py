@@ -1,6 +1,7 @@
 """Device memory into which files are read: an object in each buffer."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 _PAGE = 4096
 # Together, but for a single larger one.
 _MOST_BYTES = 256 << 20
+_AGAIN_SECONDS = 60.0  # after which a GPU that had no memory left is asked once more
 
 
 class Buffer(NamedTuple):
@@ -38,7 +40,7 @@ class ObjectBuffers:
         self._idle: list[Buffer] = []
         self._waiting: deque[object] = deque()
         self._total = 0
-        self._most = _MOST_BYTES
+        self._most, self._since = _MOST_BYTES, 0.0
         self.give_back(self._allocate(_PAGE))
 
     def wait(self, nbytes: int) -> Generator[None, None, Buffer]:
@@ -68,6 +70,8 @@ class ObjectBuffers:
             self._idle.remove(best)
             return best
         size = -(-nbytes // _PAGE) * _PAGE
+        if time.monotonic() - self._since > _AGAIN_SECONDS:
+            self._most = _MOST_BYTES
         while self._idle and self._total + size > self._most:
             self._free(self._idle.pop())
         if self._total and self._total + size > self._most:
@@ -77,7 +81,7 @@ class ObjectBuffers:
         except DriverError as error:
             if error.code == OUT_OF_MEMORY and self._total:
                 log.warning("buffers for files: there is room for %d MiB", self._total >> 20)
-                self._most = self._total
+                self._most, self._since = self._total, time.monotonic()
                 return None
             if error.is_fatal:
                 raise
