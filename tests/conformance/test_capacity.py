@@ -21,7 +21,9 @@ def big_cache() -> KVCache:
 
 @pytest.fixture
 def small(new_server: Callable[..., Server]) -> Iterator[Rig]:
-    server = new_server(l1_size_gb=L1_BYTES / 2**30).start()
+    # Only stores make room: in the background, what nobody holds yet could go before its lookup.
+    full = ("--eviction-trigger-watermark", "1")
+    server = new_server(*full, l1_size_gb=L1_BYTES / 2**30).start()
     rig = Rig(server, "small")
     yield rig
     rig.close()
