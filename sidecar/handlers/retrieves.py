@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sidecar.cache.entry import Entry
-from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
@@ -68,10 +67,12 @@ class Retrieves:
         skip_tokens: int,
     ) -> list[ChunkCopy]:
         """What to copy where. Raises Refused if anything of it is not there."""
-        space = space_of(key, key.worker_id or 0, instance.fingerprint)
-        copies = []
+        place = space_of(key, key.worker_id or 0, instance.fingerprint)
+        space, copies = self._core.l1.space(place), []
         for row, chunk in enumerate(self._core.aligned_range(key)):
-            entry = self._object(instance, space, hashes[chunk])
+            entry = space.ready.get(hashes[chunk]) if space is not None else None
+            if entry is None and instance.mapped.reads_files:
+                entry = self._core.tiers.loads.direct.ready(place, hashes[chunk])
             blocks = [table[row] for table in tables]
             if entry is None:
                 self._count_miss(instance)
@@ -82,14 +83,6 @@ class Retrieves:
                 raise Refused("partly_cached", f"chunk {chunk} lacks blocks of a windowed group")
             copies.append(ChunkCopy(entry, blocks, wanted))
         return copies
-
-    def _object(self, instance: Instance, key: SpaceKey, chunk_hash: bytes) -> Entry | None:
-        """The object in the L1, or in a file that the worker's GPU can read."""
-        space = self._core.l1.space(key)
-        entry = space.ready.get(chunk_hash) if space is not None else None
-        if entry is None and instance.mapped.reads_files:
-            entry = self._core.tiers.loads.direct.ready(key, chunk_hash)
-        return entry
 
     def _wanted(
         self, instance: Instance, blocks: list[Blocks], row: int, skip_tokens: int
