@@ -44,7 +44,7 @@ class DirectReads:
         self._telemetry = telemetry
         self._reads: dict[tuple[SpaceKey, bytes], _Read] = {}
         self._waiting: dict[Lane, deque[_Read]] = {lane: deque() for lane in lanes}
-        self._reading = dict.fromkeys(lanes, 0)  # headers, now
+        self._reading: dict[Lane, set[_Read]] = {lane: set() for lane in lanes}
         # What a GPU could not read, or found to be bad, and what a fuller object may have to
         # replace: in the L1 it is seen which of these it is.
         self._through_l1: OrderedDict[ObjectName, None] = OrderedDict()
@@ -83,7 +83,7 @@ class DirectReads:
     def pump(self) -> None:
         """Hand to the threads what they can take, but for what nobody waits for any more."""
         for lane, waiting in self._waiting.items():
-            while waiting and self._reading[lane] < lane.read_slots:
+            while waiting and len(self._reading[lane]) < lane.read_slots:
                 read = waiting.popleft()
                 if read.entry.leases and read.entry.state is State.WRITING and lane.reads.allows():
                     self._start(read)
@@ -112,8 +112,8 @@ class DirectReads:
     def replaced(self, lane: Lane, name: ObjectName) -> None:
         """Something was stored under `name`."""
         self._through_l1.pop(name, None)
-        for read in self._reads.values():
-            read.outdated = read.outdated or (read.lane is lane and read.name == name)
+        for read in self._reading[lane]:
+            read.outdated = read.outdated or read.name == name
 
     def trust(self, name: ObjectName) -> None:
         """The object has come into the L1 and was good."""
@@ -135,7 +135,7 @@ class DirectReads:
         call = read.parent.child("l2_peek", l2_name=lane.label)
         files, whole = lane.files, HEADER_BYTES + aligned(entry.size)
         assert files is not None
-        self._reading[lane] += 1
+        self._reading[lane].add(read)
 
         def work() -> tuple[str, Header]:
             path, head = files.peek(name, whole)
@@ -143,7 +143,7 @@ class DirectReads:
 
         def done(found: tuple[str, Header], error: TierError | None) -> None:
             call.end(str(error) if error else "")
-            self._reading[lane] -= 1
+            self._reading[lane].discard(read)
             if error is not None:
                 self._lost(read, error)
             elif entry.state is State.WRITING:
