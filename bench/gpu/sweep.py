@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.engines.cuda.calibration import Calibration
+from sidecar.engines.cuda.calibration import Calibration, every_other
 from sidecar.engines.cuda.driver import Driver
 from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.pinning import PinnedArena
@@ -41,7 +41,7 @@ def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]
         for count in COUNTS:
             if kib * 1024 * count > max_bytes:
                 continue
-            runs = _every_other(device, kib * 1024, count)
+            runs = every_other(device, kib * 1024, count)
             for direction, lane in lanes.items():
                 ways = {"batches": 0, "staged": kib * 1024 + 1}
                 rates = {name: _rate(lane, runs, short) for name, short in ways.items()}
@@ -55,12 +55,6 @@ def calibrated(driver: Driver) -> Iterator[dict[str, Any]]:
         pass
     for is_store, nbytes in calibration.short_bytes.items():
         yield {"staged_under_kib": nbytes >> 10, "calibrated": "store" if is_store else "load"}
-
-
-def _every_other(device: int, size: int, count: int) -> Runs:
-    """Runs with gaps on the device, shuffled, and none in the arena: an object of blocks."""
-    order = np.random.default_rng(0).permutation(count)
-    return Runs(device + 2 * size * order, np.arange(count) * size, np.full(count, size))
 
 
 def _rate(lane: Lane, runs: Runs, short_bytes: int, seconds: float = 0.2) -> float:

@@ -121,11 +121,7 @@ class _Scratch:
         self._driver, self._blocks, self._host = driver, blocks, host
 
     def runs(self, size: int) -> Runs:
-        """Runs with gaps in the blocks, shuffled, and with none in the arena."""
-        count = _SAMPLE_BYTES // size
-        order = np.random.default_rng(0).permutation(count)
-        places = np.arange(count, dtype=np.int64) * size
-        return Runs(self._blocks + 2 * size * order, places, np.full(count, size))
+        return every_other(self._blocks, size, _SAMPLE_BYTES // size)
 
     def need(self, offsets: Ints) -> bool:
         return True
@@ -137,6 +133,13 @@ class _Scratch:
         """Raises DriverError."""
         self._driver.free(self._blocks)
         self._driver.free_host(self._host)
+
+
+def every_other(blocks: int, size: int, count: int) -> Runs:
+    """An object of `count` runs of `size` bytes: with gaps in the blocks, shuffled, none in it."""
+    order = np.random.default_rng(0).permutation(count)
+    places = np.arange(count, dtype=np.int64) * size
+    return Runs(blocks + 2 * size * order, places, np.full(count, size))
 
 
 def _scratch(driver: Driver) -> _Scratch:
