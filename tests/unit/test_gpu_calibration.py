@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -60,10 +61,13 @@ class Failing(Costly):
             raise DriverError(name, OUT_OF_MEMORY)
 
 
-def calibrated(driver: Costly) -> Calibration:
+def calibrated(driver: Costly, between: Callable[[int], None] = lambda turn: None) -> Calibration:
+    """Run to the end; `between` is what happens after each turn."""
     calibration = Calibration(driver, driver.clock)
+    turn = 0
     while calibration.advance():
-        pass
+        turn += 1
+        between(turn)
     return calibration
 
 
@@ -92,32 +96,31 @@ def test_it_leaves_nothing_behind() -> None:
 def test_a_busy_gpu_is_late_now_and_then() -> None:
     driver = Costly(6e-7, 6e-7)
     quiet = calibrated(driver).short_bytes
-    calibration = Calibration(driver, driver.clock)
-    turn = 0
-    while calibration.advance():
-        turn += 1
+
+    def be_late(turn: int) -> None:
         driver.late = 5e-4 if turn % 5 == 0 else 0.0
-    assert calibration.short_bytes == quiet
+
+    assert calibrated(driver, be_late).short_bytes == quiet
 
 
 def test_what_others_were_in_between_does_not_count() -> None:
     """Orders come first: the loop comes back when their copies have ended."""
     driver = Costly(6e-7, 6e-7)
     quiet = calibrated(driver).short_bytes
-    calibration = Calibration(driver, driver.clock)
-    turn = 0
-    while calibration.advance():
-        turn += 1
-        if turn % 7 == 0:
-            driver.now += 0.1
-    assert calibration.short_bytes == quiet
+
+    def move(turn: int) -> None:
+        driver.now += 0.1 if turn % 7 == 0 else 0.0
+
+    assert calibrated(driver, move).short_bytes == quiet
 
 
 def test_without_a_pause_it_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     driver = Costly(6e-7, 6e-7)
-    calibration = Calibration(driver, driver.clock)
-    while calibration.advance():
+
+    def move(turn: int) -> None:
         driver.now += 0.1
+
+    calibration = calibrated(driver, move)
     assert set(calibration.short_bytes.values()) == {SHORT_BYTES}
     assert "always something else to do" in caplog.text
     assert not driver._device and not driver._pinned

@@ -1,4 +1,4 @@
-"""Handles of GPU memory as they come over the wire; none of them is unpickled."""
+"""Handles of GPU memory as they come over the wire, without unpickling; and the kernels' PTX."""
 
 from __future__ import annotations
 
