@@ -21,9 +21,9 @@ from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import seal
+from sidecar.tiers.room import check_room, give_way, make_room
 
 _LOOK_AGAIN_SECONDS = 0.01
-_RECORDS_GIVEN_UP = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -79,7 +79,7 @@ class WriteBehind:
         self._on_kept = on_kept
         self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
         self._writing = dict.fromkeys(lanes, 0)  # how many
-        self._queued: dict[Lane, set[ObjectName]] = {lane: set() for lane in lanes}
+        self._queued: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
         self._look_again = False
         self.bytes = 0
         self.objects = 0
@@ -95,11 +95,16 @@ class WriteBehind:
         for entry, name in objects:
             if name in lane.catalog and name not in lane.catalog.suspects:
                 lane.catalog.touch(name)
-            elif name not in self._queued[lane]:
+            elif not self._is_queued(lane, name):
                 now = time.monotonic()
                 self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
         if batch.left:
             self._telemetry.l2_store_submitted_requests.add(1, lane.label)
+
+    def _is_queued(self, lane: Lane, name: ObjectName) -> bool:
+        """What was queued before everything was cleared does not count: it is dropped."""
+        write = self._queued[lane].get(name)
+        return write is not None and write.epoch == lane.epoch
 
     def _enqueue(self, lane: Lane, write: _Write) -> None:
         reason = self._why_not(lane, write.bytes)
@@ -110,7 +115,7 @@ class WriteBehind:
         self.bytes += write.bytes
         self.objects += 1
         write.batch.left += 1
-        self._queued[lane].add(write.name)
+        self._queued[lane][write.name] = write
         self._waiting[lane].append(write)
         self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
 
@@ -164,7 +169,7 @@ class WriteBehind:
         elif not lane.removal.begin_change(write.name):
             lane.removal.when_changed(write.name, partial(self._again, lane, write))
             return
-        elif not self._make_room(lane, write.bytes):
+        elif not make_room(lane, write.bytes):
             lane.removal.end_change(write.name)
             reason = "capacity"
         if reason is None:
@@ -176,10 +181,6 @@ class WriteBehind:
         """Somebody else was changing what is under this name."""
         self._waiting[lane].appendleft(write)
         self.pump()
-
-    def _make_room(self, lane: Lane, size: int) -> bool:
-        lane.evict(lane.catalog.make_room(size, self._loads.busy(lane)))
-        return lane.catalog.fits(size)
 
     def _write(self, lane: Lane, write: _Write) -> None:
         began, entry, size = time.monotonic(), write.entry, write.bytes
@@ -196,7 +197,7 @@ class WriteBehind:
         def work() -> bool:
             if ask_first and lane.adapter.find([write.name]) != [None]:
                 return False  # somebody else has stored it
-            _check_room(lane, size)
+            check_room(lane, size)
             if not entry.sealed:
                 _seal(record, entry)
             lane.adapter.store(write.name, record)
@@ -234,9 +235,7 @@ class WriteBehind:
 
     def _failed(self, lane: Lane, write: _Write, error: TierError) -> None:
         if isinstance(error, NoSpace):
-            # Others fill the disk too: give way to them, so far that the next stores fit.
-            size = _RECORDS_GIVEN_UP * write.bytes
-            lane.evict(lane.catalog.give_up(size, self._loads.busy(lane)))
+            give_way(lane, write.bytes)
         self._drop(lane, write, "no_space" if isinstance(error, NoSpace) else "error")
 
     def _drop(self, lane: Lane, write: _Write, reason: str) -> None:
@@ -246,17 +245,12 @@ class WriteBehind:
     def _release(self, lane: Lane, write: _Write) -> None:
         self.bytes -= write.bytes
         self.objects -= 1
-        self._queued[lane].discard(write.name)
+        if self._queued[lane].get(write.name) is write:
+            del self._queued[lane][write.name]
         self._l1.unpin(write.entry, used=False)
         write.batch.left -= 1
         if not write.batch.left:
             self._telemetry.l2_store_completed_requests.add(1, lane.label)
-
-
-def _check_room(lane: Lane, size: int) -> None:
-    room = lane.adapter.room()
-    if room is not None and room < size:
-        raise NoSpace("floor", f"{room} bytes left")
 
 
 def _seal(record: Bytes, entry: Entry) -> None:

@@ -78,6 +78,22 @@ def test_a_clear_while_an_object_is_written_keeps_the_accounts() -> None:
     assert bench.tiers.lanes[0].catalog.used_bytes == real_bytes(memory) == 0
 
 
+def test_what_is_stored_again_after_a_clear_is_written() -> None:
+    """The write of the first one was queued, and goes with the clear."""
+    memory = Memory()
+    bench = Bench(memory).start()
+    memory.before = gate = Gate("store")
+    bench.store(*range(1, 7))
+    bench.run_until(gate.reached.is_set)
+    bench.l1.clear(force=True)
+    bench.tiers.clear(owned_only=False)
+    bench.store(6)
+    gate.open.set()
+    quiet(bench)
+    bench.l1.clear(force=True)
+    assert bench.lookup(6) == len(memory.records) == 1
+
+
 def test_a_clear_while_a_backend_is_asked_stays_a_clear() -> None:
     """What was found before the clear is not there after it."""
     memory = filled(1, 2)
