@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
+from tests.support.l2 import adapter_flags
 from tests.support.server import Server, wait_until
 from tests.support.stub_libraries import stub_driver
 
@@ -17,7 +18,9 @@ NOT_READY, DRIVER_MISMATCH = 802, 803
 @pytest.fixture(scope="module")
 def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("stub")
-    with gpu_server_in(folder, stub_driver(folder)) as server:
+    where = {"file_path": str(folder / "l2")}
+    flags = adapter_flags(type="nixl_store", backend="GDS", backend_params=where, min_free_gb=0)
+    with gpu_server_in(folder, stub_driver(folder), *flags) as server:
         yield server
 
 
@@ -52,6 +55,7 @@ def test_a_driver_that_needs_somebody_to_mend_it(gpu_site: GpuSite, faults: Path
     gpu_site.worker(2)
     assert gpu_site.server.instances() == set()
     assert all(gpu_site.client.call("ping", 2) for _ in range(3))
+    assert "it ended when it opened them" not in gpu_site.server.stderr(), "it is not to blame"
 
 
 @pytest.mark.parametrize(

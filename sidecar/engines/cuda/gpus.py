@@ -54,7 +54,7 @@ class Gpus:
     ) -> None:
         """`observe` is told of each transfer that has ended well; `pool` counts them all.
 
-        `use_batches`: let drivers begin many copies in one call. `files`: how GPUs are to read
+        `use_batches`: let drivers begin many copies in one call. `files`: how GPUs are to move
         files themselves, if they are.
         """
         self._use_batches, self._files = use_batches, files
@@ -172,6 +172,6 @@ class Gpus:
         self._ending.discard(gpu)
         if gpu.could_not_start:
             self._failed[gpu.uuid] = time.monotonic(), gpu.reason
-        elif gpu.opens_files:
+        elif gpu.opens_files and not gpu.is_unusable:
             log.warning("%s: files go through the L1: it ended when it opened them", gpu.uuid)
             self._without_files.add(gpu.uuid)
