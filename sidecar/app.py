@@ -128,7 +128,7 @@ class App:
                 self._loop.post,
                 partial(record_transfer, self._telemetry),
                 config.gpu_batched_copies,
-                tiers.gpu_reader and OpenFiles(*tiers.gpu_reader),
+                tiers.gpu_mover and OpenFiles(*tiers.gpu_mover),
             ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),

@@ -21,7 +21,7 @@ class State(Enum):
 
 
 class StoredFile(NamedTuple):
-    """Where the bytes of a BELOW object are, and their xxh3_128 (16 bytes)."""
+    """Where the bytes of an object are, and their xxh3_128 (16 bytes; empty: not written yet)."""
 
     path: str
     offset: int
@@ -47,13 +47,15 @@ class Entry:
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
     `missing` names the KV groups whose blocks were null when it was stored. `sealed` tells
     that the header is in place. A `cold` one is easily had again: the first to be evicted.
-    `file` is where a BELOW one is, whose slot is empty; `unreadable`: a GPU could not read it.
+    `file` is where one is that GPUs read or write themselves, whose slot is empty; `file_failed`:
+    one could not.
     """
 
     __slots__ = (
         "cold",
         "end",
         "file",
+        "file_failed",
         "hash",
         "leases",
         "missing",
@@ -66,9 +68,13 @@ class Entry:
         "start",
         "state",
         "stored_at",
-        "unreadable",
         "used_at",
     )
+
+    @property
+    def in_arena(self) -> bool:
+        """Whether it has a slot there: else GPUs move it from or to a file themselves."""
+        return self.end > self.start
 
     @property
     def evictable(self) -> bool:
@@ -94,7 +100,7 @@ class Entry:
         self.sealed = False
         self.cold = False
         self.file: StoredFile | None = None
-        self.unreadable = False
+        self.file_failed = False
         self.state = State.WRITING
         self.leases = 0
         self.pins = 0

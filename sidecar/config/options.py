@@ -154,7 +154,8 @@ class Config:
         "l2",
         values.choice("default", "skip_l1"),
         "default",
-        "default, or skip_l1: what is in L2 leaves L1 at once",
+        "default, or skip_l1: what is in L2 leaves L1 at once; GPUs that write files themselves "
+        "store past L1",
     )
     l2_prefetch_policy: str = _option(
         "l2",

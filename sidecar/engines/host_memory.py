@@ -25,7 +25,7 @@ class HostMemory:
 
     on_gpu: ClassVar[bool] = False
     device = "cpu"
-    reads_files = False
+    moves_files = False
 
     def __init__(
         self, host: HostWorker, arena: npt.NDArray[np.uint8], pool: CopyPool, threads: int

@@ -39,8 +39,8 @@ class WorkerMemory(Protocol):
         """A name for people and metrics."""
 
     @property
-    def reads_files(self) -> bool:
-        """Whether `load` takes objects that are BELOW, in files."""
+    def moves_files(self) -> bool:
+        """Whether `store` and `load` take objects that are in files."""
 
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]

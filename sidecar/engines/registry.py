@@ -124,10 +124,10 @@ class Registry:
         _remember(self._forgotten, instance_id, answer)
         return answer
 
-    def reads_files(self, model_name: str, world_size: int, fingerprint: bytes) -> bool:
-        """Whether all workers of one layout can read files into their memory themselves."""
+    def moves_files(self, model_name: str, world_size: int, fingerprint: bytes) -> bool:
+        """Whether all workers of one layout can move files from and to their memory themselves."""
         return all(
-            worker.memory is not None and worker.memory.reads_files
+            worker.memory is not None and worker.memory.moves_files
             for worker in self.instances.values()
             if (worker.model_name, worker.world_size) == (model_name, world_size)
             and worker.fingerprint == fingerprint

@@ -145,11 +145,11 @@ class Lookups:
         self, key: CacheKey, workers: list[list[Instance]], into_l1: bool
     ) -> list[list[Want]]:
         """Which objects stand for a chunk: by rank, one for each layout it is served in."""
-        reads_files = self._core.registry.reads_files
+        moves_files = self._core.registry.moves_files
 
         def want(rank: int, worker: Instance) -> Want:
             space = space_of(key, rank, worker.fingerprint)
-            direct = not into_l1 and reads_files(key.model_name, key.world_size, worker.fingerprint)
+            direct = not into_l1 and moves_files(key.model_name, key.world_size, worker.fingerprint)
             return Want(space, worker.object_bytes, direct)
 
         return [[want(rank, w) for w in of_rank] for rank, of_rank in enumerate(workers)]

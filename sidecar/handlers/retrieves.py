@@ -71,7 +71,7 @@ class Retrieves:
         space, copies = self._core.l1.space(place), []
         for row, chunk in enumerate(self._core.aligned_range(key)):
             entry = space.ready.get(hashes[chunk]) if space is not None else None
-            if entry is None and instance.mapped.reads_files:
+            if entry is None and instance.mapped.moves_files:
                 entry = self._core.tiers.loads.direct.ready(place, hashes[chunk])
             blocks = [table[row] for table in tables]
             if entry is None:

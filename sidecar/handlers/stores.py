@@ -63,11 +63,32 @@ class Stores:
         store = _Store(request, instance, answer, copies, core.now(), span, 1 + len(others))
         for entry in others:
             _when_settled(entry, partial(self._one_done, store))
-        if not copies:
-            self._one_done(store)
-            return DEFERRED
-        instance.mapped.store(copies, event, partial(self._end_store, store))
+        below = [copy.entry for copy in copies if not copy.entry.in_arena]
+        core.tiers.direct_stores.prepare(below, span, partial(self._copy, store, event))
         return DEFERRED
+
+    def _copy(self, store: _Store, event: bytes) -> None:
+        """Where objects go to files, these are there now, as far as they could be made."""
+        if not self._core.registry.holds(store.instance):
+            self._end_store(store, True)
+            return
+        store.copies = [copy for copy in map(partial(self._placed, store), store.copies) if copy]
+        if store.copies:
+            store.instance.mapped.store(store.copies, event, partial(self._end_store, store))
+        else:
+            self._one_done(store)
+
+    def _placed(self, store: _Store, copy: ChunkCopy) -> ChunkCopy | None:
+        """The copy, to the L1 if there is no file; None if there is no need or no room for it."""
+        entry = copy.entry
+        if entry.in_arena or entry.file is not None:
+            return copy
+        place = entry.space.key
+        other, is_new = self._claim_l1(store.instance, place, entry.hash, entry.missing)
+        if is_new and other is not None:
+            other.on_settled, entry.on_settled = entry.on_settled, None
+        self._core.tiers.direct_stores.give_up([entry])
+        return ChunkCopy(other, copy.blocks, copy.wanted) if is_new and other is not None else None
 
     def _reserve(
         self, instance: Instance, key: CacheKey, hashes: list[bytes], tables: list[Blocks]
@@ -90,9 +111,20 @@ class Stores:
     def _claim(
         self, instance: Instance, space_key: SpaceKey, chunk_hash: bytes, blocks: list[Blocks]
     ) -> tuple[Entry | None, bool]:
-        """A slot to write, (entry, True); or who writes it already; or (None, False)."""
+        """What to write, (entry, True); or who writes it already; or (None, False)."""
         core, null = self._core, self._core.config.null_block_id
         missing = frozenset(g for g, _ in instance.windows if (blocks[g] == null).any())
+        to_file = instance.mapped.moves_files and not missing
+        if to_file and not core.l1.knows(space_key, chunk_hash):
+            claim = core.tiers.direct_stores.claim(space_key, chunk_hash, instance.object_bytes)
+            if claim is not None:
+                return claim
+        return self._claim_l1(instance, space_key, chunk_hash, missing)
+
+    def _claim_l1(
+        self, instance: Instance, space_key: SpaceKey, chunk_hash: bytes, missing: frozenset[int]
+    ) -> tuple[Entry | None, bool]:
+        core = self._core
         space = core.l1.space(space_key)
         if space is not None and chunk_hash in space.writing:
             under_way = space.writing[chunk_hash]
@@ -112,14 +144,21 @@ class Stores:
     def _end_store(self, store: "_Store", ok: bool) -> None:
         """The copy has ended: answer and publish, or neither, in one turn of the loop."""
         core = self._core
+        above = [copy.entry for copy in store.copies if copy.entry.in_arena]
+        below = [copy.entry for copy in store.copies if not copy.entry.in_arena]
+        store.waits_for += len(below)
+        for entry in below:
+            _when_settled(entry, partial(self._one_done, store))
         if ok and self._may_publish(store):
-            core.publish([copy.entry for copy in store.copies], store.span)
+            core.publish(above, store.span)
+            core.tiers.direct_stores.publish(below)
             count_bytes(core, "store", store.instance, store.copies, store.began)
             self._eviction.check()
         else:
             store.request.refuse("forgotten" if ok else "copy_failed")
-            for copy in store.copies:
-                core.l1.abort(copy.entry)
+            for entry in above:
+                core.l1.abort(entry)
+            core.tiers.direct_stores.give_up(below)
         self._one_done(store)
 
     def _may_publish(self, store: "_Store") -> bool:

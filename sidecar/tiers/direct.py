@@ -96,7 +96,7 @@ class DirectReads:
             read = self._reads.get((entry.space.key, entry.hash))
             if read is None or read.entry is not entry:
                 continue  # forgotten meanwhile
-            if entry.unreadable:
+            if entry.file_failed:
                 model = entry.space.key.model_name
                 self._telemetry.l2_prefetch_failure_chunks.add(1, "gpu_read", model)
                 self._avoid(read.name)

@@ -51,7 +51,7 @@ class _Call:
 class Lane:
     """`label` names the adapter in metrics; `index` is its place in the cascade.
 
-    `files` is the adapter if GPUs may read its files themselves.
+    `files` is the adapter if GPUs may read and write its files themselves.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Lane:
         self.index, self.label = index, label
         self.settings = settings
         self.adapter = adapter
-        self.files = adapter if settings.gpu_reader and isinstance(adapter, Files) else None
+        self.files = adapter if settings.gpu_mover and isinstance(adapter, Files) else None
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
         self.removal = Removal(self.catalog, adapter, self.write, self._put_aside)

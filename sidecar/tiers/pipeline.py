@@ -13,12 +13,13 @@ from sidecar.cache.leases import Leases
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
+from sidecar.tiers.direct_stores import DirectStores
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import object_name
 from sidecar.tiers.prefetch import Prefetches
-from sidecar.tiers.settings import AdapterSettings, GpuReader
+from sidecar.tiers.settings import AdapterSettings, GpuMover
 from sidecar.tiers.write_behind import Bounds, WriteBehind
 
 log = logging.getLogger(__name__)
@@ -72,15 +73,16 @@ class Tiers:
             l1, arena, self.lanes, telemetry, bounds, self.loads,
             Manners(around.busy, around.busy_share), around.later, self._kept,
         )  # fmt: skip
+        self.direct_stores = DirectStores(self._direct_lane(), self.loads, telemetry, around.later)
         self.prefetches = Prefetches(
             l1, leases, self.loads, self.lanes, telemetry, around.later,
             policy.timeout_seconds, policy.max_in_flight,
         )  # fmt: skip
 
     @property
-    def gpu_reader(self) -> GpuReader | None:
-        """How GPUs read files past the L1, if they do."""
-        readers = [lane.settings.gpu_reader for lane in self.lanes if lane.files is not None]
+    def gpu_mover(self) -> GpuMover | None:
+        """How GPUs move files past the L1, if they do."""
+        readers = [lane.settings.gpu_mover for lane in self.lanes if lane.files is not None]
         return readers[0] if readers else None
 
     def start(self) -> None:
@@ -135,7 +137,8 @@ class Tiers:
     @property
     def draining(self) -> bool:
         """Whether something is still being written that may yet come to its end."""
-        return self.writes.objects > 0 and any(lane.writes.allows() for lane in self.lanes)
+        stores = self.writes.objects + len(self.direct_stores)
+        return stores > 0 and any(lane.writes.allows() for lane in self.lanes)
 
     def close(self) -> None:
         """Let go of the backends, but for those in which a call is stuck."""
@@ -149,6 +152,19 @@ class Tiers:
                 lane.adapter.close()
             else:
                 log.warning("L2 %s has not answered: left behind", lane.label)
+
+    def in_flight(self, lane: Lane) -> int:
+        """Objects being written to a lane now."""
+        return self.writes.in_flight(lane) + self.direct_stores.in_flight(lane)
+
+    def _direct_lane(self) -> Lane | None:
+        """Where GPUs write files past the L1: it is the only one that wants the objects, who is
+        to keep them is not the L1, and nobody else writes there.
+        """
+        if not self._policy.skip_l1 or len(self.lanes) != 1:
+            return None
+        (lane,) = self.lanes
+        return lane if lane.files is not None and not lane.adapter.shared else None
 
     def _promote(self, entry: Entry, lane: Lane) -> None:
         """What came from far down is kept nearer from now on."""

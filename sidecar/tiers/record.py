@@ -54,12 +54,17 @@ def seal(record: Bytes, space: SpaceKey, hash: bytes, length: int, missing: froz
 
     Sealing it twice writes the same bytes.
     """
-    meta = msgspec.msgpack.encode(Meta(*space, hash, sorted(missing)))
     digest = xxhash.xxh3_128_digest(record[HEADER_BYTES : HEADER_BYTES + length].data)
-    head = (_FIXED.pack(_MAGIC, _VERSION, 0, len(meta), length, digest) + meta).ljust(
-        _DIGEST_AT, b"\0"
-    )
-    record[:HEADER_BYTES] = np.frombuffer(head + xxhash.xxh3_64_digest(head), np.uint8)
+    head = write_header(Header(digest, missing), space, hash, length)
+    record[:HEADER_BYTES] = np.frombuffer(head, np.uint8)
+
+
+def write_header(header: Header, space: SpaceKey, hash: bytes, length: int) -> bytes:
+    """The first page of the record of the object of `length` bytes."""
+    meta = msgspec.msgpack.encode(Meta(*space, hash, sorted(header.missing)))
+    fixed = _FIXED.pack(_MAGIC, _VERSION, 0, len(meta), length, header.digest)
+    head = (fixed + meta).ljust(_DIGEST_AT, b"\0")
+    return head + xxhash.xxh3_64_digest(head)
 
 
 def verify(record: Bytes, space: SpaceKey, hash: bytes, length: int) -> frozenset[int]:

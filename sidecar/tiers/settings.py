@@ -18,8 +18,8 @@ Workers = Annotated[int, Meta(ge=1, le=256)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
-class GpuReader(NamedTuple):
-    """The NIXL backend by which GPUs read files into their memory themselves."""
+class GpuMover(NamedTuple):
+    """The NIXL backend by which GPUs move files from and to their memory themselves."""
 
     backend: str
     params: dict[str, str]
@@ -80,8 +80,8 @@ class AdapterSettings(
         raise TypeError(f"{type(self).__name__} is no adapter's settings")
 
     @property
-    def gpu_reader(self) -> GpuReader | None:
-        """How GPUs read the adapter's files past the L1, None if they do not."""
+    def gpu_mover(self) -> GpuMover | None:
+        """How GPUs move the adapter's files past the L1, None if they do not."""
         return None
 
     @property

@@ -45,7 +45,7 @@ def test_without_files_a_fetch_is_an_error_and_copies_go_on(
     error = open_files(child, backend) if backend else "files have not been opened"
     assert error is not None
     one, _ = stored(tmp_path / "one", blocks.object_bytes(1))
-    child.tell(blocks.fetch(1, [one], [[1]]))
+    child.tell(blocks.move_files(1, [one], [[1]]))
     assert child.answer(Moved).error == error
     child.tell(protocol.Move(2, 1, True, blocks.event, [0], [bytes(8)], [None]))
     assert child.answer(Moved).error is None
@@ -58,14 +58,14 @@ def test_a_fetch_comes_after_the_worker_s_event(
     assert open_files(child) is None
     one, data = stored(tmp_path / "one", blocks.object_bytes(1))
     event, late = Event(), Event()
-    child.tell(blocks.fetch(1, [one], [[1]], event=event.handle))
+    child.tell(blocks.move_files(1, [one], [[1]], event=event.handle))
     child.tell(Ping())
     child.answer(Pong)
     blocks.expect({})
     event.signal()
     assert child.answer(Moved).error is None
     blocks.expect(by_block(blocks, [1], data))
-    child.tell(blocks.fetch(2, [one], [[2]], event=late.handle))
+    child.tell(blocks.move_files(2, [one], [[2]], event=late.handle))
     assert "the event did not happen" in str(child.answer(Moved).error)
     blocks.expect(by_block(blocks, [1], data))
     for made in (event, late):
@@ -78,7 +78,7 @@ def test_a_worker_leaves_while_its_objects_are_read(
     """Its blocks stay mapped until then, and are not written."""
     assert open_files(child) is None
     slow = [stored(tmp_path / f"slow{n}", blocks.object_bytes(1))[0] for n in range(6)]
-    child.tell(blocks.fetch(1, slow, [[n] for n in range(6)]))
+    child.tell(blocks.move_files(1, slow, [[n] for n in range(6)]))
     child.tell(Unmap(1))
     assert child.answer(Moved).error == "the worker has left"
     maps = Path(f"/proc/{child.process.pid}/maps")
@@ -93,7 +93,7 @@ def test_a_read_that_does_not_end_ends_the_process(
 ) -> None:
     assert open_files(child) is None
     hangs, _ = stored(tmp_path / "hangs", blocks.object_bytes(1))
-    child.tell(blocks.fetch(1, [hangs], [[1]]))
+    child.tell(blocks.move_files(1, [hangs], [[1]]))
     with pytest.raises(EOFError):
         child.answer(Moved)
     assert child.process.wait(10) == FAILED
@@ -109,13 +109,13 @@ def test_after_a_failed_read_files_are_closed(
     size = blocks.object_bytes(1)
     fails, _ = stored(tmp_path / "fails", size)
     slow, data = stored(tmp_path / "slow", size, seed=1)
-    child.tell(blocks.fetch(1, [slow], [[2]]))
-    child.tell(blocks.fetch(2, [fails], [[1]]))
+    child.tell(blocks.move_files(1, [slow], [[2]]))
+    child.tell(blocks.move_files(2, [fails], [[1]]))
     error = "fails: the disk is broken"
     first = child.answer(Moved)
     assert (first.job, first.error) == (2, error)
     assert child.answer(FilesOpened).error == error
     assert child.answer(Moved).error is None
     blocks.expect(by_block(blocks, [2], data))
-    child.tell(blocks.fetch(3, [slow], [[3]]))
+    child.tell(blocks.move_files(3, [slow], [[3]]))
     assert child.answer(Moved).error == error

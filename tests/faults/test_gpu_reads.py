@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.gpu_site import NO, SOURCE, TARGET, GpuSite, fake_gpu, gpu_server_in, stored
+from tests.support.gpu_site import (
+    NO,
+    SOURCE,
+    TARGET,
+    GpuSite,
+    files_server_in,
+    stored,
+    wait_moving_files,
+)
 from tests.support.gpu_worker import Event, GpuWorker
-from tests.support.l2 import adapter_flags, clear_l1, counter, wait_written
+from tests.support.l2 import clear_l1, counter, wait_written
 from tests.support.server import Server, wait_until
 
 SECONDS = 1.0  # all deadlines of the child
@@ -22,27 +30,15 @@ CHUNKS = 2
 @pytest.fixture
 def gpu_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """The parameter: how many seconds its child takes to get ready for files."""
-    environment = fake_gpu(tmp_path, SECONDS) | {
-        "FAKE_READS": str(tmp_path / "reads"),
-        "FAKE_OPEN_SECONDS": str(getattr(request, "param", 0)),
-    }
-    files = {"file_path": str(tmp_path / "l2"), "use_direct_io": False}
-    flags = adapter_flags(type="nixl_store", backend="GDS", backend_params=files, min_free_gb=0)
-    with gpu_server_in(tmp_path, environment, *flags) as server:
+    open_seconds = getattr(request, "param", 0)
+    with files_server_in(tmp_path, SECONDS, open_seconds=open_seconds) as server:
         yield server
 
 
 @pytest.fixture
 def reads(tmp_path: Path) -> Path:
     """What happens to all reads, from now on."""
-    return tmp_path / "reads"
-
-
-def wait_ready(site: GpuSite) -> None:
-    def ready() -> bool:
-        return all(worker["reads_files"] for worker in site.server.status()["workers"])
-
-    wait_until(ready, "the GPU reads files")
+    return tmp_path / "files"
 
 
 def in_files(site: GpuSite, worker: GpuWorker, seed: int) -> Any:
@@ -70,7 +66,7 @@ def test_a_start_that_takes_long_is_waited_for(gpu_site: GpuSite) -> None:
     """Longer than the process may be silent otherwise."""
     worker = gpu_site.worker(1)
     child = gpu_site.child()
-    wait_ready(gpu_site)
+    wait_moving_files(gpu_site)
     assert gpu_site.child() == child
     key = in_files(gpu_site, worker, 1)
     prove(worker, key)
@@ -79,7 +75,7 @@ def test_a_start_that_takes_long_is_waited_for(gpu_site: GpuSite) -> None:
 
 def test_after_a_failed_read_objects_come_through_the_l1(gpu_site: GpuSite, reads: Path) -> None:
     worker = gpu_site.worker(1)
-    wait_ready(gpu_site)
+    wait_moving_files(gpu_site)
     key = in_files(gpu_site, worker, 1)
     reads.write_text("fails")
     assert looked_up(worker, key) == CHUNKS
@@ -92,7 +88,7 @@ def test_after_a_failed_read_objects_come_through_the_l1(gpu_site: GpuSite, read
 
 def test_a_read_that_never_ends_costs_the_process(gpu_site: GpuSite, reads: Path) -> None:
     worker = gpu_site.worker(1)
-    wait_ready(gpu_site)
+    wait_moving_files(gpu_site)
     key, child = in_files(gpu_site, worker, 1), gpu_site.child()
     reads.write_text("hangs")
     assert looked_up(worker, key) == CHUNKS
@@ -107,7 +103,7 @@ def test_a_read_that_never_ends_costs_the_process(gpu_site: GpuSite, reads: Path
 
 def test_a_process_that_is_killed_in_the_middle_of_a_read(gpu_site: GpuSite, reads: Path) -> None:
     worker = gpu_site.worker(1)
-    wait_ready(gpu_site)
+    wait_moving_files(gpu_site)
     key = in_files(gpu_site, worker, 1)
     reads.write_text("slow")
     assert looked_up(worker, key) == CHUNKS
@@ -135,7 +131,7 @@ def test_a_crash_at_the_start_of_nixl_costs_the_files_only(gpu_site: GpuSite) ->
 def test_a_worker_that_leaves_spoils_nothing_for_others(gpu_site: GpuSite) -> None:
     """Both were promised the same chunks; the load of one ends with its registration."""
     leaving, staying = gpu_site.worker(1), gpu_site.worker(2)
-    wait_ready(gpu_site)
+    wait_moving_files(gpu_site)
     key = in_files(gpu_site, leaving, 1)
     first, second = {**key, "request_id": "first"}, {**key, "request_id": "second"}
     assert looked_up(leaving, first) == looked_up(staying, second) == CHUNKS

@@ -28,7 +28,7 @@ HANDLE = {
     "model_name": "llama",
     "world_size": 1,
     "device": "cpu",
-    "reads_files": False,
+    "moves_files": False,
     "last_seen_seconds": 1.5,
     "connected": True,
     "num_layers": 2,

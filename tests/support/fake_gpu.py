@@ -310,7 +310,7 @@ def _overlap(start: int, size: int, other: int, length: int) -> bool:
 if __name__ == "__main__":
     from tests.support import fake_files
 
-    child.FileReader = fake_files.FakeReader  # type: ignore[assignment, misc]
+    child.FileMover = fake_files.FakeMover  # type: ignore[assignment, misc]
     child.Calibration = Uncalibrated  # type: ignore[assignment, misc]
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from sidecar.engines.cuda import protocol
-from sidecar.engines.cuda.protocol import Allocation, Fetch, Map, Planes, StoredObject
+from sidecar.engines.cuda.protocol import Allocation, FileObject, Map, MoveFiles, Planes
 from tests.support.fake_gpu import UUID
 from tests.support.gpu_worker import DeviceMemory, Event
 
@@ -83,18 +83,20 @@ class Blocks:
         allocation = Allocation(self._memory.handle, self.data.nbytes)
         return Map(self.number, [allocation], [[Planes(self._run, planes)]])
 
-    def fetch(
+    def move_files(
         self,
         job: int,
-        objects: Sequence[StoredObject],
+        objects: Sequence[FileObject],
         blocks: Sequence[Sequence[int]],
         wanted: Sequence[Sequence[bool]] | None = None,
         event: bytes | None = None,
-    ) -> Fetch:
-        """Of each object, the blocks into which it goes."""
+        is_store: bool = False,
+    ) -> MoveFiles:
+        """Of each object, the blocks into which it goes, or from which it comes."""
         mask = None if wanted is None else np.array(wanted, bool).tobytes()
         ids = np.array(blocks, np.int64).tobytes()
-        return Fetch(job, self.number, event or self.event, list(objects), [ids], [mask])
+        parts = event or self.event, list(objects), [ids], [mask]
+        return MoveFiles(job, self.number, is_store, *parts)
 
     def object_bytes(self, blocks: int) -> int:
         return len(self.data) * blocks * self._run
@@ -114,12 +116,28 @@ class Blocks:
         self._event.unlink()
 
 
-def stored(path: Path, size: int, seed: int = 0) -> tuple[StoredObject, np.ndarray]:
+def stored(path: Path, size: int, seed: int = 0) -> tuple[FileObject, np.ndarray]:
     """A record of random bytes: its object, and those bytes."""
     data = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     padding = bytes(-size % PAGE)
     path.write_bytes(bytes(HEADER) + data.tobytes() + padding)
-    return StoredObject(str(path), HEADER, size, xxhash.xxh3_128_digest(data.data)), data
+    return FileObject(str(path), HEADER, size, xxhash.xxh3_128_digest(data.data)), data
+
+
+def new_file(path: Path, size: int) -> FileObject:
+    """A file for an object of `size` bytes that is to be written."""
+    path.write_bytes(bytes(HEADER) + bytes([0xEE]) * size + bytes(-size % PAGE))
+    return FileObject(str(path), HEADER, size, b"")
+
+
+def expect_written(
+    files: Sequence[FileObject], digests: Sequence[bytes], contents: Sequence[bytes]
+) -> None:
+    """These are in the files, where the objects are and nowhere else."""
+    assert list(digests) == [xxhash.xxh3_128_digest(content) for content in contents]
+    for file, content in zip(files, contents, strict=True):
+        padding = bytes(-len(content) % PAGE)
+        assert Path(file.path).read_bytes() == bytes(HEADER) + content + padding
 
 
 def by_block(blocks: Blocks, ids: Sequence[int], data: np.ndarray) -> dict[int, np.ndarray]:

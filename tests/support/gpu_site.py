@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.fake_gpu import PREFIX, SHM
 from tests.support.gpu_worker import GpuPool, GpuWorker
+from tests.support.l2 import adapter_flags
 from tests.support.raw import RawClient, decode, make_key
 from tests.support.server import Server, wait_until
 
@@ -48,9 +49,17 @@ class GpuSite:
 
     def answer(self, frames: Sequence[bytes]) -> Any:
         """The result of a request that was sent; the server's probes come in between."""
-        while (reply := self.client.receive())[0] != frames[0]:
-            pass
-        return decode(reply[2])
+        return self.answers(frames)[0]
+
+    def answers(self, *requests: Sequence[bytes]) -> list[Any]:
+        """The results of several, in whichever order they come."""
+        found: dict[bytes, Any] = {}
+        wanted = [frames[0] for frames in requests]
+        while not found.keys() >= set(wanted):
+            reply = self.client.receive()
+            if reply[0] in wanted:
+                found[reply[0]] = decode(reply[2])
+        return [found[number] for number in wanted]
 
     def children(self) -> list[int]:
         """The pids of the GPUs' processes."""
@@ -177,6 +186,31 @@ def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Ite
     server.stop()
     for left in SHM.glob(f"{PREFIX}{os.getpid()}_*"):
         left.unlink()
+
+
+def files_server_in(
+    folder: Path, seconds: float, *flags: str, open_seconds: float = 0
+) -> AbstractContextManager[Server]:
+    """A server whose fake GPUs move files of `folder`/l2; `folder`/files says what happens to all.
+
+    `seconds` are all deadlines of its children, which take `open_seconds` to get ready for files.
+    """
+    environment = fake_gpu(folder, seconds) | {
+        "FAKE_FILES": str(folder / "files"),
+        "FAKE_OPEN_SECONDS": str(open_seconds),
+    }
+    where = {"file_path": str(folder / "l2"), "use_direct_io": False}
+    adapter = {"type": "nixl_store", "backend": "GDS", "backend_params": where}
+    return gpu_server_in(
+        folder, environment, *adapter_flags(**{"min_free_gb": 0} | adapter), *flags
+    )
+
+
+def wait_moving_files(site: GpuSite) -> None:
+    def ready() -> bool:
+        return all(worker["moves_files"] for worker in site.server.status()["workers"])
+
+    wait_until(ready, "the GPU moves files")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from sidecar.tiers.names import ObjectName
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.tiers.record import HEADER_BYTES
-from sidecar.tiers.settings import AdapterSettings, GpuReader
+from sidecar.tiers.settings import AdapterSettings, GpuMover
 
 PAGE = 4096
 OBJECT_BYTES = 2 * PAGE
@@ -112,8 +112,8 @@ class GivenSettings(AdapterSettings, frozen=True, kw_only=True):
     for_gpus: bool = False
 
     @property
-    def gpu_reader(self) -> GpuReader | None:
-        return GpuReader("GDS", {}) if self.for_gpus else None
+    def gpu_mover(self) -> GpuMover | None:
+        return GpuMover("GDS", {}) if self.for_gpus else None
 
     def build(self) -> Adapter:
         return self.adapter  # type: ignore[return-value]

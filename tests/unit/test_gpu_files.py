@@ -16,12 +16,12 @@ import pytest
 from sidecar.engines.cuda import file_lane, files, object_buffers
 from sidecar.engines.cuda import lane as lane_module
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, DriverError
-from sidecar.engines.cuda.file_lane import FileLane
-from sidecar.engines.cuda.files import CannotRead, FileReader
+from sidecar.engines.cuda.file_lane import file_lanes
+from sidecar.engines.cuda.files import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Stuck, Transfer
-from sidecar.engines.cuda.mapped_worker import MappedWorker, WantedObject
+from sidecar.engines.cuda.mapped_worker import MappedWorker, ObjectRuns
 from sidecar.engines.cuda.mappings import Mappings
-from tests.support.fake_files import FakeReader
+from tests.support.fake_files import FakeMover
 from tests.support.fake_gpu import ILLEGAL, PREFIX, FakeDriver
 from tests.support.gpu_child import PAGE, Blocks, by_block, stored
 from tests.support.server import SHM, wait_until
@@ -33,14 +33,15 @@ class Site:
 
     def __init__(self, folder: Path, driver: FakeDriver, run: int = 512) -> None:
         self.driver, self._folder = driver, folder
-        self.reader: Any = FakeReader("GDS", {})
-        self.lane = FileLane(driver, self.reader)
+        self.mover: Any = FakeMover("GDS", {})
+        self.lanes = file_lanes(driver, self.mover)
+        self.lane = self.lanes[False]
         self.blocks = Blocks(1, run=run)
         self._worker = MappedWorker(self.blocks.map_order(), Mappings(driver))
         self._next = 0
         self.contents: dict[str, dict[int, np.ndarray]] = {}
 
-    def transfer(self, job: int, *names: str, worker: int = 1) -> Transfer[WantedObject]:
+    def transfer(self, job: int, *names: str, worker: int = 1) -> Transfer[ObjectRuns]:
         objects, ids = [], []
         for name in names:
             block = self._next = self._next + 1
@@ -48,10 +49,10 @@ class Site:
             self.contents[name] = by_block(self.blocks, [block], data)
             objects.append(made)
             ids.append([block])
-        wanted = self._worker.wanted_objects(self.blocks.fetch(job, objects, ids))
+        wanted = self._worker.objects(self.blocks.move_files(job, objects, ids))
         return Transfer(job, worker, 0.0, wanted)
 
-    def run(self, *transfers: Transfer[WantedObject]) -> list[int]:
+    def run(self, *transfers: Transfer[ObjectRuns]) -> list[int]:
         """The jobs in the order in which they end."""
         for transfer in transfers:
             self.lane.add(transfer)
@@ -63,7 +64,7 @@ class Site:
 
     @property
     def buffer_bytes(self) -> int:
-        return sum(self.reader.registered.values())
+        return sum(self.mover.registered.values())
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_short_transfers_do_not_wait_for_a_long_one(site: Callable[..., Site]) -
     assert made.run(long, short, middle) == [1, 2, 0]
     assert made.lane.is_idle and not long.error
     made.expect(*names, "short", "a", "b", "c")
-    assert len(made.reader.registered) <= 4 + 1  # the first is for trying out
+    assert len(made.mover.registered) <= 4 + 1  # the first is for trying out
 
 
 def test_the_others_of_a_transfer_are_waited_for(site: Callable[..., Site]) -> None:
@@ -121,8 +122,8 @@ def test_the_others_of_a_transfer_are_waited_for(site: Callable[..., Site]) -> N
     good = made.transfer(2, "good")
     assert made.run(bad, good) == [2, 1]
     assert bad.error is not None and bad.error.endswith("wrong: not the bytes that were stored")
-    assert made.lane.is_idle and made.lane.failed is None
-    assert len(made.reader.begun) <= 4
+    assert made.lane.is_idle and made.mover.failed is None
+    assert len(made.mover.begun) <= 4
     made.expect("good")
 
 
@@ -131,11 +132,11 @@ def test_after_a_failed_read_its_memory_is_not_used_again(site: Callable[..., Si
     failing, after = made.transfer(1, "fails", "slow"), made.transfer(2, "x")
     made.lane.add(failing)
     assert ended(made.lane, 1) == [1]
-    assert failing.error == made.lane.failed == "fails: the disk is broken"
-    buffers = dict(made.reader.registered)
+    assert failing.error == made.mover.failed == "fails: the disk is broken"
+    buffers = dict(made.mover.registered)
     assert made.run(after) == [2]
     assert after.error == failing.error
-    assert made.reader.registered == buffers, "nothing is freed, nothing is new"
+    assert made.mover.registered == buffers, "nothing is freed, nothing is new"
     made.expect()
 
 
@@ -168,7 +169,7 @@ def test_nothing_is_written_for_a_worker_that_has_left(site: Callable[..., Site]
     assert made.lane.drop(1) == [], "four of its objects are still being read"
     assert sorted(ended(made.lane, 2)) == [1, 2]
     assert left.error == "the worker has left" and not stays.error
-    assert made.lane.is_idle and len(made.reader.begun) <= 4 + 1
+    assert made.lane.is_idle and len(made.mover.begun) <= 4 + 1
     made.expect("b")
 
 
@@ -242,31 +243,31 @@ def test_buffers_make_room_for_larger_objects(
 ) -> None:
     monkeypatch.setattr(object_buffers, "_MOST_BYTES", 8 * PAGE)
     driver = FakeDriver()
-    reader: Any = FakeReader("GDS", {})
-    buffers = object_buffers.ObjectBuffers(driver, reader)
+    mover: Any = FakeMover("GDS", {})
+    buffers = object_buffers.ObjectBuffers(driver, mover)
 
     def take(nbytes: int) -> Any:
         return buffers._take(nbytes)
 
     small = [take(PAGE) for _ in range(8)]
-    assert take(1) is None and sum(reader.registered.values()) == 8 * PAGE
+    assert take(1) is None and sum(mover.registered.values()) == 8 * PAGE
     for buffer in small[:7]:
         buffers.give_back(buffer)
     larger = take(3 * PAGE - 1)
-    assert larger.size == 3 * PAGE and sum(reader.registered.values()) <= 8 * PAGE
+    assert larger.size == 3 * PAGE and sum(mover.registered.values()) <= 8 * PAGE
     assert take(20 * PAGE) is None, "it must be the only one"
     buffers.give_back(larger)
     assert take(20 * PAGE) is None
     buffers.give_back(small[7])
     huge = take(20 * PAGE)
-    assert list(reader.registered.values()) == [20 * PAGE] and driver.calls["free"]
+    assert list(mover.registered.values()) == [20 * PAGE] and driver.calls["free"]
     buffers.give_back(huge)
 
 
 def test_a_reader_without_nixl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nixl._api", None)
-    with pytest.raises(CannotRead, match=r"pip install 'kv-sidecar\[nixl\]'"):
-        FileReader("GDS", {})
+    with pytest.raises(CannotMove, match=r"pip install 'kv-sidecar\[nixl\]'"):
+        FileMover("GDS", {})
 
 
 def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,16 +280,16 @@ def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "open", without_direct)
     (tmp_path / "file").write_bytes(b"bytes")
-    with os.fdopen(files._open(str(tmp_path / "file")), "rb") as file:
+    with os.fdopen(files._open(str(tmp_path / "file"), False), "rb") as file:
         assert file.read() == b"bytes"
     with pytest.raises(FileNotFoundError):
-        files._open(str(tmp_path / "gone"))
+        files._open(str(tmp_path / "gone"), False)
 
 
 def test_memory_that_cannot_be_registered_is_told_at_once() -> None:
-    driver, reader = FakeDriver(), FakeReader("lost", {})
-    with pytest.raises(CannotRead, match="cannot be registered"):
-        FileLane(driver, reader)  # type: ignore[arg-type]
+    driver, mover = FakeDriver(), FakeMover("lost", {})
+    with pytest.raises(CannotMove, match="cannot be registered"):
+        file_lanes(driver, mover)  # type: ignore[arg-type]
     assert driver.calls["free"] == 1
 
 
@@ -308,7 +309,7 @@ def test_what_a_worker_that_has_left_was_to_get_is_not_written(
     wait_until(half_written, "a part is written")
     made.lane.drop(1)
     assert ended(made.lane, 1) == [1] and transfer.error == "the worker has left"
-    assert not transfer.unreadable
+    assert not transfer.file_failed
     assert made.driver.calls["copy_runs"] == 1
 
 
@@ -317,12 +318,12 @@ def test_a_buffer_that_cannot_be_given_back_ends_the_waiting(
 ) -> None:
     made = site()
     monkeypatch.setattr(object_buffers, "_MOST_BYTES", 0)
-    buffers = object_buffers.ObjectBuffers(made.driver, made.reader)
+    buffers = object_buffers.ObjectBuffers(made.driver, made.mover)
 
     def refuse(memory: int) -> None:
-        raise CannotRead("it is not known")
+        raise CannotMove("it is not known")
 
-    monkeypatch.setattr(made.reader, "deregister", refuse)
+    monkeypatch.setattr(made.mover, "deregister", refuse)
     for _ in range(2):
-        with pytest.raises(CannotRead, match="it is not known"):
+        with pytest.raises(CannotMove, match="it is not known"):
             list(buffers.wait(2 * PAGE))

@@ -183,7 +183,7 @@ def test_the_server_itself_uses_no_gpu(
     with caplog.at_level(logging.WARNING):
         adapter = opened(settings)
     assert not warnings(caplog)
-    assert settings.gpu_reader is not None and settings.gpu_reader.backend == backend
+    assert settings.gpu_mover is not None and settings.gpu_mover.backend == backend
     with pytest.raises(ValueError, match=f"fallback false does not go with {backend}"):
         on_files(tmp_path, backend, fallback=False)
     adapter.store(name(1), arena[:4096])

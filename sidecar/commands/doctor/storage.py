@@ -36,7 +36,7 @@ def check(around: Surroundings, mounts: Path = Path("/proc/mounts")) -> Iterator
         if isinstance(settings, DirectorySettings) and settings.directory:
             yield from directory(settings, mounts)
     yield io_uring(around)
-    if any(spec.settings.gpu_reader for spec in around.config.l2_adapter):
+    if any(spec.settings.gpu_mover for spec in around.config.l2_adapter):
         yield gds_libraries()
 
 
@@ -122,7 +122,7 @@ def gds_libraries() -> Finding:
         return warning(
             "GDS",
             f"the loader does not find {_CUFILE}, and one of {', '.join(_RUNTIMES)}",
-            "GPUs cannot read files themselves: everything goes through the L1",
+            "GPUs cannot move files themselves: everything goes through the L1",
             "install a CUDA toolkit with cuFile, or put the folders of nvidia-cufile and "
             "nvidia-cuda-runtime into LD_LIBRARY_PATH",
         )

@@ -19,20 +19,20 @@ from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.calibration import Calibration
 from sidecar.engines.cuda.driver import Driver, DriverError
 from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
-from sidecar.engines.cuda.file_lane import FileLane
-from sidecar.engines.cuda.files import CannotRead, FileReader
+from sidecar.engines.cuda.file_lane import FileLane, file_lanes
+from sidecar.engines.cuda.files import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Lane, Portion, Transfer, Turns
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
 from sidecar.engines.cuda.mappings import Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.protocol import (
     End,
-    Fetch,
     FilesOpened,
     Map,
     Mapped,
     Move,
     Moved,
+    MoveFiles,
     OpenFiles,
     Ping,
     Pong,
@@ -53,7 +53,7 @@ _POLLED_A_TURN = 32  # copies must not wait for long while many events are looke
 class _Waiting:
     """A transfer whose worker's event has not happened yet."""
 
-    order: Move | Fetch
+    order: Move | MoveFiles
     event: Event
     since: float = field(default_factory=time.monotonic)
 
@@ -75,7 +75,8 @@ class Child:
         self._mappings = Mappings(driver)
         self._lanes = {store: Lane(driver, arena, store) for store in (True, False)}
         self._calibration = Calibration(driver)
-        self._files: FileLane | None = None
+        self._files: dict[bool, FileLane] = {}
+        self._mover: FileMover | None = None
         self._no_files: str | None = "files have not been opened"
         self._workers: dict[int, MappedWorker] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -96,7 +97,7 @@ class Child:
             self._notice_failure()
 
     def _all_lanes(self) -> list[Lane | FileLane]:
-        return [*self._lanes.values(), *([self._files] if self._files else [])]
+        return [*self._lanes.values(), *self._files.values()]
 
     def _patience(self) -> float | None:
         """How long the loop may sleep until the next order."""
@@ -110,7 +111,7 @@ class Child:
                 self._map(order)
             case Unmap():
                 self._leave(order.worker)
-            case Move() | Fetch():
+            case Move() | MoveFiles():
                 self._begin(order)
             case OpenFiles():
                 self._open_files(order)
@@ -131,24 +132,25 @@ class Child:
 
     def _open_files(self, order: OpenFiles) -> None:
         try:
-            self._files = FileLane(self._driver, FileReader(order.backend, order.params))
-        except (CannotRead, DriverError) as error:
+            mover = FileMover(order.backend, order.params)
+            self._files = file_lanes(self._driver, mover)
+        except (CannotMove, DriverError) as error:
             if isinstance(error, DriverError) and error.is_fatal:
                 raise
             self._no_files = str(error)
         else:
-            self._no_files = None
+            self._mover, self._no_files = mover, None
         self._send(FilesOpened(self._no_files))
 
     def _notice_failure(self) -> None:
-        """Tell once. The lane stays as it is: a read of its reader may still be on its way."""
-        failed = self._files.failed if self._files is not None else None
+        """Tell once. The lanes stay as they are: a copy of theirs may still be on its way."""
+        failed = self._mover.failed if self._mover is not None else None
         if failed is not None and self._no_files is None:
-            log.error("files are not read into GPU memory any more: %s", failed)
+            log.error("no more copies between files and GPU memory: %s", failed)
             self._no_files = failed
             self._send(FilesOpened(failed))
 
-    def _begin(self, order: Move | Fetch) -> None:
+    def _begin(self, order: Move | MoveFiles) -> None:
         worker, memory = self._workers[order.worker], timeline_memory(order.event)
         try:
             event = open_event(order.event, self._driver, self._mappings)
@@ -189,14 +191,18 @@ class Child:
         if isinstance(order, Move):
             steps = worker.steps(order, self._calibration.short_bytes[order.is_store])
             self._queue(self._lanes[order.is_store], order, waited, steps)
-        elif self._files is not None and self._no_files is None:
-            self._queue(self._files, order, waited, worker.wanted_objects(order))
+        elif self._no_files is None:
+            self._queue(self._files[order.is_store], order, waited, worker.objects(order))
         else:
-            self._send(Moved(order.job, self._no_files, waited, 0.0, unreadable=True))
+            self._send(Moved(order.job, self._no_files, waited, 0.0, file_failed=True))
             self._ended(order.worker)
 
     def _queue(
-        self, lane: Turns[Portion], order: Move | Fetch, waited: float, portions: Iterator[Portion]
+        self,
+        lane: Turns[Portion],
+        order: Move | MoveFiles,
+        waited: float,
+        portions: Iterator[Portion],
     ) -> None:
         transfer = Transfer(order.job, order.worker, waited, portions)
         if transfer.next is not None:
@@ -212,8 +218,11 @@ class Child:
 
     def _finish(self, transfer: Transfer[Any]) -> None:
         copied = time.monotonic() - transfer.began
-        unreadable = transfer.unreadable
-        self._send(Moved(transfer.job, transfer.error, transfer.waited, copied, unreadable))
+        digests = [transfer.digests[nth] for nth in sorted(transfer.digests)]
+        answer = Moved(
+            transfer.job, transfer.error, transfer.waited, copied, transfer.file_failed, digests
+        )
+        self._send(answer)
         self._ended(transfer.worker)
 
     def _ended(self, worker: int) -> None:

@@ -1,7 +1,8 @@
-"""Objects on their way from files into a worker's blocks, past the arena.
+"""Objects on their way between files and a worker's blocks, past the arena.
 
-Each is read into a buffer on the GPU, where its sums are made; only what has the right digest is
-copied to the blocks. A stage begins when the host has seen the end of the one before it.
+Each is in a buffer on the GPU for a while, where its sums are made: only what has the right
+digest is copied to blocks, and what goes to a file is sent home with its digest. A stage begins
+when the host has seen the end of the one before it.
 """
 
 import time
@@ -11,107 +12,129 @@ from functools import partial
 from sidecar.engines.cuda import lane
 from sidecar.engines.cuda.digest import digest
 from sidecar.engines.cuda.driver import Driver, DriverError
-from sidecar.engines.cuda.files import CannotRead, FileReader, ReadFailed
+from sidecar.engines.cuda.files import CannotMove, FileMover, MoveFailed
 from sidecar.engines.cuda.kernel_table import KernelTable
 from sidecar.engines.cuda.lane import Stuck, Transfer, Turns
-from sidecar.engines.cuda.mapped_worker import WantedObject
+from sidecar.engines.cuda.mapped_worker import ObjectRuns
 from sidecar.engines.cuda.object_buffers import Buffer, ObjectBuffers
 from sidecar.engines.cuda.plan import STEP_RUNS, Runs
-from sidecar.engines.cuda.protocol import StoredObject
+from sidecar.engines.cuda.protocol import FileObject
 
-_IN_FLIGHT = 4
+# Objects on their way. A load waits for the buffers of few stores.
+_STORES, _LOADS = 2, 4
 
 
-class FileLane(Turns[WantedObject]):
-    """Transfers from files, object by object."""
+class FileLane(Turns[ObjectRuns]):
+    """Transfers of one direction, object by object."""
 
-    def __init__(self, driver: Driver, reader: FileReader) -> None:
-        """Raises CannotRead and DriverError."""
-        if not driver.has_kernels:
-            raise CannotRead("there is no kernel that could check them")
-        self._reader = reader
-        buffers = ObjectBuffers(driver, reader)
-        super().__init__([_Way(driver, reader, buffers) for _ in range(_IN_FLIGHT)])
+    def __init__(
+        self, driver: Driver, mover: FileMover, buffers: ObjectBuffers, is_store: bool
+    ) -> None:
+        """Raises DriverError."""
+        count = _STORES if is_store else _LOADS
+        super().__init__([_Way(driver, mover, buffers, is_store) for _ in range(count)])
 
-    @property
-    def failed(self) -> str | None:
-        """Why nothing is begun any more."""
-        return self._reader.failed
-
-    def drop(self, worker: int) -> list[Transfer[WantedObject]]:
-        """What has been read for it is not copied to its blocks either."""
+    def drop(self, worker: int) -> list[Transfer[ObjectRuns]]:
+        """What is on its way for it does not come from its blocks or to them any more."""
         for way in self._ways:
             if way.transfer is not None and way.transfer.worker == worker:
                 way.transfer.stop("the worker has left")
         return super().drop(worker)
 
 
+def file_lanes(driver: Driver, mover: FileMover) -> dict[bool, FileLane]:
+    """That of stores (True) and that of loads. Raises CannotMove and DriverError."""
+    if not driver.has_kernels:
+        raise CannotMove("there is no kernel that could make checksums")
+    buffers = ObjectBuffers(driver, mover)
+    return {is_store: FileLane(driver, mover, buffers, is_store) for is_store in (True, False)}
+
+
 class _Way:
     """An object on its way, with its stream and what the kernels need."""
 
-    def __init__(self, driver: Driver, reader: FileReader, buffers: ObjectBuffers) -> None:
-        self._driver, self._reader, self._buffers = driver, reader, buffers
+    def __init__(
+        self, driver: Driver, mover: FileMover, buffers: ObjectBuffers, is_store: bool
+    ) -> None:
+        self._driver, self._mover, self._buffers = driver, mover, buffers
+        self._is_store = is_store
         self._stream, self._event = driver.new_stream(), driver.new_event()
         self._table = KernelTable(driver)
         self._work: Iterator[None] = iter(())
-        self.transfer: Transfer[WantedObject] | None = None
+        self.transfer: Transfer[ObjectRuns] | None = None
 
-    def begin(self, transfer: Transfer[WantedObject], portion: WantedObject) -> None:
+    def begin(self, transfer: Transfer[ObjectRuns], portion: ObjectRuns) -> None:
         self.transfer = transfer
         transfer.in_flight += 1
-        self._work = self._fetch(portion)
+        self._work = self._move(transfer, portion)
 
-    def poll(self) -> Transfer[WantedObject] | None:
+    def poll(self) -> Transfer[ObjectRuns] | None:
         transfer = self.transfer
         if transfer is None:
             return None
         try:
             for _ in self._work:
                 return None
-        except (CannotRead, ReadFailed) as error:
+        except (CannotMove, MoveFailed) as error:
             if transfer.error is None:
-                transfer.unreadable = True
+                transfer.file_failed = True
                 transfer.stop(str(error))
         self.transfer = None
         transfer.in_flight -= 1
         return transfer
 
-    def _fetch(self, wanted: WantedObject) -> Iterator[None]:
-        """Yields while it waits. Raises CannotRead and ReadFailed."""
-        buffer = yield from self._buffers.wait(wanted.stored.size)
+    def _move(self, transfer: Transfer[ObjectRuns], portion: ObjectRuns) -> Iterator[None]:
+        """Yields while it waits. Raises CannotMove and MoveFailed."""
+        stages = self._store if self._is_store else self._load
+        buffer = yield from self._buffers.wait(portion.file.size)
         try:
-            yield from self._read(wanted.stored, buffer)
-            yield from self._check(wanted.stored, buffer)
-            yield from self._scatter(wanted.runs, buffer)
-        except ReadFailed:
-            raise  # and the buffer is never used again: it may still be written to
-        except CannotRead:
+            yield from stages(transfer, portion, buffer)
+        except MoveFailed:
+            raise  # and the buffer is never used again: the copy may still be at it
+        except CannotMove:
             self._buffers.give_back(buffer)
             raise
         self._buffers.give_back(buffer)
 
-    def _read(self, stored: StoredObject, buffer: Buffer) -> Iterator[None]:
-        read = self._reader.begin(stored.path, stored.offset, stored.size, buffer.address)
-        yield from _until(read.is_done, "a read from a file")
+    def _load(
+        self, transfer: Transfer[ObjectRuns], portion: ObjectRuns, buffer: Buffer
+    ) -> Iterator[None]:
+        yield from self._copy_file(portion.file, buffer)
+        yield from self._sum(portion.file.size, buffer)
+        if digest(self._table.sums(), portion.file.size) != portion.file.digest:
+            raise CannotMove(f"{portion.file.path}: not the bytes that were stored")
+        yield from self._copy_runs(transfer, portion.runs, buffer)
 
-    def _check(self, stored: StoredObject, buffer: Buffer) -> Iterator[None]:
-        size = stored.size
+    def _store(
+        self, transfer: Transfer[ObjectRuns], portion: ObjectRuns, buffer: Buffer
+    ) -> Iterator[None]:
+        yield from self._copy_runs(transfer, portion.runs, buffer)
+        if transfer.error is not None:
+            return
+        yield from self._sum(portion.file.size, buffer)
+        transfer.digests[portion.nth] = digest(self._table.sums(), portion.file.size)
+        yield from self._copy_file(portion.file, buffer)
+
+    def _copy_file(self, file: FileObject, buffer: Buffer) -> Iterator[None]:
+        copy = self._mover.begin(file.path, file.offset, file.size, buffer.address, self._is_store)
+        yield from _until(
+            copy.is_done, "a write to a file" if self._is_store else "a read from a file"
+        )
+
+    def _sum(self, size: int, buffer: Buffer) -> Iterator[None]:
         yield from self._on_gpu(lambda: self._table.sum_object(buffer.address, size, self._stream))
-        if digest(self._table.sums(), size) != stored.digest:
-            raise CannotRead(f"{stored.path}: not the bytes that were stored")
 
-    def _scatter(self, runs: Runs, buffer: Buffer) -> Iterator[None]:
+    def _copy_runs(
+        self, transfer: Transfer[ObjectRuns], runs: Runs, buffer: Buffer
+    ) -> Iterator[None]:
+        """Between the blocks and the buffer, until the worker has left."""
         for at in range(0, len(runs), STEP_RUNS):
-            if self._has_left():
+            if transfer.error is not None:
                 return
             part = runs.take(slice(at, at + STEP_RUNS))
             places = buffer.address + part.offset
-            launch = partial(self._table.copy_runs, part.device, places, part.size, self._stream)
-            yield from self._on_gpu(launch)
-
-    def _has_left(self) -> bool:
-        """Whether the worker's blocks may not be touched any more."""
-        return self.transfer is None or self.transfer.error is not None
+            ends = (places, part.device) if self._is_store else (part.device, places)
+            yield from self._on_gpu(partial(self._table.copy_runs, *ends, part.size, self._stream))
 
     def _on_gpu(self, launch: Callable[[], None]) -> Iterator[None]:
         """Launch and wait; what fails harmlessly may have begun in part, and is waited for, too."""
@@ -125,7 +148,7 @@ class _Way:
         self._driver.record(self._event, self._stream)
         yield from _until(lambda: self._driver.is_done(self._event), "a kernel")
         if failure is not None:
-            raise CannotRead(str(failure))
+            raise CannotMove(str(failure))
 
 
 def _until(is_done: Callable[[], bool], what: str) -> Iterator[None]:

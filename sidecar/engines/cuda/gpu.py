@@ -52,7 +52,7 @@ class Gpu:
         self.pinned_bytes = 0
         self.is_ending = False
         self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
-        self.reads_files = False  # into its memory, past the arena
+        self.moves_files = False  # from and to its memory, past the arena
         self.opens_files = False  # it has been asked to, and has not answered
         self.reason = "its process has ended"
         self._has_started = False
@@ -79,7 +79,7 @@ class Gpu:
         self._mapping[order.worker] = on_mapped, shares
         self._outbox.put(order)
 
-    def move(self, order: protocol.Move | protocol.Fetch, on_moved: OnMoved) -> None:
+    def move(self, order: protocol.Move | protocol.MoveFiles, on_moved: OnMoved) -> None:
         self._moving[order.job] = on_moved
         self._outbox.put(order)
 
@@ -87,7 +87,7 @@ class Gpu:
         self._outbox.put(order)
 
     def open_files(self, order: protocol.OpenFiles) -> None:
-        """Let it get ready to read files; `reads_files` tells when it is."""
+        """Let it get ready to move files; `moves_files` tells when it is."""
         self.opens_files = True
         self._outbox.put(order)
 
@@ -176,7 +176,7 @@ class Gpu:
                 if not self.is_ending:
                     self._asked, self._patience = None, _SILENT_SECONDS
             case protocol.FilesOpened():
-                self.reads_files, self.opens_files = answer.error is None, False
+                self.moves_files, self.opens_files = answer.error is None, False
                 if self._asked is not None:  # it could not answer meanwhile
                     self._asked = time.monotonic()
                 if answer.error is not None:

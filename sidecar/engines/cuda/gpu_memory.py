@@ -11,7 +11,7 @@ import numpy as np
 from sidecar.cache.entry import Entry
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
-from sidecar.engines.cuda.protocol import Fetch, Move, Moved, StoredObject, Unmap
+from sidecar.engines.cuda.protocol import FileObject, Move, Moved, MoveFiles, Unmap
 from sidecar.engines.memory import Blocks, ChunkCopy
 
 log = logging.getLogger(__name__)
@@ -44,27 +44,18 @@ class GpuMemory:
         return self.gpu.uuid
 
     @property
-    def reads_files(self) -> bool:
-        return self.gpu.reads_files
+    def moves_files(self) -> bool:
+        return self.gpu.moves_files
 
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
-        self._move(copies, event, on_done, is_store=True)
+        self._transfer(copies, event, on_done, is_store=True)
 
     def load(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
-        below = [copy for copy in copies if copy.entry.file is not None]
-        above = [copy for copy in copies if copy.entry.file is None]
-        if not below:
-            self._move(above, event, on_done, is_store=False)
-        elif not above:
-            self._fetch(below, event, on_done)
-        else:
-            part_done = _both(on_done)
-            self._move(above, event, part_done, is_store=False)
-            self._fetch(below, event, part_done)
+        self._transfer(copies, event, on_done, is_store=False)
 
     def done_event(self, event: bytes) -> bytes:
         """Empty: complete already. Whoever sends handles that we read is lmcache 0.5.6 or newer,
@@ -78,52 +69,56 @@ class GpuMemory:
     def unmap(self) -> None:
         self.gpu.tell(Unmap(self._number))
 
-    def _move(
+    def _transfer(
         self,
         copies: Sequence[ChunkCopy],
         event: bytes,
         on_done: Callable[[bool], None],
         is_store: bool,
     ) -> None:
-        offsets = [copy.entry.offset for copy in copies]
-        blocks, wanted = _blocks(copies)
-        order = Move(next(_jobs), self._number, is_store, event, offsets, blocks, wanted)
-        self._begin(order, copies, on_done, is_store)
-
-    def _fetch(
-        self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
-    ) -> None:
-        objects = [
-            StoredObject(file.path, file.offset, copy.entry.size, file.digest)
-            for copy in copies
-            if (file := copy.entry.file) is not None
-        ]
-        order = Fetch(next(_jobs), self._number, event, objects, *_blocks(copies))
-        self._begin(order, copies, on_done, is_store=False)
+        below = [copy for copy in copies if copy.entry.file is not None]
+        above = [copy for copy in copies if copy.entry.file is None]
+        if below and above:
+            on_done = _both(on_done)
+        if above:
+            offsets = [copy.entry.offset for copy in above]
+            head = next(_jobs), self._number, is_store, event
+            self._begin(Move(*head, offsets, *_blocks(above)), above, on_done)
+        if below:
+            head = next(_jobs), self._number, is_store, event
+            self._begin(MoveFiles(*head, _objects(below), *_blocks(below)), below, on_done)
 
     def _begin(
         self,
-        order: Move | Fetch,
+        order: Move | MoveFiles,
         copies: Sequence[ChunkCopy],
         on_done: Callable[[bool], None],
-        is_store: bool,
     ) -> None:
         entries = [copy.entry for copy in copies]
         end = self._pool.adopt(on_done)
-        self.gpu.move(order, partial(self._moved, end, is_store, entries))
+        self.gpu.move(order, partial(self._moved, end, order.is_store, entries))
 
     def _moved(
         self, end: Callable[[bool], None], is_store: bool, entries: list[Entry], moved: Moved
     ) -> None:
         for entry in entries:
-            entry.unreadable |= moved.unreadable
+            entry.file_failed |= moved.file_failed
         nbytes = sum(entry.size for entry in entries)
         direction = "store" if is_store else "load"
         if moved.error is None:
+            if moved.digests:
+                _take_digests(entries, moved.digests)
             self._observe(self.device, direction, moved, nbytes)
         else:
             log.warning("a %s failed on %s: %s", direction, self.device, moved.error)
         end(moved.error is None)
+
+
+def _take_digests(entries: Sequence[Entry], digests: Sequence[bytes]) -> None:
+    """These have been written to their files."""
+    for entry, digest in zip(entries, digests, strict=True):
+        assert entry.file is not None
+        entry.file = entry.file._replace(digest=digest)
 
 
 def _both(on_done: Callable[[bool], None]) -> Callable[[bool], None]:
@@ -136,6 +131,14 @@ def _both(on_done: Callable[[bool], None]) -> Callable[[bool], None]:
             on_done(all(outcomes))
 
     return part_done
+
+
+def _objects(copies: Sequence[ChunkCopy]) -> list[FileObject]:
+    return [
+        FileObject(file.path, file.offset, copy.entry.size, file.digest)
+        for copy in copies
+        if (file := copy.entry.file) is not None
+    ]
 
 
 def _blocks(copies: Sequence[ChunkCopy]) -> tuple[list[bytes], list[bytes | None]]:

@@ -42,7 +42,8 @@ class Transfer(Generic[Portion]):
         self.began = time.monotonic()
         self.in_flight = 0
         self.error: str | None = None
-        self.unreadable = False  # the error is that of a file
+        self.file_failed = False  # the error is that of a file
+        self.digests: dict[int, bytes] = {}  # of what has been written to files, by its place
         self._steps = steps
         self.next = next(steps, None)
 

@@ -8,15 +8,16 @@ import numpy as np
 from sidecar.engines.cuda.driver import DriverError
 from sidecar.engines.cuda.mappings import Mappings, explain
 from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, Step, plan, runs_of
-from sidecar.engines.cuda.protocol import Fetch, Map, Move, StoredObject
+from sidecar.engines.cuda.protocol import FileObject, Map, Move, MoveFiles
 
 _KEPT = 4  # a worker has one for its timeline words; there is no need to trust that
 
 
-class WantedObject(NamedTuple):
-    """An object and the places of its bytes: `runs.offset` is from its beginning."""
+class ObjectRuns(NamedTuple):
+    """The `nth` object of an order; `runs.offset` is from its beginning."""
 
-    stored: StoredObject
+    nth: int
+    file: FileObject
     runs: Runs
 
 
@@ -51,16 +52,16 @@ class MappedWorker:
         offsets = np.array(order.offsets, np.int64)
         return plan(offsets, self._tables(order, len(offsets)), short_bytes)
 
-    def wanted_objects(self, order: Fetch) -> Iterator[WantedObject]:
+    def objects(self, order: MoveFiles) -> Iterator[ObjectRuns]:
         """The objects of an order of which anything is wanted."""
         tables = self._tables(order, len(order.objects))
-        for nth, stored in enumerate(order.objects):
+        for nth, file in enumerate(order.objects):
             rows = [table.rows(slice(nth, nth + 1)) for table in tables]
             runs = runs_of(np.zeros(1, np.int64), rows)
             if len(runs):
-                yield WantedObject(stored, runs)
+                yield ObjectRuns(nth, file, runs)
 
-    def _tables(self, order: Move | Fetch, chunks: int) -> list[GroupTable]:
+    def _tables(self, order: Move | MoveFiles, chunks: int) -> list[GroupTable]:
         tables = []
         for planes, ids, wanted in zip(self._groups, order.blocks, order.wanted, strict=True):
             blocks = np.frombuffer(ids, np.int64).reshape(chunks, -1)

@@ -1,4 +1,4 @@
-"""Device memory into which files are read: an object in each buffer."""
+"""Device memory between files and blocks: an object in each buffer."""
 
 import logging
 import time
@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Driver, DriverError
-from sidecar.engines.cuda.files import CannotRead, FileReader
+from sidecar.engines.cuda.files import CannotMove, FileMover
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _AGAIN_SECONDS = 60.0  # after which a GPU that had no memory left is asked once
 
 
 class Buffer(NamedTuple):
-    """`size` bytes of device memory, known to the reader as `memory`."""
+    """`size` bytes of device memory, known to the mover as `memory`."""
 
     address: int
     size: int
@@ -31,12 +31,12 @@ class ObjectBuffers:
     For the CUDA thread only.
     """
 
-    def __init__(self, driver: Driver, reader: FileReader) -> None:
+    def __init__(self, driver: Driver, mover: FileMover) -> None:
         """The first buffer shows whether device memory can be registered.
 
-        Raises CannotRead and DriverError.
+        Raises CannotMove and DriverError.
         """
-        self._driver, self._reader = driver, reader
+        self._driver, self._mover = driver, mover
         self._idle: list[Buffer] = []
         self._waiting: deque[object] = deque()
         self._total = 0
@@ -46,15 +46,15 @@ class ObjectBuffers:
     def wait(self, nbytes: int) -> Generator[None, None, Buffer]:
         """A buffer of at least `nbytes`, when it is there and those before us have theirs.
 
-        Raises CannotRead, and DriverError if fatal.
+        Raises CannotMove, and DriverError if fatal.
         """
         place = object()
         self._waiting.append(place)
         try:
             while self._waiting[0] is not place or (buffer := self._take(nbytes)) is None:
                 yield
-                if self._reader.failed is not None:  # the buffer that is missing never comes
-                    raise CannotRead(self._reader.failed)
+                if self._mover.failed is not None:  # the buffer that is missing never comes
+                    raise CannotMove(self._mover.failed)
         finally:
             self._waiting.remove(place)
         return buffer
@@ -85,13 +85,13 @@ class ObjectBuffers:
                 return None
             if error.is_fatal:
                 raise
-            raise CannotRead(f"a buffer on the GPU: {error}") from None
+            raise CannotMove(f"a buffer on the GPU: {error}") from None
 
     def _allocate(self, size: int) -> Buffer:
         address = self._driver.allocate(size)
         try:
-            memory = self._reader.register(address, size)
-        except CannotRead:
+            memory = self._mover.register(address, size)
+        except CannotMove:
             self._driver.free(address)
             raise
         self._total += size
@@ -99,9 +99,9 @@ class ObjectBuffers:
 
     def _free(self, buffer: Buffer) -> None:
         try:
-            self._reader.deregister(buffer.memory)
-        except CannotRead as error:
-            self._reader.failed = str(error)  # its memory is lost, and so is the room for others
+            self._mover.deregister(buffer.memory)
+        except CannotMove as error:
+            self._mover.failed = str(error)  # its memory is lost, and so is the room for others
             raise
         self._driver.free(buffer.address)
         self._total -= buffer.size

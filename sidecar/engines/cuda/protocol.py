@@ -49,8 +49,11 @@ class Move(msgspec.Struct, tag=True, frozen=True):
     wanted: list[bytes | None]
 
 
-class StoredObject(msgspec.Struct, array_like=True, frozen=True):
-    """An object in a file: `size` bytes at `offset`, whose xxh3_128 is `digest` (16 bytes)."""
+class FileObject(msgspec.Struct, array_like=True, frozen=True):
+    """An object in a file: `size` bytes at `offset`, whose xxh3_128 is `digest` (16 bytes).
+
+    Of one that is to be written nobody knows the digest yet: it is empty.
+    """
 
     path: str
     offset: int
@@ -58,22 +61,24 @@ class StoredObject(msgspec.Struct, array_like=True, frozen=True):
     digest: bytes
 
 
-class Fetch(msgspec.Struct, tag=True, frozen=True):
-    """Like a Move that loads chunks, but from files, past the arena; answered by Moved.
+class MoveFiles(msgspec.Struct, tag=True, frozen=True):
+    """Like a Move, but between files and the worker's blocks, past the arena.
 
-    Nothing of a chunk is written to the worker's blocks unless its digest is right.
+    Of a load nothing is written to the blocks unless its chunk's digest is right. The files of
+    a store are there in full length. Answered by Moved.
     """
 
     job: int
     worker: int
+    is_store: bool
     event: bytes
-    objects: list[StoredObject]
+    objects: list[FileObject]
     blocks: list[bytes]
     wanted: list[bytes | None]
 
 
 class OpenFiles(msgspec.Struct, tag=True, frozen=True):
-    """Get ready to read files into GPU memory by this NIXL backend; answered by FilesOpened."""
+    """Get ready to move files by this NIXL backend; answered by FilesOpened."""
 
     backend: str
     params: dict[str, str]
@@ -109,21 +114,22 @@ class Unmapped(msgspec.Struct, tag=True, frozen=True):
 class Moved(msgspec.Struct, tag=True, frozen=True):
     """A transfer has ended: nobody touches its memory now. Times in seconds.
 
-    It waited for the worker's event, then for its turn and the copies. `unreadable`: the error is
-    one of the files that were to be read.
+    It waited for the worker's event, then for its turn and the copies. `file_failed`: the error is
+    one of its files. `digests` are those of the objects that were written to files.
     """
 
     job: int
     error: str | None
     waited: float
     copied: float
-    unreadable: bool = False
+    file_failed: bool = False
+    digests: list[bytes] = []
 
 
 class FilesOpened(msgspec.Struct, tag=True, frozen=True):
-    """`error` is why files cannot be read into GPU memory.
+    """`error` is why there are no copies between files and GPU memory.
 
-    It comes once more, with an error, when that ends: no Fetch succeeds after it.
+    It comes once more, with an error, when that ends: no MoveFiles succeeds after it.
     """
 
     error: str | None
@@ -142,7 +148,7 @@ class Unusable(msgspec.Struct, tag=True, frozen=True):
     is_final: bool
 
 
-ToChild = Map | Unmap | Move | Fetch | OpenFiles | Populated | Ping | End
+ToChild = Map | Unmap | Move | MoveFiles | OpenFiles | Populated | Ping | End
 ToServer = Mapped | Unmapped | Moved | FilesOpened | Pong | Unusable
 
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)

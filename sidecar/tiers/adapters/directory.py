@@ -101,14 +101,9 @@ class Files:
 
     def store(self, name: ObjectName, record: Bytes) -> None:
         temp = self._new_temp()
-        try:
-            with os_errors():
-                self._write_temp(temp, record)
-                self._publish(temp, name)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temp)
-            raise
+        with self._or_discard(temp):
+            self._write_temp(temp, record)
+            self._publish(temp, name)
 
     def load(self, name: ObjectName, record: Bytes) -> None:
         with self._reading(name, record.nbytes, self._direct) as file:
@@ -121,6 +116,29 @@ class Files:
         """
         with self._reading(name, size, 0) as file:
             return self._file(name), file.read(PAGE)
+
+    def new_file(self, size: int) -> str:
+        """The path of a file of `size` bytes for others to write, then for `keep` or `discard`.
+
+        It has its blocks: what is written to it later finds room, and does not change its length.
+        """
+        temp = self._new_temp()
+        with self._or_discard(temp), self._create(temp) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        return temp
+
+    def keep(self, temp: str, head: bytes, name: ObjectName) -> None:
+        """Write a new file's first page and give it its name. It is discarded if that fails."""
+        with self._or_discard(temp):
+            with open(temp, "r+b", buffering=0) as file:
+                file.write(head)
+                self._sync(file.fileno())
+            self._publish(temp, name)
+
+    def discard(self, temp: str) -> None:
+        """A new file is not wanted. One that cannot be removed is at the next start."""
+        with suppress(OSError):
+            os.unlink(temp)
 
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
         with os_errors():
@@ -162,6 +180,15 @@ class Files:
                 # on a file system that has become read-only.
                 with suppress(OSError):
                     os.utime(fd)
+
+    @contextmanager
+    def _or_discard(self, temp: str) -> Iterator[None]:
+        try:
+            with os_errors():
+                yield
+        except BaseException:
+            self.discard(temp)
+            raise
 
     def _write_temp(self, temp: str, record: Bytes) -> None:
         with self._create(temp) as file:

@@ -11,7 +11,7 @@ from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
 from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
 from sidecar.tiers.adapters.nixl_objects import NixlObjects
 from sidecar.tiers.base import Adapter
-from sidecar.tiers.settings import GpuReader, NotNegative
+from sidecar.tiers.settings import GpuMover, NotNegative
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ OBJECT_STORES = ("OBJ", "AZURE_BLOB")
 # A queue of NIXL's serves one request at a time here; its default takes 11 MB.
 _SMALL_QUEUE = {"ios_pool_size": "64", "kernel_queue_size": "16"}
 _HF3FS_NEEDS = 'a NIXL built with 3FS; "fallback": true takes POSIX on the mounted directory'
-_GPU_READERS = ("GDS", "GDS_MT")
+_GPU_MOVERS = ("GDS", "GDS_MT")
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -55,8 +55,8 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     `fallback` is False for HF3FS: who asks for that has a 3FS cluster, and the server would run
     many times slower on it without a visible error.
 
-    GDS is for the processes of GPUs, which read into their memory by it. The server itself, which
-    writes from host memory and uses no GPU, takes POSIX then.
+    GDS is for the processes of GPUs, which read into their memory and write from it. The server
+    itself, which moves host memory and uses no GPU, takes POSIX then.
     """
 
     backend: Annotated[
@@ -91,9 +91,9 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
                     "objects; use a lifecycle rule of the bucket, or the type s3"
                 )
             return
-        if self.backend in _GPU_READERS and self.fallback is False:
+        if self.backend in _GPU_MOVERS and self.fallback is False:
             raise ValueError(
-                f"fallback false does not go with {self.backend}: whether a GPU can read files is "
+                f"fallback false does not go with {self.backend}: whether a GPU can move files is "
                 "known when its first worker registers, and the log says it then"
             )
         check_absolute("backend_params.file_path", self.backend_params.get("file_path", ""))
@@ -118,8 +118,8 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
         )
 
     @property
-    def gpu_reader(self) -> GpuReader | None:
-        return GpuReader(self.backend, self._params) if self.backend in _GPU_READERS else None
+    def gpu_mover(self) -> GpuMover | None:
+        return GpuMover(self.backend, self._params) if self.backend in _GPU_MOVERS else None
 
     @property
     def directory(self) -> str:
@@ -132,7 +132,7 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
     @property
     def wants_uring(self) -> bool:
         """Whether io_uring is tried first."""
-        return self.backend in ("POSIX", *_GPU_READERS) and not self._flag("use_aio")
+        return self.backend in ("POSIX", *_GPU_MOVERS) and not self._flag("use_aio")
 
     @property
     def may_fall_back(self) -> bool:

@@ -1,0 +1,227 @@
+"""Objects that GPUs write to files themselves, past the L1.
+
+A file is made, the GPU's process fills it, and then it gets its header and its name: it is
+found when it is complete, and not before. Until then this is the one who changes its name.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sidecar.cache.arena import aligned
+from sidecar.cache.entry import Entry, Space, State, StoredFile
+from sidecar.cache.keys import SpaceKey
+from sidecar.telemetry import Telemetry
+from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.base import NoSpace, TierError
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.loads import Loads
+from sidecar.tiers.names import ObjectName, object_name
+from sidecar.tiers.record import HEADER_BYTES, Header, write_header
+from sidecar.tiers.room import check_room, give_way, make_room
+
+_AGAIN_SECONDS = 60.0  # after which GPUs are asked again when one could not write
+
+
+@dataclass(eq=False, slots=True)
+class _Store:
+    """An object on its way to `lane`, where it takes `size` bytes."""
+
+    entry: Entry
+    name: ObjectName
+    lane: Lane
+    size: int
+    epoch: int
+    span: Span = NO_SPAN
+
+
+class DirectStores:
+    """All of them. Loop thread only.
+
+    `lane` is where they go; None: everything is stored through the L1. `later(seconds, fn)` is a
+    timer: workers wait for no disk for longer than the adapter's timeout, also where all
+    threads are stuck and a call never begins.
+    """
+
+    def __init__(
+        self, lane: Lane | None, loads: Loads, telemetry: Telemetry,
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:  # fmt: skip
+        self._lane, self._loads, self._telemetry, self._later = lane, loads, telemetry, later
+        self._stores: dict[ObjectName, _Store] = {}
+        self._off_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def in_flight(self, lane: Lane) -> int:
+        """Objects on their way to `lane`."""
+        return len(self) if lane is self._lane else 0
+
+    def claim(
+        self, space: SpaceKey, chunk_hash: bytes, size: int
+    ) -> tuple[Entry | None, bool] | None:
+        """An object to store, for `prepare`: (entry, True); or who stores it already:
+        (entry, False); (None, False) if it is in its file. None: it has to go through the L1.
+        """
+        name = object_name(space, chunk_hash)
+        if name in self._stores:
+            return self._stores[name].entry, False
+        lane = self._lane
+        if lane is None or not self._allows(lane, name, size):
+            return None
+        if name in lane.catalog and name not in lane.catalog.suspects:
+            lane.catalog.touch(name)
+            return None, False
+        entry = Entry(Space(space), chunk_hash, range(0), 0, size)
+        return (entry, True) if self._begin(lane, name, entry) else None
+
+    def prepare(self, entries: Sequence[Entry], span: Span, then: Callable[[], None]) -> None:
+        """Make the files, then call back: those without `file` cannot be stored this way.
+
+        `span` is of the request that brought them.
+        """
+        waiting = set(entries)
+
+        def made(entry: Entry) -> bool:
+            """False if nobody waits for its file any more."""
+            if entry not in waiting:
+                return False
+            waiting.discard(entry)
+            if not waiting:
+                then()
+            return True
+
+        def expire() -> None:
+            if waiting:
+                waiting.clear()
+                then()
+
+        for entry in entries:
+            self._make_file(self._of(entry), span, made)
+        if entries:
+            self._in_time(expire)
+        else:
+            then()
+
+    def publish(self, entries: Sequence[Entry]) -> None:
+        """GPUs have written these. Each settles when it is there, and when that takes too long."""
+
+        def expire() -> None:
+            for entry in entries:
+                entry.settle()
+
+        for entry in entries:
+            self._publish(self._of(entry))
+        if entries:
+            self._in_time(expire)
+
+    def give_up(self, entries: Iterable[Entry]) -> None:
+        """These do not become objects; only a GPU that failed may still write to their files."""
+        for entry in entries:
+            store = self._of(entry)
+            if entry.file_failed:
+                self._off_until = time.monotonic() + _AGAIN_SECONDS
+                self._telemetry.l2_dropped_objects.add(1, store.lane.label, "gpu_write")
+            if entry.file is not None:
+                _discard(store.lane, entry.file.path)
+            self._end(store, "gpu_write" if entry.file_failed else "given up")
+
+    def _allows(self, lane: Lane, name: ObjectName, size: int) -> bool:
+        """Whether it may go this way, for all that is known now."""
+        if time.monotonic() < self._off_until or not lane.counted:
+            return False
+        works = lane.writes.allows() and lane.reads.allows()
+        return works and self._loads.direct.allows(lane, name, size)
+
+    def _begin(self, lane: Lane, name: ObjectName, entry: Entry) -> bool:
+        """False if there is no room, or somebody else is changing what is under this name."""
+        size = HEADER_BYTES + aligned(entry.size)
+        if not lane.removal.begin_change(name):
+            return False
+        if not make_room(lane, size):
+            lane.removal.end_change(name)
+            return False
+        lane.catalog.reserved += size
+        self._stores[name] = _Store(entry, name, lane, size, lane.epoch)
+        self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
+        return True
+
+    def _of(self, entry: Entry) -> _Store:
+        return self._stores[object_name(entry.space.key, entry.hash)]
+
+    def _in_time(self, callback: Callable[[], None]) -> None:
+        assert self._lane is not None
+        self._later(self._lane.settings.timeout_seconds, callback)
+
+    def _make_file(self, store: _Store, span: Span, made: Callable[[Entry], bool]) -> None:
+        entry, lane, size, files = store.entry, store.lane, store.size, _files(store.lane)
+        store.span = span.child("l2_store", l2_name=lane.label, bytes=size)
+
+        def work() -> str:
+            check_room(lane, size)
+            return files.new_file(size)
+
+        def done(path: str, error: TierError | None) -> None:
+            if isinstance(error, NoSpace):
+                give_way(lane, size)
+            if error is None:
+                entry.file = StoredFile(path, HEADER_BYTES, b"")
+            if not made(entry) and error is None:
+                _discard(lane, path)
+
+        lane.write(work, done)
+
+    def _publish(self, store: _Store) -> None:
+        entry, lane, files = store.entry, store.lane, _files(store.lane)
+        assert entry.file is not None
+        path, header = entry.file.path, Header(entry.file.digest, entry.missing)
+        head = write_header(header, entry.space.key, entry.hash, entry.size)
+
+        def work() -> None:
+            files.keep(path, head, store.name)
+
+        def done(_: None, error: TierError | None) -> None:
+            if error is None:
+                self._kept(store)
+            else:
+                if isinstance(error, NoSpace):
+                    give_way(lane, store.size)
+                self._drop(store, "no_space" if isinstance(error, NoSpace) else "error")
+
+        lane.write(work, done)
+
+    def _kept(self, store: _Store) -> None:
+        lane = store.lane
+        lane.catalog.add(store.name, store.size)
+        self._loads.replaced(lane, store.name)
+        if store.epoch != lane.epoch:  # cleared meanwhile
+            lane.delete([store.name])
+            self._drop(store, "cleared")
+            return
+        self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
+        self._telemetry.l2_transfer_bytes.add(store.size, "store", lane.label)
+        self._end(store, "")
+
+    def _drop(self, store: _Store, reason: str) -> None:
+        self._telemetry.l2_dropped_objects.add(1, store.lane.label, reason)
+        self._end(store, reason)
+
+    def _end(self, store: _Store, error: str) -> None:
+        del self._stores[store.name]
+        store.span.end(error)
+        store.lane.catalog.reserved -= store.size
+        store.lane.removal.end_change(store.name)
+        store.entry.state = State.GONE
+        store.entry.settle()
+
+
+def _files(lane: Lane) -> Files:
+    assert lane.files is not None
+    return lane.files
+
+
+def _discard(lane: Lane, path: str) -> None:
+    files = _files(lane)
+    lane.write(lambda: files.discard(path), lambda _, error: None)
