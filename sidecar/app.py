@@ -21,7 +21,7 @@ from sidecar.cache.segment import Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
-from sidecar.engines.cuda.numa import gpu_nodes, place_on
+from sidecar.engines.cuda.numa import gpu_nodes, place
 from sidecar.engines.cuda.protocol import OpenFiles
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
@@ -70,7 +70,8 @@ class App:
         )
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
         try:
-            self._arena = Arena(self._segment, config.l1_transparent_hugepages)
+            self._nodes = gpu_nodes()
+            self._arena = Arena(self._segment, config.l1_transparent_hugepages, len(self._nodes))
             self._core = self._build_core()
             observe(self._core)
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
@@ -89,9 +90,7 @@ class App:
             signal.signal(number, self._on_signal)
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
-        nodes = gpu_nodes()
-        if nodes:
-            place_on(nodes, self._arena.bytes)
+        place(self._arena, self._nodes)
         self._arena.start_populating(
             lambda offset, size: self._loop.post(partial(self._service.grow, offset, size))
         )
@@ -111,6 +110,7 @@ class App:
             POLICIES[config.eviction_policy](),
             self._on_evicted,
             headroom=HEADER_BYTES if config.l2_adapter else 0,
+            starts=[part.start for part in self._arena.parts],
         )
         leases = Leases(l1)
         copies = CopyPool(config.max_workers, self._loop.post)
@@ -124,6 +124,7 @@ class App:
             copies=copies,
             gpus=Gpus(
                 self._arena,
+                self._nodes,
                 copies,
                 self._loop.post,
                 partial(record_transfer, self._telemetry),

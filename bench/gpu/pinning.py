@@ -14,6 +14,7 @@ from bench.client import BenchError
 from bench.crowd import Span
 from bench.gpu.background import Background
 from bench.gpu.findings import Finding
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda.driver import Driver
 from sidecar.engines.cuda.pinning import PinnedArena
 
@@ -39,7 +40,7 @@ def pin(driver: Driver, memory: mmap.mmap) -> list[Span]:
     """When each piece was pinned. The memory stays so until the process ends."""
     size = len(memory)
     arena = PinnedArena(driver, np.frombuffer(memory, np.uint8).ctypes.data, size)
-    arena.populated = size
+    arena.populated(range(-(-size // PIECE_BYTES)))
     pieces = []
     start = time.monotonic()
     while arena.advance():

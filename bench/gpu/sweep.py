@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda.calibration import Calibration, every_other
 from sidecar.engines.cuda.driver import Driver
 from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.pinning import PinnedArena
-from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, steps_of
+from sidecar.engines.cuda.plan import Runs, steps_of
 
 RUNS_KIB = (4, 8, 16, 24, 28, 32, 64, 128)
 COUNTS = (16, 64, 256, 1024, 4096, 10_000, 50_000)
@@ -33,7 +34,7 @@ def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]
     memory = mmap.mmap(-1, max_bytes)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     arena = PinnedArena(driver, address, max_bytes)
-    arena.populated = max_bytes
+    arena.populated(range(-(-max_bytes // PIECE_BYTES)))
     yield _pinning(arena, memory)
     device = driver.allocate(2 * max_bytes)
     lanes = {"store": Lane(driver, arena, True), "load": Lane(driver, arena, False)}

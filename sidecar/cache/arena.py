@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sidecar.cache.segment import SHM_DIR, Segment, SegmentError
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 4096  # O_DIRECT and page granularity
-_PIECE = 64 << 20
+PIECE_BYTES = 64 << 20  # that become resident together
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _BACKGROUND_NICE = 10
 _MOUNTS = Path("/proc/self/mounts")
@@ -34,18 +35,34 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-class Arena:
-    """Bytes of the L1, addressed by offset. `populate` makes them usable."""
+def parts_of(size: int, count: int) -> list[range]:
+    """`size` bytes cut into `count` parts of whole pieces, the last one's end excepted.
 
-    def __init__(self, segment: Segment, huge_pages: bool = False) -> None:
+    They are one part where there are no pieces for so many.
+    """
+    pieces = size // PIECE_BYTES
+    count = count if 0 < count <= pieces else 1
+    starts = [pieces * part // count * PIECE_BYTES for part in range(count)]
+    return [range(start, end) for start, end in pairwise([*starts, size])]
+
+
+class Arena:
+    """Bytes of the L1, addressed by offset. `populate` makes them usable.
+
+    An object lies in one of its `parts`.
+    """
+
+    def __init__(self, segment: Segment, huge_pages: bool = False, parts: int = 1) -> None:
         """Raises SegmentError if `huge_pages` are asked for and the kernel gives none."""
         self.segment = segment
         self.size = segment.size
+        self.parts = parts_of(segment.size, parts)
         self._huge_pages = huge_pages
         if huge_pages:
             _check_huge_pages()
             segment.map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(segment.map, np.uint8)
+        self._populated = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -53,11 +70,14 @@ class Arena:
         """Make the arena resident: its first piece at once, the others in the background.
 
         `on_piece(offset, size)` is called for each piece that became usable, on the thread that
-        made it so. Whoever is told that the server is ready finds room.
+        made it so. Whoever is told that the server is ready finds room. Parts take turns.
         """
-        if self._populate_piece(0, on_piece):
+        by_part = [range(part.start, part.stop, PIECE_BYTES) for part in self.parts]
+        turns = chain.from_iterable(zip_longest(*by_part))
+        first, *rest = [offset for offset in turns if offset is not None]
+        if self._populate_piece(first, on_piece):
             self._thread = threading.Thread(
-                target=self._populate_rest, args=(on_piece,), name="populate", daemon=True
+                target=self._populate_rest, args=(rest, on_piece), name="populate", daemon=True
             )
             self._thread.start()
 
@@ -66,24 +86,26 @@ class Arena:
         if self._thread is not None:
             self._thread.join()
 
-    def _populate_rest(self, on_piece: Callable[[int, int], None]) -> None:
+    def _populate_rest(self, rest: list[int], on_piece: Callable[[int, int], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
-        for offset in range(_PIECE, self.size, _PIECE):
+        for offset in rest:
             if self._stop.is_set() or not self._populate_piece(offset, on_piece):
                 return
 
     def _populate_piece(self, offset: int, on_piece: Callable[[int, int], None]) -> bool:
         """False where there is no memory for it."""
-        size = min(_PIECE, self.size - offset)
+        size = min(PIECE_BYTES, self.size - offset)
         if self._huge_pages:
             # Before fallocate, which knows nothing of the advice and takes small pages.
             fill_page_tables(self.bytes[offset : offset + size])
         try:
             os.posix_fallocate(self.segment.fd, offset, size)
         except OSError as error:
-            log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", offset, self.size, error)
+            done = self._populated
+            log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", done, self.size, error)
             return False
         fill_page_tables(self.bytes[offset : offset + size])
+        self._populated += size
         on_piece(offset, size)
         return True
 

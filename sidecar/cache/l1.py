@@ -6,7 +6,7 @@ one thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from sidecar.cache.arena import aligned
@@ -21,7 +21,8 @@ _VICTIMS_TRIED = 16
 class L1:
     """The index over an arena of `capacity` bytes, which become usable by `grow`.
 
-    Every slot begins with `headroom` bytes (whole pages) that are not the object's.
+    Every slot begins with `headroom` bytes (whole pages) that are not the object's, and lies in
+    one of the arena's parts, which begin at `starts`.
     `on_evicted(entry, now)` is told of every object that had to go, before it goes.
     """
 
@@ -32,13 +33,14 @@ class L1:
         on_evicted: Callable[[Entry, float], None] = lambda entry, now: None,
         clock: Callable[[], float] = time.monotonic,
         headroom: int = 0,
+        starts: Sequence[int] = (0,),
     ) -> None:
         self.capacity = capacity
         self.usable_bytes = 0
         self.objects = 0
         self.writing = 0
         self.held = 0
-        self._slots = Slots()
+        self._slots = Slots(starts)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
         self._on_evicted = on_evicted
@@ -65,14 +67,20 @@ class L1:
         return space is not None and (hash in space.ready or hash in space.writing)
 
     def reserve(
-        self, key: SpaceKey, hash: bytes, size: int, missing: frozenset[int] = frozenset()
+        self,
+        key: SpaceKey,
+        hash: bytes,
+        size: int,
+        missing: frozenset[int] = frozenset(),
+        near: int | None = None,
     ) -> Entry | None:
         """A slot of `size` bytes to write an object into, evicting what must go.
 
+        It is in the part `near` of the arena if there is room, before anything is evicted.
         The object must be neither there nor under way. None if there is no room even so.
         """
         taken = self._headroom + aligned(size)
-        start = self._allocate(taken)
+        start = self._allocate(taken, near)
         if start is None:
             return None
         space = self._spaces.get(key)
@@ -186,10 +194,10 @@ class L1:
         self._slots.vacate([entry for entry in dropped if not entry.pins])
         return len(dropped)
 
-    def _allocate(self, size: int) -> int | None:
+    def _allocate(self, size: int, near: int | None) -> int | None:
         if size > self.usable_bytes:
             return None
-        offset = self._slots.take(size)
+        offset = self._slots.take(size, near)
         if offset is None and self._make_room(size):
             offset = self._slots.take(size)
         return offset

@@ -1,38 +1,47 @@
 """Which bytes of the arena are free, and which entry occupies the others."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import attrgetter
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.extents import Extents
 
 _FREED_A_CALL = 64
+_free_bytes = attrgetter("free_bytes")
 
 
 class Slots:
     """The slots of entries by place. `used_bytes` are those that count as occupied.
 
+    The arena may have parts: each slot lies in one, and so do bytes that are free together.
     After `vacate` slots count as free at once, and become free with the next calls of `take`:
     those of a large cache at one time would take too long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, starts: Sequence[int]) -> None:
+        """`starts`: where the arena's parts begin, the first one at 0."""
         self.used_bytes = 0
-        self._extents = Extents()
+        self._starts = starts
+        self._parts = [Extents() for _ in starts]
         self._at: dict[int, Entry] = {}  # whatever occupies bytes, by where it begins
         self._ending_at: dict[int, Entry] = {}
         self._vacated: list[Entry] = []
 
     def grow(self, offset: int, size: int) -> None:
         """`[offset, offset + size)` of the arena may be used."""
-        self._extents.give(offset, size)
+        self._part(offset).give(offset, size)
 
-    def take(self, size: int) -> int | None:
-        """The start of `size` free bytes, None if no free ones lie together so."""
+    def take(self, size: int, near: int | None = None) -> int | None:
+        """The start of `size` free bytes, None if no free ones lie together so.
+
+        They are in the part `near` if there is room, else where most is free.
+        """
         self._free_vacated()
-        start = self._extents.take(size)
+        start = self._find(size, near)
         while start is None and self._vacated:
             self._free_vacated()
-            start = self._extents.take(size)
+            start = self._find(size, near)
         return start
 
     def occupy(self, entry: Entry) -> None:
@@ -52,21 +61,34 @@ class Slots:
 
     def evictable_around(self, victim: Entry, size: int) -> list[Entry]:
         """Objects that give `size` bytes in a row with `victim` and what is free; or none."""
-        start, end, found = victim.start, victim.end, [victim]
-        start -= self._extents.free_before(start)
-        end += self._extents.free_from(end)
+        part, found = self._part(victim.start), [victim]
+        start = victim.start - part.free_before(victim.start)
+        end = victim.end + part.free_from(victim.end)
         while end - start < size:
-            after = self._at.get(end)
-            before = self._ending_at.get(start)
+            after = self._at.get(end) if end not in self._starts else None
+            before = self._ending_at.get(start) if start not in self._starts else None
             if after is not None and after.evictable:
                 found.append(after)
-                end = after.end + self._extents.free_from(after.end)
+                end = after.end + part.free_from(after.end)
             elif before is not None and before.evictable:
                 found.append(before)
-                start = before.start - self._extents.free_before(before.start)
+                start = before.start - part.free_before(before.start)
             else:
                 return []
         return found
+
+    def _part(self, offset: int) -> Extents:
+        return self._parts[bisect_right(self._starts, offset) - 1]
+
+    def _find(self, size: int, near: int | None) -> int | None:
+        start = None if near is None else self._parts[near].take(size)
+        if start is not None:
+            return start
+        for part in sorted(self._parts, key=_free_bytes, reverse=True):
+            start = part.take(size)
+            if start is not None:
+                return start
+        return None
 
     def _free_vacated(self) -> None:
         for entry in self._vacated[-_FREED_A_CALL:]:
@@ -76,4 +98,4 @@ class Slots:
     def _give(self, entry: Entry) -> None:
         del self._at[entry.start]
         del self._ending_at[entry.end]
-        self._extents.give(entry.start, entry.end - entry.start)
+        self._part(entry.start).give(entry.start, entry.end - entry.start)

@@ -26,6 +26,7 @@ class HostMemory:
     on_gpu: ClassVar[bool] = False
     device = "cpu"
     moves_files = False
+    near = None
 
     def __init__(
         self, host: HostWorker, arena: npt.NDArray[np.uint8], pool: CopyPool, threads: int

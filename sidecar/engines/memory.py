@@ -39,6 +39,10 @@ class WorkerMemory(Protocol):
         """A name for people and metrics."""
 
     @property
+    def near(self) -> int | None:
+        """The part of the arena to which its bytes have the shortest way, if one is known."""
+
+    @property
     def moves_files(self) -> bool:
         """Whether `store` and `load` take objects that are in files."""
 

@@ -173,11 +173,13 @@ class Registrations:
 
     def _add(self, instance: Instance) -> None:
         telemetry = self._core.telemetry
-        if instance.object_bytes > self._core.arena.size:
+        largest = max(map(len, self._core.arena.parts))
+        if instance.object_bytes > largest:
             log.warning(
-                "a chunk of worker %d takes %d bytes, more than the L1: nothing of it is kept",
+                "a chunk of worker %d takes %d bytes, more than the %d of the L1: nothing is kept",
                 instance.id,
                 instance.object_bytes,
+                largest,
             )
         self._mapping.pop(instance.id, None)
         old = self._core.registry.add(instance)

@@ -52,7 +52,7 @@ class Service:
     def grow(self, offset: int, size: int) -> None:
         """The next `size` bytes of the arena, from `offset`, may be used."""
         self._core.l1.grow(offset, size)
-        self._core.gpus.populated(offset + size)
+        self._core.gpus.populated(offset)
 
     def on_stall(self) -> None:
         """The server has not run for longer than its clients wait for a ping."""

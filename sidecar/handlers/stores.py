@@ -136,7 +136,8 @@ class Stores:
             if not (missing < ready.missing and core.l1.discard(ready)):
                 return None, False
             core.tiers.superseded(space_key, chunk_hash)
-        entry = core.l1.reserve(space_key, chunk_hash, instance.object_bytes, missing)
+        size, near = instance.object_bytes, instance.mapped.near
+        entry = core.l1.reserve(space_key, chunk_hash, size, missing, near)
         if entry is None:
             core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", instance.model_name)
         return entry, entry is not None

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from bench.gpu import batches, events, pinning, plain
 from bench.gpu.findings import as_json
 from bench.gpu.sweep import sweep
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda.libcuda import LibCuda
-from sidecar.engines.cuda.plan import PIECE_BYTES
 from tests.support.gpu_worker import Event
 
 _BYTES = 2 * PIECE_BYTES + 4096

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda import shares as shares_module
 from sidecar.engines.cuda.driver import DriverError
 from sidecar.engines.cuda.events import BadEvent, open_event
 from sidecar.engines.cuda.lane import Lane, Transfer
 from sidecar.engines.cuda.mappings import Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
-from sidecar.engines.cuda.plan import PIECE_BYTES, Runs, Step
+from sidecar.engines.cuda.plan import Runs, Step
 from sidecar.engines.cuda.shares import release
 from tests.support.fake_gpu import PREFIX, FakeDriver
 from tests.support.gpu_worker import DeviceMemory, Event, Timeline

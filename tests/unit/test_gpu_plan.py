@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda.plan import (
-    PIECE_BYTES,
     SHORT_BYTES,
     STEP_BYTES,
     STEP_RUNS,

@@ -116,7 +116,7 @@ class Child:
             case OpenFiles():
                 self._open_files(order)
             case Populated():
-                self._arena.populated = order.size
+                self._arena.populated(order.pieces)
             case Ping():
                 self._send(Pong(self._arena.pinned_bytes))
             case End():

@@ -42,13 +42,15 @@ class Gpu:
         uuid: str,
         command: Sequence[str],
         arena: Arena,
+        nodes: Sequence[int],
         use_batches: bool,
         post: Callable[[Callable[[], None]], None],
         on_lost: Callable[["Gpu"], None],
         on_ended: Callable[["Gpu"], None],
     ) -> None:
-        """Start the process. Raises OSError."""
+        """Start the process. `nodes` are those that the arena is on. Raises OSError."""
         self.uuid = uuid
+        self.near: int | None = None  # the part of the arena on its NUMA node
         self.pinned_bytes = 0
         self.is_ending = False
         self.is_unusable = False  # there is no driver, or no such GPU, and that stays so
@@ -62,7 +64,7 @@ class Gpu:
         self._mapping: dict[int, tuple[OnMapped, Sequence[Share]]] = {}
         self._shares: dict[int, Sequence[Share]] = {}  # of each worker that is mapped
         self._moving: dict[int, OnMoved] = {}
-        self._process, self._pipe = _start(uuid, command, arena, use_batches)
+        self._process, self._pipe = _start(uuid, command, arena, nodes, use_batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
@@ -162,6 +164,8 @@ class Gpu:
 
     def _take(self, answer: protocol.ToServer) -> None:
         match answer:
+            case protocol.Near():
+                self.near = answer.part
             case protocol.Mapped():
                 on_mapped, shares = self._mapping.pop(answer.worker)
                 if answer.error is None:
@@ -199,14 +203,14 @@ class Gpu:
 
 
 def _start(
-    uuid: str, command: Sequence[str], arena: Arena, use_batches: bool
+    uuid: str, command: Sequence[str], arena: Arena, nodes: Sequence[int], use_batches: bool
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """The process and our end of its pipe. Raises OSError."""
     ours, theirs = socket.socketpair()
     fds = theirs.fileno(), arena.segment.fd
     with theirs:
         process = subprocess.Popen(
-            [*command, *map(str, (*fds, arena.size, int(use_batches)))],
+            [*command, *map(str, (*fds, arena.size, int(use_batches), *nodes))],
             pass_fds=fds,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
             stdin=subprocess.DEVNULL,

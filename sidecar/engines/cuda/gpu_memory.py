@@ -44,6 +44,10 @@ class GpuMemory:
         return self.gpu.uuid
 
     @property
+    def near(self) -> int | None:
+        return self.gpu.near
+
+    @property
     def moves_files(self) -> bool:
         return self.gpu.moves_files
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sidecar.cache.arena import Arena
+from sidecar.cache.arena import PIECE_BYTES, Arena
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
@@ -46,6 +46,7 @@ class Gpus:
     def __init__(
         self,
         arena: Arena,
+        nodes: Sequence[int],
         pool: CopyPool,
         post: Callable[[Callable[[], None]], None],
         observe: Observe,
@@ -54,12 +55,13 @@ class Gpus:
     ) -> None:
         """`observe` is told of each transfer that has ended well; `pool` counts them all.
 
-        `use_batches`: let drivers begin many copies in one call. `files`: how GPUs are to move
-        files themselves, if they are.
+        The arena was placed on `nodes`. `use_batches`: let drivers begin many copies in one call.
+        `files`: how GPUs are to move files themselves, if they are.
         """
         self._use_batches, self._files = use_batches, files
-        self._arena, self._pool, self._post, self._observe = arena, pool, post, observe
-        self._populated = 0
+        self._arena, self._nodes = arena, nodes
+        self._pool, self._post, self._observe = pool, post, observe
+        self._populated: list[int] = []
         self._gpus: dict[str, Gpu] = {}
         self._ending: set[Gpu] = set()
         self._failed: dict[str, tuple[float, str]] = {}  # when and why, by UUID
@@ -98,11 +100,12 @@ class Gpus:
         if is_new and self._files is not None and uuid not in self._without_files:
             gpu.open_files(self._files)  # it takes seconds: not before the worker is answered
 
-    def populated(self, size: int) -> None:
-        """The first `size` bytes of the arena are resident; they may be pinned."""
-        self._populated = size
+    def populated(self, offset: int) -> None:
+        """The piece of the arena at `offset` is resident; it may be pinned."""
+        piece = offset // PIECE_BYTES
+        self._populated.append(piece)
         for gpu in self._gpus.values():
-            gpu.tell(Populated(size))
+            gpu.tell(Populated([piece]))
 
     def pinned_bytes(self) -> int:
         """Bytes of the arena that are pinned, by the GPU that has pinned most. Any thread."""
@@ -129,10 +132,11 @@ class Gpus:
         if running >= _MAX_GPUS:
             raise OSError(f"{running} GPUs have one")
         gpu = Gpu(
-            uuid, COMMAND, self._arena, self._use_batches, self._post, self._lost, self._ended
-        )
+            uuid, COMMAND, self._arena, self._nodes, self._use_batches,
+            self._post, self._lost, self._ended,
+        )  # fmt: skip
         self._gpus[uuid] = gpu
-        gpu.tell(Populated(self._populated))
+        gpu.tell(Populated(list(self._populated)))
         return gpu
 
     def _mapped(self, memory: GpuMemory, on_mapped: OnMapped, error: str | None) -> None:

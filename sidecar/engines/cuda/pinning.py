@@ -1,11 +1,14 @@
 """The arena as the GPU sees it: pinned in pieces, in the background and where it is needed."""
 
 import logging
+from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
+from sidecar.cache.arena import PIECE_BYTES
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Driver, DriverError
-from sidecar.engines.cuda.plan import PIECE_BYTES, Ints
+from sidecar.engines.cuda.plan import Ints
 
 log = logging.getLogger(__name__)
 
@@ -19,35 +22,42 @@ class PinnedArena:
     """Where copies find the bytes of the arena. For the CUDA thread only.
 
     Pinning a piece takes milliseconds and stops the driver for everybody on the machine, so it
-    is done piece by piece while there is nothing else to do, and at once for a piece that a
-    copy needs. A piece that cannot be pinned is copied to and from as it is, slowly.
+    is done piece by piece while there is nothing else to do, those near the GPU first, and at
+    once for a piece that a copy needs. A piece that cannot be pinned is copied to and from as it
+    is, slowly.
     """
 
-    def __init__(self, driver: Driver, address: int, size: int) -> None:
-        """The arena is mapped at `address`; `populated` bytes of `size` may be touched."""
+    def __init__(self, driver: Driver, address: int, size: int, near: range | None = None) -> None:
+        """The arena of `size` bytes is mapped at `address`; those at `near` are near the GPU."""
         self._driver = driver
         self._size = size
-        self.populated = 0
+        self._near = near or range(size)
+        self._near_pieces: deque[int] = deque()  # resident, to be pinned when there is time
+        self._far_pieces: deque[int] = deque()
         pieces = -(-size // PIECE_BYTES)
         self._address = address + np.arange(pieces, dtype=np.int64) * PIECE_BYTES
         self._is_pinned = np.zeros(pieces, bool)
         self._gave_up = False
-        self._next = 0
 
     @property
     def pinned_bytes(self) -> int:
         sizes = [self._extent(int(piece)) for piece in np.flatnonzero(self._is_pinned)]
         return sum(sizes)
 
+    def populated(self, pieces: Iterable[int]) -> None:
+        """These pieces are resident: they may be touched."""
+        for piece in pieces:
+            is_near = piece * PIECE_BYTES in self._near
+            (self._near_pieces if is_near else self._far_pieces).append(piece)
+
     def advance(self) -> bool:
         """Pin one more piece; False if there is none to be pinned now."""
-        while self._next < len(self._is_pinned) and self._is_pinned[self._next]:
-            self._next += 1
-        whole = self._next * PIECE_BYTES + self._extent(self._next) <= self.populated
-        if self._gave_up or self._next == len(self._is_pinned) or not whole:
-            return False
-        self._pin(self._next)
-        return True
+        while not self._gave_up and (pieces := self._near_pieces or self._far_pieces):
+            piece = pieces.popleft()
+            if not self._is_pinned[piece]:
+                self._pin(piece)
+                return True
+        return False
 
     def need(self, offsets: Ints) -> bool:
         """Pin the pieces in which these offsets lie; whether all of them are pinned now."""

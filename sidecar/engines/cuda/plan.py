@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sidecar.cache.arena import PIECE_BYTES  # pinned at once, too; no copy may span two
+
 Ints = npt.NDArray[np.int64]
 
-PIECE_BYTES = 64 << 20  # of the arena that are pinned at once; no copy may span two
 STEP_BYTES = 32 << 20
 STEP_RUNS = 8192
 # What is published for an H100. `calibration` finds what this GPU's is.

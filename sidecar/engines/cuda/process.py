@@ -13,11 +13,12 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
+from sidecar.cache.arena import parts_of
 from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.child import Child
 from sidecar.engines.cuda.driver import Device, Driver, DriverError, DriverMissing
 from sidecar.engines.cuda.lane import Stuck
-from sidecar.engines.cuda.numa import PCI_DEVICES
+from sidecar.engines.cuda.numa import PCI_DEVICES, near_part
 from sidecar.engines.cuda.pinning import PinnedArena
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     """Serve the GPU that the environment shows. `arguments`: fds of pipe and arena, its size,
-    and 1 if copies may be begun many at a time, else 0.
+    1 if copies may be begun many at a time, else 0, and the NUMA nodes that the arena is on.
 
     Never returns: the end of the process is what lets go of everything on the GPU, and the
     driver's own clean-up may wait for a GPU that does not answer.
@@ -36,11 +37,11 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the server ends us
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
-    pipe_fd, arena_fd, size, use_batches = map(int, arguments)
+    pipe_fd, arena_fd, size, use_batches, *nodes = map(int, arguments)
     pipe = Connection(pipe_fd)
     code = 0
     try:
-        _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches))
+        _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches), nodes)
     except DriverMissing as error:
         protocol.send(pipe, protocol.Unusable(str(error), error.is_final))
     except (DriverError, Stuck) as error:
@@ -54,7 +55,9 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
         os._exit(code)
 
 
-def _serve(driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool) -> None:
+def _serve(
+    driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool, nodes: Sequence[int]
+) -> None:
     device = driver.open(use_batches)
     log.info(
         "%s %s, driver for CUDA %d.%d, %s",
@@ -62,8 +65,12 @@ def _serve(driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool
         "batched copies" if device.has_batches else "no batched copies: long runs one by one",
     )  # fmt: skip
     _stay_near(device)
+    part = near_part(device, len(arena), nodes)
+    if part is not None:
+        protocol.send(pipe, protocol.Near(part))
+    near = None if part is None else parts_of(len(arena), len(nodes))[part]
     address = ctypes.addressof(ctypes.c_char.from_buffer(arena))
-    child = Child(driver, pipe, PinnedArena(driver, address, len(arena)))
+    child = Child(driver, pipe, PinnedArena(driver, address, len(arena), near))
     inbox: queue.SimpleQueue[protocol.ToChild] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     protocol.send(pipe, protocol.Pong(0))

@@ -85,9 +85,9 @@ class OpenFiles(msgspec.Struct, tag=True, frozen=True):
 
 
 class Populated(msgspec.Struct, tag=True, frozen=True):
-    """The first `size` bytes of the arena are resident."""
+    """These pieces of the arena are resident, by number."""
 
-    size: int
+    pieces: list[int]
 
 
 class Ping(msgspec.Struct, tag=True, frozen=True):
@@ -96,6 +96,12 @@ class Ping(msgspec.Struct, tag=True, frozen=True):
 
 class End(msgspec.Struct, tag=True, frozen=True):
     """The last worker has left: the process ends after its copies. There is no answer."""
+
+
+class Near(msgspec.Struct, tag=True, frozen=True):
+    """Which part of the arena lies on the GPU's NUMA node. It comes first, if there is one."""
+
+    part: int
 
 
 class Mapped(msgspec.Struct, tag=True, frozen=True):
@@ -149,7 +155,7 @@ class Unusable(msgspec.Struct, tag=True, frozen=True):
 
 
 ToChild = Map | Unmap | Move | MoveFiles | OpenFiles | Populated | Ping | End
-ToServer = Mapped | Unmapped | Moved | FilesOpened | Pong | Unusable
+ToServer = Near | Mapped | Unmapped | Moved | FilesOpened | Pong | Unusable
 
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
