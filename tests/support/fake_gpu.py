@@ -6,7 +6,8 @@ its allocation is an illegal address, one that spans two pinned pieces is refuse
 
 FAKE_GPU_FAULTS names a file: a JSON list of {"call": name, "nth": n from 1 (0 = each), "code":
 CUresult} or, in place of `code`, "delay" in seconds; counted from when the file was written.
-FAKE_GPU_SECONDS shortens all deadlines of the child.
+FAKE_GPU_SECONDS shortens all deadlines of the child. FAKE_GPU_PCI is in place of sysfs' folder of
+PCI devices.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.engines.cuda import child, lane, process
+from sidecar.engines.cuda import child, lane, numa, process
 from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
 from sidecar.engines.cuda.plan import SHORT_BYTES
 from tests.support.xxh3 import sums_of
@@ -36,6 +37,7 @@ SHM = Path("/dev/shm")
 PREFIX = "fakegpu_"
 UUID = "GPU-00000000-1111-2222-3333-444444444444"
 OTHER_UUID = "GPU-99999999-1111-2222-3333-444444444444"
+BUS = {UUID: "0000:00:00.0", OTHER_UUID: "0000:00:01.0"}
 ILLEGAL = 700
 
 
@@ -65,10 +67,10 @@ class FakeDriver:
 
     def open(self, use_batches: bool) -> Device:
         uuid = os.environ.get("CUDA_VISIBLE_DEVICES", UUID)
-        if uuid not in (UUID, OTHER_UUID):
+        if uuid not in BUS:
             raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
         self._call("open")
-        return Device("Fake", uuid, "0000:00:00.0", 132, 12080, use_batches)
+        return Device("Fake", uuid, BUS[uuid], 132, 12080, use_batches)
 
     def map_memory(self, handle: bytes) -> tuple[int, int]:
         self._call("map_memory")
@@ -315,4 +317,5 @@ if __name__ == "__main__":
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:
         child._EVENT_SECONDS = lane.STEP_SECONDS = seconds
+    process.PCI_DEVICES = numa.PCI_DEVICES = Path(os.environ.get("FAKE_GPU_PCI", "/none"))  # type: ignore[attr-defined]
     process.main(FakeDriver(), sys.argv[1:])

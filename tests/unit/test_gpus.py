@@ -31,7 +31,7 @@ class Starts:
         post = self._posted.put
         self.pool = CopyPool(1, post)
         arena = Arena(self._segment, False)
-        self.gpus = Gpus(arena, self.pool, post, lambda *_: None, use_batches=True, files=None)
+        self.gpus = Gpus(arena, [], self.pool, post, lambda *_: None, use_batches=True, files=None)
 
     def refused(self, uuid: str) -> MapRefused:
         """What a worker on this GPU is told."""

@@ -23,8 +23,22 @@ def make(slots: int, policy: type = LRU) -> L1:
     return l1
 
 
-def store(l1: L1, name: bytes, key: SpaceKey = KEY) -> Entry:
-    entry = l1.reserve(key, name, ALIGNMENT)
+def in_parts(first: int, second: int) -> L1:
+    """A cache of two parts, of so many slots."""
+    starts = (0, first * ALIGNMENT)
+    l1 = L1((first + second) * ALIGNMENT, LRU(), starts=starts)
+    l1.grow(starts[1], second * ALIGNMENT)
+    l1.grow(0, starts[1])
+    return l1
+
+
+def part_of(entry: Entry, first: int = 3) -> int:
+    """In which part of `in_parts` an object lies."""
+    return int(entry.start >= first * ALIGNMENT)
+
+
+def store(l1: L1, name: bytes, key: SpaceKey = KEY, near: int | None = None) -> Entry:
+    entry = l1.reserve(key, name, ALIGNMENT, near=near)
     assert entry is not None
     l1.commit(entry)
     return entry
@@ -158,23 +172,62 @@ def test_a_large_cache_that_was_cleared_is_empty_and_whole_at_once() -> None:
     assert whole is not None and whole.start == 0
 
 
+def test_objects_go_to_the_near_part_then_to_another_then_something_is_evicted() -> None:
+    l1 = in_parts(3, 2)
+    near = [store(l1, bytes([n]), near=1) for n in range(2)]
+    far = [store(l1, bytes([n]), near=1) for n in range(2, 5)]
+    assert [part_of(entry) for entry in near + far] == [1, 1, 0, 0, 0]
+    assert l1.objects == 5
+    sixth = store(l1, b"new", near=0)
+    assert sixth.start == near[0].start, "in place of the oldest, wherever that is"
+    assert not visible(l1, near[0].hash) and l1.objects == 5
+
+
+def test_objects_that_are_near_nothing_go_where_most_is_free() -> None:
+    l1 = in_parts(3, 4)
+    assert [part_of(store(l1, bytes([n]))) for n in range(7)] == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_what_is_free_in_two_parts_is_no_room_for_one_object() -> None:
+    l1 = in_parts(3, 3)
+    entries = [store(l1, bytes([n]), near=n // 3) for n in range(6)]
+    assert l1.reserve(KEY, b"over both", 4 * ALIGNMENT) is None
+    assert l1.objects == 6, "nothing is evicted in vain"
+    for entry in (entries[2], entries[3]):
+        assert l1.discard(entry)
+    assert l1.reserve(KEY, b"over both", 4 * ALIGNMENT) is None
+    assert l1.objects == 4
+    assert l1.reserve(KEY, b"a whole part", 3 * ALIGNMENT) is not None
+    assert l1.objects == 2, "what lay there is gone, and nothing else"
+
+
 class L1Machine(RuleBasedStateMachine):
-    """Random stores, copies and clears over a cache of eight slots and three sizes."""
+    """Random stores, copies and clears over a cache of eight slots in two parts and three sizes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.l1 = make(8)
+        self.l1 = in_parts(3, 5)
         self.writing: list[Entry] = []
         self.withdrawn: list[Entry] = []
         self.leased: list[Entry] = []
         self.pinned: list[Entry] = []
 
-    @rule(name=st.integers(0, 12), slots=st.integers(1, 3), key=st.sampled_from([KEY, OTHER]))
-    def reserve(self, name: int, slots: int, key: SpaceKey) -> None:
-        if not self.l1.knows(key, bytes([name])):
-            entry = self.l1.reserve(key, bytes([name]), slots * ALIGNMENT - 1)
-            if entry is not None:
-                self.writing.append(entry)
+    @rule(
+        name=st.integers(0, 12),
+        slots=st.integers(1, 4),
+        key=st.sampled_from([KEY, OTHER]),
+        near=st.sampled_from([None, 0, 1]),
+    )
+    def reserve(self, name: int, slots: int, key: SpaceKey, near: int | None) -> None:
+        if self.l1.knows(key, bytes([name])):
+            return
+        room, objects = self.parts_with_room(slots * ALIGNMENT), self.l1.objects
+        entry = self.l1.reserve(key, bytes([name]), slots * ALIGNMENT - 1, near=near)
+        if entry is not None:
+            self.writing.append(entry)
+        if room:
+            assert entry is not None and self.l1.objects == objects
+            assert part_of(entry) in ({near} & room or room)
 
     @precondition(lambda self: self.writing)
     @rule(data=st.data(), end=st.sampled_from(["commit", "abort", "withdraw"]))
@@ -211,13 +264,27 @@ class L1Machine(RuleBasedStateMachine):
     def clear(self, force: bool) -> None:
         self.l1.clear(force)
 
-    @invariant()
-    def no_byte_belongs_to_two(self) -> None:
+    def alive(self) -> set[Entry]:
+        """Whatever occupies bytes."""
         spaces = [s for s in (self.l1.space(KEY), self.l1.space(OTHER)) if s]
         alive = {e for s in spaces for e in s.ready.values()}
-        alive |= set(self.writing) | set(self.withdrawn) | set(self.pinned)
-        ranges = sorted((e.offset, e.offset + e.size) for e in alive)
+        return alive | set(self.writing) | set(self.withdrawn) | set(self.pinned)
+
+    def parts_with_room(self, size: int) -> set[int]:
+        """The parts in which so many free bytes lie together."""
+        taken = [(e.start, e.end) for e in self.alive()]
+        edges = [(at * ALIGNMENT, at * ALIGNMENT) for at in (0, 3, 8)]
+        gaps = pairwise(sorted(taken + edges))
+        return {int(a[1] >= 3 * ALIGNMENT) for a, b in gaps if b[0] - a[1] >= size}
+
+    @invariant()
+    def no_byte_belongs_to_two(self) -> None:
+        ranges = sorted((e.offset, e.offset + e.size) for e in self.alive())
         assert all(a[1] <= b[0] for a, b in pairwise(ranges))
+
+    @invariant()
+    def every_slot_lies_in_one_part(self) -> None:
+        assert all(e.end <= 3 * ALIGNMENT or e.start >= 3 * ALIGNMENT for e in self.alive())
 
     @invariant()
     def what_is_leased_stays_unless_forced(self) -> None:
