@@ -134,15 +134,35 @@ def test_pinning_goes_on_in_pieces_as_far_as_memory_is_resident(
 ) -> None:
     arena = PinnedArena(driver, address_of(memory), len(memory))
     assert not arena.advance()
-    arena.populated = PIECE_BYTES + 4096
+    arena.populated([0])
     assert arena.advance()
     assert not arena.advance()
     assert arena.pinned_bytes == PIECE_BYTES
     assert arena.need(np.array([2 * PIECE_BYTES])), "a copy does not wait for its turn"
-    arena.populated = len(memory)
+    arena.populated([1, 2])
     assert arena.advance()
     assert not arena.advance()
     assert arena.pinned_bytes == len(memory)
+
+
+def test_the_part_near_the_gpu_is_pinned_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, order, base = FakeDriver(), [], 1 << 40
+
+    def pin(address: int, nbytes: int) -> int:
+        order.append((address - base) // PIECE_BYTES)
+        return address
+
+    monkeypatch.setattr(driver, "pin", pin)
+    near = range(2 * PIECE_BYTES, 4 * PIECE_BYTES)
+    arena = PinnedArena(driver, base, 6 * PIECE_BYTES, near)
+    arena.populated([0, 2, 4, 1, 3])
+    assert arena.advance()
+    assert arena.need(np.array([4 * PIECE_BYTES])), "a copy does not wait, far as it may be"
+    while arena.advance():
+        pass
+    arena.populated([5])
+    assert arena.advance() and not arena.advance()
+    assert order == [2, 4, 3, 0, 1, 5]
 
 
 class Copies:

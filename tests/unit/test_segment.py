@@ -1,5 +1,6 @@
 """Shared memory is owned by lock: taken once, removed by the next start, never somebody else's."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sidecar.cache.arena import Arena
 from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.engines.mapping import MappedSegments, SegmentRefused
+from tests.support.server import wait_until
 
 MIB = 1 << 20
 
@@ -95,6 +97,30 @@ def test_the_whole_arena_becomes_usable(name: str) -> None:
     arena.stop_populating()
     assert pieces == [(0, 64 * MIB), (64 * MIB, 64 * MIB), (128 * MIB, 2 * MIB)]
     assert os.stat(SHM_DIR / segment.name).st_blocks * 512 == arena.size
+    segment.remove()
+
+
+def test_parts_become_usable_in_turn(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first has one piece less. At the end /dev/shm is full."""
+    segment = Segment(name, 322 * MIB)
+    arena, asked = Arena(segment, parts=2), []
+
+    def fallocate(fd: int, offset: int, size: int) -> None:
+        asked.append(offset // MIB)
+        if offset == 256 * MIB:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    monkeypatch.setattr(arena_module, "fill_page_tables", lambda region: None)
+    usable: list[int] = []
+    arena.start_populating(lambda offset, size: usable.append(offset // MIB))
+    wait_until(lambda: len(asked) == 5, "the last piece but one")
+    arena.stop_populating()
+    assert asked == [0, 128, 64, 192, 256]
+    assert usable == asked[:4]
+    assert f"the L1 stops at {256 * MIB} of {322 * MIB} bytes: /dev/shm" in caplog.text
     segment.remove()
 
 
