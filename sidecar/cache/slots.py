@@ -2,13 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from operator import attrgetter
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.extents import Extents
 
 _FREED_A_CALL = 64
-_free_bytes = attrgetter("free_bytes")
 
 
 class Slots:
@@ -37,11 +35,12 @@ class Slots:
 
         They are in the part `near` if there is room, else where most is free.
         """
+        parts = self._parts if len(self._parts) == 1 else self._preferred(near)
         self._free_vacated()
-        start = self._find(size, near)
+        start = _take(parts, size)
         while start is None and self._vacated:
             self._free_vacated()
-            start = self._find(size, near)
+            start = _take(parts, size)
         return start
 
     def occupy(self, entry: Entry) -> None:
@@ -80,15 +79,10 @@ class Slots:
     def _part(self, offset: int) -> Extents:
         return self._parts[bisect_right(self._starts, offset) - 1]
 
-    def _find(self, size: int, near: int | None) -> int | None:
-        start = None if near is None else self._parts[near].take(size)
-        if start is not None:
-            return start
-        for part in sorted(self._parts, key=_free_bytes, reverse=True):
-            start = part.take(size)
-            if start is not None:
-                return start
-        return None
+    def _preferred(self, near: int | None) -> list[Extents]:
+        """The parts in the order in which they are tried."""
+        first = None if near is None else self._parts[near]
+        return sorted(self._parts, key=lambda part: (part is not first, -part.free_bytes))
 
     def _free_vacated(self) -> None:
         for entry in self._vacated[-_FREED_A_CALL:]:
@@ -99,3 +93,12 @@ class Slots:
         del self._at[entry.start]
         del self._ending_at[entry.end]
         self._part(entry.start).give(entry.start, entry.end - entry.start)
+
+
+def _take(parts: Sequence[Extents], size: int) -> int | None:
+    """From the first part that has it."""
+    for part in parts:
+        start = part.take(size)
+        if start is not None:
+            return start
+    return None
