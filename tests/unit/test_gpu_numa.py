@@ -72,10 +72,7 @@ def test_each_part_is_placed_on_its_node(
     segment: Segment, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Node 0 twice, as there may be no other here; the rule is the kernel's own word for it."""
-    arena = Arena(segment, parts=2)
-    with caplog.at_level(logging.INFO):
-        place(arena, [0, 0])
-    skip_where_it_is_forbidden(caplog)
+    arena = placed(segment, [0, 0], caplog)
     assert "the L1 from 0.00 to 0.06 GiB lies on the GPUs' NUMA nodes: 0" in caplog.text
     assert "the L1 from 0.06 to 0.13 GiB lies on the GPUs' NUMA nodes: 0" in caplog.text
     assert rules(arena) == [(PREFERRED, 1), (PREFERRED, 1)]
@@ -88,19 +85,13 @@ def test_an_arena_that_is_not_cut_is_placed_as_a_whole(
     segment: Segment, nodes: list[int], rule: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two pieces are no parts for three nodes."""
-    arena = Arena(segment, parts=len(nodes))
-    place(arena, nodes)
-    skip_where_it_is_forbidden(caplog)
-    assert rules(arena) == [rule]
+    assert rules(placed(segment, nodes, caplog)) == [rule]
 
 
 def test_a_part_whose_node_is_not_there_is_used_all_the_same(
     segment: Segment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arena = Arena(segment, parts=2)
-    with caplog.at_level(logging.INFO):
-        place(arena, [0, 63])
-    skip_where_it_is_forbidden(caplog)
+    arena = placed(segment, [0, 63], caplog)
     assert "the L1 from 0.06 to 0.13 GiB is not placed" in caplog.text
     arena.bytes[arena.parts[1].start] = 1
 
@@ -129,6 +120,15 @@ def test_a_gpu_is_near_the_part_on_its_node(
     for name, node in (("a", 1), ("b", 0), ("c", -1)):
         device(tmp_path, name, node)
     assert near_part(Device("", "", bus, 1, 12080, False), size, nodes) == part
+
+
+def placed(segment: Segment, nodes: list[int], caplog: pytest.LogCaptureFixture) -> Arena:
+    """An arena on these nodes."""
+    arena = Arena(segment, parts=len(nodes))
+    with caplog.at_level(logging.INFO):
+        place(arena, nodes)
+    skip_where_it_is_forbidden(caplog)
+    return arena
 
 
 def skip_where_it_is_forbidden(caplog: pytest.LogCaptureFixture) -> None:
