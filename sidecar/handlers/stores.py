@@ -1,4 +1,4 @@
-"""Handle mode, store: from a worker's blocks into the arena."""
+"""Handle mode, store: from a worker's blocks into the arena, or into files past it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Stores:
         block_ids: list[list[int] | int],
         event: bytes,
     ) -> Any:
-        """Copy `[start, end)` into the arena and publish it, then answer.
+        """Copy `[start, end)` into the arena or into files and publish it, then answer.
 
         Chunks that are there already, or for which there is no room, are skipped.
         """
@@ -69,11 +69,11 @@ class Stores:
 
     def _copy(self, store: _Store, event: bytes) -> None:
         """Where objects go to files, these are there now, as far as they could be made."""
+        store.copies = [copy for copy in map(partial(self._placed, store), store.copies) if copy]
+        # Only now: who is told of files that could not be made may be found to be gone.
         if not self._core.registry.holds(store.instance):
             self._end_store(store, True)
-            return
-        store.copies = [copy for copy in map(partial(self._placed, store), store.copies) if copy]
-        if store.copies:
+        elif store.copies:
             store.instance.mapped.store(store.copies, event, partial(self._end_store, store))
         else:
             self._one_done(store)
@@ -85,8 +85,16 @@ class Stores:
             return copy
         place = entry.space.key
         other, is_new = self._claim_l1(store.instance, place, entry.hash, entry.missing)
-        if is_new and other is not None:
-            other.on_settled, entry.on_settled = entry.on_settled, None
+        if other is not None:
+            # Who waits for this one waits for the other from now on.
+            waiting, entry.on_settled = entry.on_settled or [], None
+            if is_new:
+                other.on_settled = []
+            else:
+                store.waits_for += 1
+                waiting.append(partial(self._one_done, store))
+            for callback in waiting:
+                _when_settled(other, callback)
         self._core.tiers.direct_stores.give_up([entry])
         return ChunkCopy(other, copy.blocks, copy.wanted) if is_new and other is not None else None
 

@@ -6,7 +6,7 @@ found when it is complete, and not before. Until then this is the one who change
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, Space, State, StoredFile
@@ -26,14 +26,41 @@ _AGAIN_SECONDS = 60.0  # after which GPUs are asked again when one could not wri
 
 @dataclass(eq=False, slots=True)
 class _Store:
-    """An object on its way to `lane`, where it takes `size` bytes."""
+    """An object on its way to `lane`, where it takes `size` bytes. `batch`: of one request."""
 
     entry: Entry
     name: ObjectName
     lane: Lane
     size: int
     epoch: int
+    batch: set["_Store"] = field(default_factory=set)
     span: Span = NO_SPAN
+
+
+class _Making:
+    """The files of one request that are still being made; `then` is called when none is."""
+
+    def __init__(self, waiting: set[_Store], then: Callable[[], None]) -> None:
+        self.waiting, self._then = waiting, then
+        self._gave_way = False
+
+    def made(self, store: _Store) -> None:
+        """Its file is there, or cannot be made."""
+        if store in self.waiting:
+            self.waiting.discard(store)
+            if not self.waiting:
+                self._then()
+
+    def expire(self) -> None:
+        """Who has none by now goes without."""
+        if self.waiting:
+            self.waiting.clear()
+            self._then()
+
+    def gives_way(self) -> bool:
+        """True once: the files of a request fail together for want of room."""
+        first, self._gave_way = not self._gave_way, True
+        return first
 
 
 class DirectStores:
@@ -66,11 +93,12 @@ class DirectStores:
         (entry, False); (None, False) if it is in its file. None: it has to go through the L1.
         """
         name = object_name(space, chunk_hash)
-        if name in self._stores:
-            return self._stores[name].entry, False
-        lane = self._lane
+        lane, store = self._lane, self._stores.get(name)
         if lane is None or not self._allows(lane, name, size):
             return None
+        if store is not None:
+            # What was begun before everything was cleared goes with that.
+            return (store.entry, False) if store.epoch == lane.epoch else None
         if name in lane.catalog and name not in lane.catalog.suspects:
             lane.catalog.touch(name)
             return None, False
@@ -82,28 +110,17 @@ class DirectStores:
 
         `span` is of the request that brought them.
         """
-        waiting = set(entries)
-
-        def made(entry: Entry) -> bool:
-            """False if nobody waits for its file any more."""
-            if entry not in waiting:
-                return False
-            waiting.discard(entry)
-            if not waiting:
-                then()
-            return True
-
-        def expire() -> None:
-            if waiting:
-                waiting.clear()
-                then()
-
-        for entry in entries:
-            self._make_file(self._of(entry), span, made)
-        if entries:
-            self._in_time(expire)
-        else:
+        if not entries:
             then()
+            return
+        stores = [self._of(entry) for entry in entries]
+        making, batch = _Making(set(stores), then), set(stores)
+        for store in stores:
+            store.batch = batch
+            store.span = span.child("l2_store", l2_name=store.lane.label, bytes=store.size)
+            self._make_file(store, making)
+        self._telemetry.l2_store_submitted_requests.add(1, stores[0].lane.label)
+        self._in_time(making.expire)
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """GPUs have written these. Each settles when it is there, and when that takes too long."""
@@ -121,12 +138,13 @@ class DirectStores:
         """These do not become objects; only a GPU that failed may still write to their files."""
         for entry in entries:
             store = self._of(entry)
+            if entry.file is None:
+                self._end(store, "no file")
+                continue
+            _discard(store.lane, entry.file.path)
             if entry.file_failed:
                 self._off_until = time.monotonic() + _AGAIN_SECONDS
-                self._telemetry.l2_dropped_objects.add(1, store.lane.label, "gpu_write")
-            if entry.file is not None:
-                _discard(store.lane, entry.file.path)
-            self._end(store, "gpu_write" if entry.file_failed else "given up")
+            self._drop(store, "gpu_write" if entry.file_failed else "aborted")
 
     def _allows(self, lane: Lane, name: ObjectName, size: int) -> bool:
         """Whether it may go this way, for all that is known now."""
@@ -145,7 +163,6 @@ class DirectStores:
             return False
         lane.catalog.reserved += size
         self._stores[name] = _Store(entry, name, lane, size, lane.epoch)
-        self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
         return True
 
     def _of(self, entry: Entry) -> _Store:
@@ -155,21 +172,22 @@ class DirectStores:
         assert self._lane is not None
         self._later(self._lane.settings.timeout_seconds, callback)
 
-    def _make_file(self, store: _Store, span: Span, made: Callable[[Entry], bool]) -> None:
-        entry, lane, size, files = store.entry, store.lane, store.size, _files(store.lane)
-        store.span = span.child("l2_store", l2_name=lane.label, bytes=size)
+    def _make_file(self, store: _Store, making: "_Making") -> None:
+        lane, size, files = store.lane, store.size, _files(store.lane)
 
         def work() -> str:
             check_room(lane, size)
             return files.new_file(size)
 
         def done(path: str, error: TierError | None) -> None:
-            if isinstance(error, NoSpace):
+            if isinstance(error, NoSpace) and making.gives_way():
                 give_way(lane, size)
-            if error is None:
-                entry.file = StoredFile(path, HEADER_BYTES, b"")
-            if not made(entry) and error is None:
+            if error is None and store in making.waiting:
+                store.entry.file = StoredFile(path, HEADER_BYTES, b"")
+                self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
+            elif error is None:
                 _discard(lane, path)
+            making.made(store)
 
         lane.write(work, done)
 
@@ -210,6 +228,9 @@ class DirectStores:
 
     def _end(self, store: _Store, error: str) -> None:
         del self._stores[store.name]
+        store.batch.discard(store)
+        if not store.batch:
+            self._telemetry.l2_store_completed_requests.add(1, store.lane.label)
         store.span.end(error)
         store.lane.catalog.reserved -= store.size
         store.lane.removal.end_change(store.name)

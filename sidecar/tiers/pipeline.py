@@ -82,8 +82,8 @@ class Tiers:
     @property
     def gpu_mover(self) -> GpuMover | None:
         """How GPUs move files past the L1, if they do."""
-        readers = [lane.settings.gpu_mover for lane in self.lanes if lane.files is not None]
-        return readers[0] if readers else None
+        movers = [lane.settings.gpu_mover for lane in self.lanes if lane.files is not None]
+        return movers[0] if movers else None
 
     def start(self) -> None:
         """Begin to find out what the backends have from before."""

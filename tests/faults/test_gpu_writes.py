@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.gpu_child import HEADER
 from tests.support.gpu_site import (
     NO,
     SOURCE,
@@ -27,13 +28,14 @@ from tests.support.server import Server, wait_until
 
 SECONDS = 1.0  # all deadlines of the child
 CHUNKS = 2
+RECORD_BYTES = HEADER + 8192
 
 
 @pytest.fixture
 def gpu_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """The parameter: more flags."""
-    more = getattr(request, "param", [])
-    with files_server_in(tmp_path, SECONDS, "--l2-store-policy", "skip_l1", *more) as server:
+    """The parameter: settings of its adapter."""
+    more = getattr(request, "param", {})
+    with files_server_in(tmp_path, SECONDS, "--l2-store-policy", "skip_l1", **more) as server:
         yield server
 
 
@@ -109,8 +111,19 @@ def test_a_write_that_never_ends_costs_the_process(
     gpu_site.reregister(worker)
     assert gpu_site.child() != child
     expect_nothing(gpu_site, worker, key, directory)
+
+
+def test_after_a_write_that_never_ends_stores_go_through_the_l1(
+    gpu_site: GpuSite, worker: GpuWorker, files: Path
+) -> None:
+    files.write_text("hangs")
+    key = key_of(1, CHUNKS)
+    assert worker.store(key, SOURCE) == NO
+    gpu_site.reregister(worker)
     wait_moving_files(gpu_site)
-    expect_stored(gpu_site, worker, stored(worker, 1))
+    child = gpu_site.child()
+    assert worker.store(key, SOURCE) == [b"", True]
+    assert gpu_site.child() == child
 
 
 def test_a_process_that_is_killed_in_the_middle_of_a_write(
@@ -206,3 +219,46 @@ def test_a_clear_comes_before_what_is_on_its_way(
     wait_until(lambda: not objects(directory), "its files are gone")
     expect_nothing(gpu_site, worker, key, directory)
     expect_stored(gpu_site, worker, stored(worker, 2))
+
+
+def test_what_is_stored_again_after_a_clear_is_found(
+    gpu_site: GpuSite, worker: GpuWorker, files: Path, directory: Path
+) -> None:
+    """The first one's files go with the clear."""
+    other = gpu_site.worker(2)
+    other.pool.data[:] = worker.pool.data
+    files.write_text("slow")
+    key, first = begin_store(gpu_site, worker, 1)
+    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    gpu_site.client.call("clear", True)
+    _, second = begin_store(gpu_site, other, 1)
+    assert gpu_site.answers(first, second) == [[b"", True]] * 2
+    files.unlink()
+    assert looked_up(other, key) == CHUNKS
+    prove(other, key)
+
+
+@pytest.mark.parametrize("gpu_server", [{"min_free_gb": 1e6}], indirect=True)
+def test_without_room_on_the_disk_stores_go_through_the_l1(
+    gpu_site: GpuSite, worker: GpuWorker, directory: Path
+) -> None:
+    """That another worker stores the same makes no difference."""
+    other = gpu_site.worker(2)
+    other.pool.data[:] = worker.pool.data
+    key, first = begin_store(gpu_site, worker, 1)
+    _, second = begin_store(gpu_site, other, 1)
+    assert gpu_site.answers(first, second) == [[b"", True]] * 2
+    expect_stored(gpu_site, other, key, in_l1=True)
+    assert not objects(directory) and not list((directory / ".tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    "gpu_server", [{"max_capacity_gb": 4 * RECORD_BYTES / 2**30}], indirect=True
+)
+def test_older_objects_make_room_for_what_gpus_write(
+    gpu_site: GpuSite, worker: GpuWorker, directory: Path
+) -> None:
+    keys = [stored(worker, seed) for seed in range(1, 5)]
+    wait_until(lambda: len(objects(directory)) == 4, "the older ones are gone")
+    assert [gpu_site.found(key) for key in keys] == [0, 0, CHUNKS, CHUNKS]
+    assert gpu_site.server.l1()["total_object_count"] == 0

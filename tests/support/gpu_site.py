@@ -189,21 +189,21 @@ def gpu_server_in(folder: Path, environment: dict[str, str], *flags: str) -> Ite
 
 
 def files_server_in(
-    folder: Path, seconds: float, *flags: str, open_seconds: float = 0
+    folder: Path, seconds: float, *flags: str, open_seconds: float = 0, **adapter: Any
 ) -> AbstractContextManager[Server]:
     """A server whose fake GPUs move files of `folder`/l2; `folder`/files says what happens to all.
 
     `seconds` are all deadlines of its children, which take `open_seconds` to get ready for files.
+    `adapter` are more settings of the adapter.
     """
     environment = fake_gpu(folder, seconds) | {
         "FAKE_FILES": str(folder / "files"),
         "FAKE_OPEN_SECONDS": str(open_seconds),
     }
     where = {"file_path": str(folder / "l2"), "use_direct_io": False}
-    adapter = {"type": "nixl_store", "backend": "GDS", "backend_params": where}
-    return gpu_server_in(
-        folder, environment, *adapter_flags(**{"min_free_gb": 0} | adapter), *flags
-    )
+    fixed = {"type": "nixl_store", "backend": "GDS", "backend_params": where}
+    settings = {"min_free_gb": 0} | adapter | fixed
+    return gpu_server_in(folder, environment, *adapter_flags(**settings), *flags)
 
 
 def wait_moving_files(site: GpuSite) -> None:

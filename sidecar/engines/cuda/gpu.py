@@ -63,7 +63,7 @@ class Gpu:
         self._patience = _START_SECONDS
         self._mapping: dict[int, tuple[OnMapped, Sequence[Share]]] = {}
         self._shares: dict[int, Sequence[Share]] = {}  # of each worker that is mapped
-        self._moving: dict[int, OnMoved] = {}
+        self._moving: dict[int, tuple[protocol.Move | protocol.MoveFiles, OnMoved]] = {}
         self._process, self._pipe = _start(uuid, command, arena, nodes, use_batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
         # A child that hangs does not read either: sending must not stop the loop.
@@ -82,7 +82,7 @@ class Gpu:
         self._outbox.put(order)
 
     def move(self, order: protocol.Move | protocol.MoveFiles, on_moved: OnMoved) -> None:
-        self._moving[order.job] = on_moved
+        self._moving[order.job] = order, on_moved
         self._outbox.put(order)
 
     def tell(self, order: protocol.Unmap | protocol.Populated) -> None:
@@ -174,7 +174,8 @@ class Gpu:
             case protocol.Unmapped():
                 release(self._shares.pop(answer.worker))
             case protocol.Moved():
-                self._moving.pop(answer.job)(answer)
+                _, on_moved = self._moving.pop(answer.job)
+                on_moved(answer)
             case protocol.Pong():
                 self._has_started, self.pinned_bytes = True, answer.pinned
                 if not self.is_ending:
@@ -198,8 +199,10 @@ class Gpu:
         for on_mapped, _ in mapping.values():
             on_mapped(self.reason)
         moving, self._moving = self._moving, {}
-        for job, on_moved in moving.items():
-            on_moved(protocol.Moved(job, self.reason, 0.0, 0.0))
+        for job, (order, on_moved) in moving.items():
+            # It may be a file that has cost the process: none of them twice.
+            suspect = isinstance(order, protocol.MoveFiles)
+            on_moved(protocol.Moved(job, self.reason, 0.0, 0.0, file_failed=suspect))
 
 
 def _start(

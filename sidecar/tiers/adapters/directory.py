@@ -123,7 +123,8 @@ class Files:
         It has its blocks: what is written to it later finds room, and does not change its length.
         """
         temp = self._new_temp()
-        with self._or_discard(temp), self._create(temp) as file:
+        # Where there is no fallocate, libc writes a byte to each block, which O_DIRECT refuses.
+        with self._or_discard(temp), self._create(temp, 0) as file:
             os.posix_fallocate(file.fileno(), 0, size)
         return temp
 
@@ -137,7 +138,7 @@ class Files:
 
     def discard(self, temp: str) -> None:
         """A new file is not wanted. One that cannot be removed is at the next start."""
-        with suppress(OSError):
+        with os_errors():
             os.unlink(temp)
 
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
@@ -187,11 +188,12 @@ class Files:
             with os_errors():
                 yield
         except BaseException:
-            self.discard(temp)
+            with suppress(OSError):
+                os.unlink(temp)
             raise
 
     def _write_temp(self, temp: str, record: Bytes) -> None:
-        with self._create(temp) as file:
+        with self._create(temp, self._direct) as file:
             self._io.write(file.fileno(), record)
             self._sync(file.fileno())
 
@@ -260,7 +262,7 @@ class Files:
     def _try_io(self, arena: Bytes) -> None:
         temp = self._new_temp()
         try:
-            with os_errors(), self._create(temp) as file:
+            with os_errors(), self._create(temp, self._direct) as file:
                 self._io.open(arena, file.fileno())
         finally:
             with suppress(FileNotFoundError):
@@ -269,9 +271,9 @@ class Files:
     def _new_temp(self) -> str:
         return f"{self._temp}/{self._token}.{next(self._count)}{_TEMP_SUFFIX}"
 
-    def _create(self, temp: str) -> io.FileIO:
+    def _create(self, temp: str, more: int) -> io.FileIO:
         """The open file; closing it is part of writing it, where a network is behind it."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | self._direct
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | more
         fd = in_directory(self._temp, lambda: os.open(temp, flags, 0o600))
         return io.FileIO(fd, "w")
 
