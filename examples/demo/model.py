@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from examples.usage import Parser
 
+Shapes = dict[str, tuple[int, ...]]
 HEAD_SIZE = 64
 VOCABULARY = 320
 MAX_TOKENS = 4096
@@ -27,29 +28,45 @@ def make_model(directory: Path, *, hidden: int, layers: int) -> Path:
 
     256 x 4 is 6 MB, 512 x 8 is 50 MB.
     """
+    config = llama_config(hidden, layers)
+    return write_model(directory, config, llama_shapes(config))
+
+
+def write_model(directory: Path, config: dict[str, object], shapes: Shapes) -> Path:
+    """Write a model of this config.json, with random tensors of these shapes by name."""
     directory.mkdir(parents=True)
     write_tokenizer(directory)
-    config = llama_config(hidden, layers)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(weights(config), directory / "model.safetensors", metadata={"format": "pt"})
+    random = np.random.default_rng(seed=0)
+    # Wide enough that the greedy output depends on the context, narrow enough not to saturate.
+    deviation = 0.08 * math.sqrt(256 / whole(config, "hidden_size"))
+    tensors = {name: tensor(random, shape, deviation) for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
 def llama_config(hidden: int, layers: int) -> dict[str, object]:
-    heads = hidden // HEAD_SIZE
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        **common_config(hidden, layers),
+    }
+
+
+def common_config(hidden: int, layers: int) -> dict[str, object]:
+    """What does not depend on the kind of model."""
+    heads = hidden // HEAD_SIZE
+    return {
         "hidden_size": hidden,
         "intermediate_size": hidden * 11 // 4,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "head_dim": HEAD_SIZE,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": MAX_TOKENS,
         "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
         "bos_token_id": 256,
         "eos_token_id": 257,
         "tie_word_embeddings": False,
@@ -57,24 +74,41 @@ def llama_config(hidden: int, layers: int) -> dict[str, object]:
     }
 
 
-def weights(config: dict[str, object]) -> dict[str, np.ndarray]:
-    hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
-    for layer in range(int(str(config["num_hidden_layers"]))):
+def llama_shapes(config: dict[str, object]) -> Shapes:
+    hidden = whole(config, "hidden_size")
+    layers: Shapes = {}
+    for layer in range(whole(config, "num_hidden_layers")):
         prefix = f"model.layers.{layer}"
         for name in "qkvo":
-            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, hidden)
-        shapes[f"{prefix}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{prefix}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-    shapes["model.norm.weight"] = (hidden,)
-    shapes["lm_head.weight"] = (VOCABULARY, hidden)
-    random = np.random.default_rng(seed=0)
-    # Wide enough that the greedy output depends on the context, narrow enough not to saturate.
-    deviation = 0.08 * math.sqrt(256 / hidden)
-    return {name: tensor(random, shape, deviation) for name, shape in shapes.items()}
+            layers[f"{prefix}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        layers |= mlp_shapes(prefix, config)
+    return with_ends(layers, hidden)
+
+
+def with_ends(layers: Shapes, hidden: int) -> Shapes:
+    """The layers, and what lies before and behind them."""
+    return {
+        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        **layers,
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (VOCABULARY, hidden),
+    }
+
+
+def mlp_shapes(prefix: str, config: dict[str, object]) -> Shapes:
+    """A layer's MLP, and the norms before it and before the attention."""
+    hidden, inner = whole(config, "hidden_size"), whole(config, "intermediate_size")
+    return {
+        f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+        f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+        f"{prefix}.mlp.down_proj.weight": (hidden, inner),
+        f"{prefix}.input_layernorm.weight": (hidden,),
+        f"{prefix}.post_attention_layernorm.weight": (hidden,),
+    }
+
+
+def whole(config: dict[str, object], name: str) -> int:
+    return int(str(config[name]))
 
 
 def tensor(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""Small models with random weights whose KV is of other kinds than the demo model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.demo.model import (
+    HEAD_SIZE,
+    Shapes,
+    common_config,
+    mlp_shapes,
+    with_ends,
+    write_model,
+)
+
+HIDDEN, HEADS = 256, 4
+WINDOW = 384
+LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention") * 2
+# vLLM's groups have as many layers as there are of the rarest kind: two, and twice two here.
+HYBRID_GROUPS = 3
+LATENT_LAYERS = 4
+# DeepSeek's own sizes, which kernels on GPUs are made for.
+LATENT, NOPE, ROPE, VALUE = 512, 128, 64, 128
+# Wide, which makes the attention sharp: what is said then depends on the context.
+QUERY = 1024
+
+
+def make_hybrid_model(directory: Path) -> Path:
+    """A Gemma 3 of 10 MB: layers that see the last WINDOW tokens, and layers that see all."""
+    config = {
+        **common_config(HIDDEN, len(LAYER_TYPES)),
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "head_dim": HEAD_SIZE,
+        "query_pre_attn_scalar": HEAD_SIZE,
+        "sliding_window": WINDOW,
+        "layer_types": LAYER_TYPES,
+    }
+    layers: Shapes = {}
+    for layer in range(len(LAYER_TYPES)):
+        prefix = f"model.layers.{layer}"
+        for name in "qkvo":
+            layers[f"{prefix}.self_attn.{name}_proj.weight"] = (HIDDEN, HIDDEN)
+        for name in "qk":
+            layers[f"{prefix}.self_attn.{name}_norm.weight"] = (HEAD_SIZE,)
+        for name in ("pre", "post"):
+            layers[f"{prefix}.{name}_feedforward_layernorm.weight"] = (HIDDEN,)
+        layers |= mlp_shapes(prefix, config)
+    return write_model(directory, config, with_ends(layers, HIDDEN))
+
+
+def make_latent_model(directory: Path) -> Path:
+    """A DeepSeek V2 of 19 MB without experts: MLA, one latent of 576 elements for all heads."""
+    config = {
+        **common_config(HIDDEN, LATENT_LAYERS),
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "hidden_act": "silu",
+        "kv_lora_rank": LATENT,
+        "q_lora_rank": QUERY,
+        "qk_nope_head_dim": NOPE,
+        "qk_rope_head_dim": ROPE,
+        "v_head_dim": VALUE,
+        # The layers before the first with experts are all.
+        "first_k_dense_replace": LATENT_LAYERS,
+    }
+    layers: Shapes = {}
+    for layer in range(LATENT_LAYERS):
+        prefix = f"model.layers.{layer}"
+        layers |= _latent_attention(f"{prefix}.self_attn") | mlp_shapes(prefix, config)
+    return write_model(directory, config, with_ends(layers, HIDDEN))
+
+
+def _latent_attention(prefix: str) -> Shapes:
+    return {
+        f"{prefix}.q_a_proj.weight": (QUERY, HIDDEN),
+        f"{prefix}.q_a_layernorm.weight": (QUERY,),
+        f"{prefix}.q_b_proj.weight": (HEADS * (NOPE + ROPE), QUERY),
+        f"{prefix}.kv_a_proj_with_mqa.weight": (LATENT + ROPE, HIDDEN),
+        f"{prefix}.kv_a_layernorm.weight": (LATENT,),
+        f"{prefix}.kv_b_proj.weight": (HEADS * (NOPE + VALUE), LATENT),
+        f"{prefix}.o_proj.weight": (HIDDEN, HEADS * VALUE),
+    }
