@@ -83,6 +83,18 @@ def begin_store(site: GpuSite, worker: GpuWorker, seed: int, event: bytes | None
     return key, frames
 
 
+def wait_begun(directory: Path) -> None:
+    """Until the files of a store have been made."""
+    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+
+
+def twin_of(site: GpuSite, worker: GpuWorker) -> GpuWorker:
+    """Another worker, whose blocks hold the same."""
+    twin = site.worker(2)
+    twin.pool.data[:] = worker.pool.data
+    return twin
+
+
 @pytest.mark.parametrize("what", ["fails", "refused"])
 def test_after_a_failed_write_stores_go_through_the_l1(
     gpu_site: GpuSite, worker: GpuWorker, files: Path, directory: Path, what: str
@@ -131,7 +143,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_write(
 ) -> None:
     files.write_text("slow")
     key, frames = begin_store(gpu_site, worker, 1)
-    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    wait_begun(directory)
     gpu_site.kill_child(signal.SIGKILL)
     assert gpu_site.answer(frames) == NO
     gpu_site.reregister(worker)
@@ -143,7 +155,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_write(
 ) -> None:
     files.write_text("hangs")
     begin_store(gpu_site, worker, 1)
-    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    wait_begun(directory)
     gpu_site.server.kill()
     gpu_site.server.start()
     assert not list((directory / ".tmp").iterdir()) and not objects(directory)
@@ -169,7 +181,7 @@ def test_a_worker_that_leaves_while_its_objects_are_written(
     gpu_site.worker(2)
     files.write_text("slow")
     key, frames = begin_store(gpu_site, worker, 1)
-    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    wait_begun(directory)
     gpu_site.client.call("unregister_kv_cache", 1)
     assert gpu_site.answer(frames) == NO
     expect_nothing(gpu_site, worker, key, directory)
@@ -194,8 +206,7 @@ def test_two_workers_store_the_same(
     gpu_site: GpuSite, worker: GpuWorker, files: Path, directory: Path
 ) -> None:
     """Both are answered when it is there; it is written once."""
-    other = gpu_site.worker(2)
-    other.pool.data[:] = worker.pool.data
+    other = twin_of(gpu_site, worker)
     files.write_text("slow")
     key, first = begin_store(gpu_site, worker, 1)
     _, second = begin_store(gpu_site, other, 1)
@@ -212,7 +223,7 @@ def test_a_clear_comes_before_what_is_on_its_way(
 ) -> None:
     files.write_text("slow")
     key, frames = begin_store(gpu_site, worker, 1)
-    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    wait_begun(directory)
     gpu_site.client.call("clear", True)
     assert gpu_site.answer(frames) == [b"", True]
     files.unlink()
@@ -225,11 +236,10 @@ def test_what_is_stored_again_after_a_clear_is_found(
     gpu_site: GpuSite, worker: GpuWorker, files: Path, directory: Path
 ) -> None:
     """The first one's files go with the clear."""
-    other = gpu_site.worker(2)
-    other.pool.data[:] = worker.pool.data
+    other = twin_of(gpu_site, worker)
     files.write_text("slow")
     key, first = begin_store(gpu_site, worker, 1)
-    wait_until(lambda: len(list((directory / ".tmp").iterdir())) == CHUNKS, "it has begun")
+    wait_begun(directory)
     gpu_site.client.call("clear", True)
     _, second = begin_store(gpu_site, other, 1)
     assert gpu_site.answers(first, second) == [[b"", True]] * 2
@@ -243,8 +253,7 @@ def test_without_room_on_the_disk_stores_go_through_the_l1(
     gpu_site: GpuSite, worker: GpuWorker, directory: Path
 ) -> None:
     """That another worker stores the same makes no difference."""
-    other = gpu_site.worker(2)
-    other.pool.data[:] = worker.pool.data
+    other = twin_of(gpu_site, worker)
     key, first = begin_store(gpu_site, worker, 1)
     _, second = begin_store(gpu_site, other, 1)
     assert gpu_site.answers(first, second) == [[b"", True]] * 2
