@@ -48,7 +48,7 @@ class FakeMover:
         if self.failed is not None:
             raise CannotMove(self.failed)
         assert size <= self.registered[address]
-        name = Path(path).name + _all_files()
+        name = Path(path).name + all_files()
         try:
             length = os.stat(path).st_size
         except OSError as error:
@@ -62,7 +62,8 @@ class FakeMover:
         return FakeCopy(self, name, path, offset, memory, is_store)
 
 
-def _all_files() -> str:
+def all_files() -> str:
+    """What happens to all files."""
     given = Path(os.environ.get("FAKE_FILES", "/nowhere"))
     return given.read_text() if given.exists() else ""
 
