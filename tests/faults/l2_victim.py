@@ -91,9 +91,9 @@ class MortalFiles(Files):
         super().__init__(base, MortalIO(fate), sync=sync)
         self._fate = fate
 
-    def _remove_leftovers(self) -> None:
+    def _take(self) -> None:
+        super()._take()
         self._fate.passes("opening")
-        super()._remove_leftovers()
 
     def _write_temp(self, temp: str, record: Bytes) -> None:
         self._fate.passes("before the write")

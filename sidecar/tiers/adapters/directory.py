@@ -10,11 +10,8 @@ import errno
 import io
 import logging
 import os
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
@@ -29,6 +26,7 @@ from sidecar.tiers.adapters.file_calls import (
 )
 from sidecar.tiers.adapters.file_io import PAGE, FileIO, os_errors
 from sidecar.tiers.adapters.quarantine import Quarantine
+from sidecar.tiers.adapters.temp_files import TempFiles
 from sidecar.tiers.base import (
     AdapterUnusable,
     Bytes,
@@ -44,8 +42,6 @@ log = logging.getLogger(__name__)
 Sync = Literal["none", "data", "full"]
 
 _SUFFIX = ".kv"
-_TEMP_SUFFIX = ".part"
-_DAY = 86400.0
 _SCANNERS = 8
 
 
@@ -71,22 +67,19 @@ class Files:
         self.shared = shared
         self._base = base
         self._objects = f"{base}/objects"
-        self._temp = f"{base}/{temp}"
+        self._temp = TempFiles(f"{base}/{temp}", shared)
         self._quarantine = Quarantine(f"{base}/quarantine")
         self._io = mover
         self._direct = os.O_DIRECT if direct else 0
         self._sync_policy = sync
         self._floor = floor
-        # No two writers of a shared directory use the same temporary name.
-        self._token = secrets.token_hex(8)
-        self._count = count()
         self._lock_fd: int | None = None
 
     def open(self, arena: Bytes) -> None:
         try:
             with os_errors():
                 self._take()
-                self._remove_leftovers()
+                self._temp.remove_leftovers()
                 self._open_io(arena)
         except AdapterUnusable:
             self._give_up()
@@ -100,8 +93,8 @@ class Files:
         self._give_up()
 
     def store(self, name: ObjectName, record: Bytes) -> None:
-        temp = self._new_temp()
-        with self._or_discard(temp):
+        temp = self._temp.new_path()
+        with self._temp.or_removed(temp):
             self._write_temp(temp, record)
             self._publish(temp, name)
 
@@ -122,15 +115,15 @@ class Files:
 
         It has its blocks: what is written to it later finds room, and does not change its length.
         """
-        temp = self._new_temp()
+        temp = self._temp.new_path()
         # Where there is no fallocate, libc writes a byte to each block, which O_DIRECT refuses.
-        with self._or_discard(temp), self._create(temp, 0) as file:
+        with self._temp.or_removed(temp), self._temp.create(temp, 0) as file:
             os.posix_fallocate(file.fileno(), 0, size)
         return temp
 
     def keep(self, temp: str, head: bytes, name: ObjectName) -> None:
         """Write a new file's first page and give it its name. It is discarded if that fails."""
-        with self._or_discard(temp):
+        with self._temp.or_removed(temp):
             with open(temp, "r+b", buffering=0) as file:
                 file.write(head)
                 self._sync(file.fileno())
@@ -182,18 +175,8 @@ class Files:
                 with suppress(OSError):
                     os.utime(fd)
 
-    @contextmanager
-    def _or_discard(self, temp: str) -> Iterator[None]:
-        try:
-            with os_errors():
-                yield
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temp)
-            raise
-
     def _write_temp(self, temp: str, record: Bytes) -> None:
-        with self._create(temp, self._direct) as file:
+        with self._temp.create(temp, self._direct) as file:
             self._io.write(file.fileno(), record)
             self._sync(file.fileno())
 
@@ -217,7 +200,12 @@ class Files:
                 sync_directory(directory)
 
     def _take(self) -> None:
-        for directory in (self._base, self._objects, self._temp, self._quarantine.directory):
+        for directory in (
+            self._base,
+            self._objects,
+            self._temp.directory,
+            self._quarantine.directory,
+        ):
             os.makedirs(directory, 0o700, exist_ok=True)
         if self.shared:
             return
@@ -236,15 +224,6 @@ class Files:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def _remove_leftovers(self) -> None:
-        """What a killed writer left. In a shared directory only age tells that it is gone."""
-        limit = time.time() - _DAY
-        for entry in entries(self._temp):
-            with suppress(FileNotFoundError):
-                ours = entry.name.endswith(_TEMP_SUFFIX)
-                if ours and (not self.shared or entry.stat().st_mtime < limit):
-                    os.unlink(entry.path)
-
     def _open_io(self, arena: Bytes) -> None:
         try:
             self._try_io(arena)
@@ -260,22 +239,13 @@ class Files:
             self._try_io(arena)
 
     def _try_io(self, arena: Bytes) -> None:
-        temp = self._new_temp()
+        temp = self._temp.new_path()
         try:
-            with os_errors(), self._create(temp, self._direct) as file:
+            with os_errors(), self._temp.create(temp, self._direct) as file:
                 self._io.open(arena, file.fileno())
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temp)
-
-    def _new_temp(self) -> str:
-        return f"{self._temp}/{self._token}.{next(self._count)}{_TEMP_SUFFIX}"
-
-    def _create(self, temp: str, more: int) -> io.FileIO:
-        """The open file; closing it is part of writing it, where a network is behind it."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | more
-        fd = in_directory(self._temp, lambda: os.open(temp, flags, 0o600))
-        return io.FileIO(fd, "w")
 
     def _file(self, name: ObjectName) -> str:
         digits = name.hash.hex()
