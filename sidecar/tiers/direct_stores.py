@@ -19,21 +19,21 @@ from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.record import HEADER_BYTES, Header, write_header
-from sidecar.tiers.room import check_room, give_way, make_room
+from sidecar.tiers.writing import Batch, check_room, give_way, kept, make_room, not_kept
 
 _AGAIN_SECONDS = 60.0  # after which GPUs are asked again when one could not write
 
 
 @dataclass(eq=False, slots=True)
 class _Store:
-    """An object on its way to `lane`, where it takes `size` bytes. `batch`: of one request."""
+    """An object on its way to `lane`, where it takes `size` bytes. `batch`: its request's."""
 
     entry: Entry
     name: ObjectName
     lane: Lane
     size: int
     epoch: int
-    batch: set["_Store"] = field(default_factory=set)
+    batch: Batch = field(init=False)
     span: Span = NO_SPAN
 
 
@@ -114,12 +114,12 @@ class DirectStores:
             then()
             return
         stores = [self._of(entry) for entry in entries]
-        making, batch = _Making(set(stores), then), set(stores)
+        making, batch = _Making(set(stores), then), Batch(stores[0].lane, len(stores))
+        batch.begin_all()
         for store in stores:
             store.batch = batch
             store.span = span.child("l2_store", l2_name=store.lane.label, bytes=store.size)
             self._make_file(store, making)
-        self._telemetry.l2_store_submitted_requests.add(1, stores[0].lane.label)
         self._in_time(making.expire)
 
     def publish(self, entries: Sequence[Entry]) -> None:
@@ -204,18 +204,13 @@ class DirectStores:
             if error is None:
                 self._kept(store)
             else:
-                if isinstance(error, NoSpace):
-                    give_way(lane, store.size)
-                self._drop(store, "no_space" if isinstance(error, NoSpace) else "error")
+                self._drop(store, not_kept(lane, store.size, error))
 
         lane.write(work, done)
 
     def _kept(self, store: _Store) -> None:
         lane = store.lane
-        lane.catalog.add(store.name, store.size)
-        self._loads.replaced(lane, store.name)
-        if store.epoch != lane.epoch:  # cleared meanwhile
-            lane.delete([store.name])
+        if not kept(lane, self._loads, store.name, store.size, store.epoch):
             self._drop(store, "cleared")
             return
         self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
@@ -228,9 +223,7 @@ class DirectStores:
 
     def _end(self, store: _Store, error: str) -> None:
         del self._stores[store.name]
-        store.batch.discard(store)
-        if not store.batch:
-            self._telemetry.l2_store_completed_requests.add(1, store.lane.label)
+        store.batch.end_one()
         store.span.end(error)
         store.lane.catalog.reserved -= store.size
         store.lane.removal.end_change(store.name)

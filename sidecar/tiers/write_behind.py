@@ -15,22 +15,15 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
-from sidecar.tiers.base import Bytes, NoSpace, TierError
+from sidecar.tiers.base import Bytes, TierError
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import seal
-from sidecar.tiers.room import check_room, give_way, make_room
+from sidecar.tiers.writing import Batch, check_room, kept, make_room, not_kept
 
 _LOOK_AGAIN_SECONDS = 0.01
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    """Objects that were offered together, for the count of requests."""
-
-    left: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -39,7 +32,7 @@ class _Write:
 
     entry: Entry
     name: ObjectName
-    batch: _Batch
+    batch: Batch
     since: float
     epoch: int
     span: Span
@@ -91,15 +84,14 @@ class WriteBehind:
 
         `span` is of the request that brought them.
         """
-        batch = _Batch()
+        batch = Batch(lane)
         for entry, name in objects:
             if name in lane.catalog and name not in lane.catalog.suspects:
                 lane.catalog.touch(name)
             elif not self._is_queued(lane, name):
                 now = time.monotonic()
                 self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
-        if batch.left:
-            self._telemetry.l2_store_submitted_requests.add(1, lane.label)
+        batch.begin_all()
 
     def _is_queued(self, lane: Lane, name: ObjectName) -> bool:
         """What was queued before everything was cleared does not count: it is dropped."""
@@ -211,7 +203,7 @@ class WriteBehind:
             if error is None:
                 self._kept(lane, write, is_new, time.monotonic() - began)
             else:
-                self._failed(lane, write, error)
+                self._drop(lane, write, not_kept(lane, write.bytes, error))
             lane.removal.end_change(write.name)
             self.pump()
 
@@ -219,10 +211,7 @@ class WriteBehind:
 
     def _kept(self, lane: Lane, write: _Write, is_new: bool, seconds: float) -> None:
         write.entry.sealed = write.entry.sealed or is_new
-        lane.catalog.add(write.name, write.bytes)
-        self._loads.replaced(lane, write.name)
-        if write.epoch != lane.epoch:  # cleared meanwhile
-            lane.delete([write.name])
+        if not kept(lane, self._loads, write.name, write.bytes, write.epoch):
             self._drop(lane, write, "cleared")
             return
         self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
@@ -232,11 +221,6 @@ class WriteBehind:
             self._telemetry.l2_transfer_bytes.add(write.bytes, "store", lane.label)
         self._release(lane, write)
         self._on_kept(write.entry)
-
-    def _failed(self, lane: Lane, write: _Write, error: TierError) -> None:
-        if isinstance(error, NoSpace):
-            give_way(lane, write.bytes)
-        self._drop(lane, write, "no_space" if isinstance(error, NoSpace) else "error")
 
     def _drop(self, lane: Lane, write: _Write, reason: str) -> None:
         self._telemetry.l2_dropped_objects.add(1, lane.label, reason)
@@ -248,9 +232,7 @@ class WriteBehind:
         if self._queued[lane].get(write.name) is write:
             del self._queued[lane][write.name]
         self._l1.unpin(write.entry, used=False)
-        write.batch.left -= 1
-        if not write.batch.left:
-            self._telemetry.l2_store_completed_requests.add(1, lane.label)
+        write.batch.end_one()
 
 
 def _seal(record: Bytes, entry: Entry) -> None:

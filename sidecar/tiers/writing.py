@@ -1,0 +1,65 @@
+"""What all who write records to a backend do: room before it, and the accounts after it."""
+
+from dataclasses import dataclass
+
+from sidecar.tiers.base import NoSpace, TierError
+from sidecar.tiers.lane import Lane
+from sidecar.tiers.loads import Loads
+from sidecar.tiers.names import ObjectName
+
+_RECORDS_GIVEN_UP = 8
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Objects that were offered together, for the count of requests; `left` are under way."""
+
+    lane: Lane
+    left: int = 0
+
+    def begin_all(self) -> None:
+        """All that are to come have been added to `left`."""
+        if self.left:
+            self.lane.telemetry.l2_store_submitted_requests.add(1, self.lane.label)
+
+    def end_one(self) -> None:
+        self.left -= 1
+        if not self.left:
+            self.lane.telemetry.l2_store_completed_requests.add(1, self.lane.label)
+
+
+def make_room(lane: Lane, size: int) -> bool:
+    """Evict what must go for a record of `size` bytes; whether it fits then."""
+    if not lane.catalog.fits(size):  # else nobody need ask what is busy
+        lane.evict(lane.catalog.make_room(size, lane.busy()))
+    return lane.catalog.fits(size)
+
+
+def check_room(lane: Lane, size: int) -> None:
+    """On a thread. Raises NoSpace."""
+    room = lane.adapter.room()
+    if room is not None and room < size:
+        raise NoSpace("floor", f"{room} bytes left")
+
+
+def give_way(lane: Lane, size: int) -> None:
+    """Others fill the disk too: give way to them, so far that the next stores fit."""
+    lane.evict(lane.catalog.give_up(_RECORDS_GIVEN_UP * size, lane.busy()))
+
+
+def not_kept(lane: Lane, size: int, error: TierError) -> str:
+    """A record of `size` bytes could not be written; the reason for the metrics."""
+    if not isinstance(error, NoSpace):
+        return "error"
+    give_way(lane, size)
+    return "no_space"
+
+
+def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, epoch: int) -> bool:
+    """A record that was begun in `epoch` is there; False if it goes with a clear since then."""
+    lane.catalog.add(name, size)
+    loads.replaced(lane, name)
+    if epoch == lane.epoch:
+        return True
+    lane.delete([name])
+    return False
