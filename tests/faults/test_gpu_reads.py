@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.gpu_files import (
+    CHUNKS,
+    SECONDS,
+    expect_served,
+    files,
+    gpu_server,
+    looked_up,
+    worker,
+)
 from tests.support.gpu_site import (
     NO,
     SOURCE,
     TARGET,
     GpuSite,
-    files_server_in,
     stored,
     wait_moving_files,
 )
 from tests.support.gpu_worker import Event, GpuWorker
 from tests.support.l2 import clear_l1, counter, wait_written
-from tests.support.server import Server, wait_until
+from tests.support.server import wait_until
 
-SECONDS = 1.0  # all deadlines of the child
-CHUNKS = 2
-
-
-@pytest.fixture
-def gpu_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """The parameter: how many seconds its child takes to get ready for files."""
-    open_seconds = getattr(request, "param", 0)
-    with files_server_in(tmp_path, SECONDS, open_seconds=open_seconds) as server:
-        yield server
-
-
-@pytest.fixture
-def reads(tmp_path: Path) -> Path:
-    """What happens to all reads, from now on."""
-    return tmp_path / "files"
+__all__ = ["files", "gpu_server", "worker"]
 
 
 def in_files(site: GpuSite, worker: GpuWorker, seed: int) -> Any:
@@ -49,19 +41,15 @@ def in_files(site: GpuSite, worker: GpuWorker, seed: int) -> Any:
     return key
 
 
-def looked_up(worker: GpuWorker, key: Any) -> int:
-    return int(worker.lookup({**key, "worker_id": None}))
-
-
-def prove(worker: GpuWorker, key: Any) -> None:
-    """All of the request is found, and comes back as it was."""
+def promised(site: GpuSite, worker: GpuWorker, files: Path, what: str) -> Any:
+    """The same, which a lookup has found; `what` happens to all files from then on."""
+    key = in_files(site, worker, 1)
+    files.write_text(what)
     assert looked_up(worker, key) == CHUNKS
-    worker.pool.data[:, TARGET] = 0
-    assert worker.retrieve(key, TARGET) == [b"", True]
-    assert np.array_equal(worker.pool.data[:, TARGET], worker.pool.data[:, SOURCE])
+    return key
 
 
-@pytest.mark.parametrize("gpu_server", [3 * SECONDS], indirect=True)
+@pytest.mark.parametrize("gpu_server", [{"open_seconds": 3 * SECONDS}], indirect=True)
 def test_a_start_that_takes_long_is_waited_for(gpu_site: GpuSite) -> None:
     """Longer than the process may be silent otherwise."""
     worker = gpu_site.worker(1)
@@ -69,53 +57,47 @@ def test_a_start_that_takes_long_is_waited_for(gpu_site: GpuSite) -> None:
     wait_moving_files(gpu_site)
     assert gpu_site.child() == child
     key = in_files(gpu_site, worker, 1)
-    prove(worker, key)
+    expect_served(worker, key)
     assert gpu_site.server.l1()["total_object_count"] == 0
 
 
-def test_after_a_failed_read_objects_come_through_the_l1(gpu_site: GpuSite, reads: Path) -> None:
-    worker = gpu_site.worker(1)
-    wait_moving_files(gpu_site)
-    key = in_files(gpu_site, worker, 1)
-    reads.write_text("fails")
-    assert looked_up(worker, key) == CHUNKS
+def test_after_a_failed_read_objects_come_through_the_l1(
+    gpu_site: GpuSite, worker: GpuWorker, files: Path
+) -> None:
+    key = promised(gpu_site, worker, files, "fails")
     assert worker.retrieve(key, TARGET) == NO
-    prove(worker, key)
+    expect_served(worker, key)
     assert gpu_site.server.l1()["total_object_count"] == CHUNKS
     assert "files go through the L1: " in gpu_site.server.stderr()
     assert counter(gpu_site.server, "l2_corrupt_objects") == 0
 
 
-def test_a_read_that_never_ends_costs_the_process(gpu_site: GpuSite, reads: Path) -> None:
-    worker = gpu_site.worker(1)
-    wait_moving_files(gpu_site)
-    key, child = in_files(gpu_site, worker, 1), gpu_site.child()
-    reads.write_text("hangs")
-    assert looked_up(worker, key) == CHUNKS
+def test_a_read_that_never_ends_costs_the_process(
+    gpu_site: GpuSite, worker: GpuWorker, files: Path
+) -> None:
+    key, child = promised(gpu_site, worker, files, "hangs"), gpu_site.child()
     before = worker.pool.data.copy()
     assert worker.retrieve(key, TARGET) == NO
     assert np.array_equal(worker.pool.data, before)
-    reads.unlink()
+    files.unlink()
     gpu_site.reregister(worker)
     assert gpu_site.child() != child
-    prove(worker, key)
+    expect_served(worker, key)
 
 
-def test_a_process_that_is_killed_in_the_middle_of_a_read(gpu_site: GpuSite, reads: Path) -> None:
-    worker = gpu_site.worker(1)
-    wait_moving_files(gpu_site)
-    key = in_files(gpu_site, worker, 1)
-    reads.write_text("slow")
-    assert looked_up(worker, key) == CHUNKS
+def test_a_process_that_is_killed_in_the_middle_of_a_read(
+    gpu_site: GpuSite, worker: GpuWorker, files: Path
+) -> None:
+    key = promised(gpu_site, worker, files, "slow")
     frames = worker.client.frames("retrieve", *worker.request(key, TARGET), 0)
     worker.client.send(frames)
     gpu_site.kill_child(signal.SIGKILL)
     assert gpu_site.answer(frames) == NO
     gpu_site.reregister(worker)
-    prove(worker, key)
+    expect_served(worker, key)
 
 
-@pytest.mark.parametrize("gpu_server", [-1], indirect=True)
+@pytest.mark.parametrize("gpu_server", [{"open_seconds": -1}], indirect=True)
 def test_a_crash_at_the_start_of_nixl_costs_the_files_only(gpu_site: GpuSite) -> None:
     """The next process does not open them: a crash again and again would cost the GPU."""
     worker = gpu_site.worker(1)
@@ -123,7 +105,7 @@ def test_a_crash_at_the_start_of_nixl_costs_the_files_only(gpu_site: GpuSite) ->
     gpu_site.reregister(worker)
     child = gpu_site.child()
     key = in_files(gpu_site, worker, 1)
-    prove(worker, key)
+    expect_served(worker, key)
     assert gpu_site.server.l1()["total_object_count"] == CHUNKS
     assert gpu_site.child() == child
 

@@ -8,17 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.gpu_site import (
-    NO,
-    SOURCE,
-    GpuSite,
-    key_of,
-    prove,
-    stored,
-    wait_moving_files,
-)
-from tests.support.gpu_worker import Event, GpuWorker
-from tests.support.gpu_writes import (
+from tests.support.gpu_files import (
     CHUNKS,
     begin_store,
     directory,
@@ -30,10 +20,22 @@ from tests.support.gpu_writes import (
     wait_begun,
     worker,
 )
+from tests.support.gpu_site import (
+    NO,
+    SOURCE,
+    GpuSite,
+    key_of,
+    prove,
+    stored,
+    wait_moving_files,
+)
+from tests.support.gpu_worker import Event, GpuWorker
 from tests.support.l2 import counter, objects
 from tests.support.server import wait_until
 
 __all__ = ["directory", "files", "gpu_server", "worker"]
+
+STORE_POLICY = "skip_l1"
 
 
 @pytest.mark.parametrize("what", ["fails", "refused"])

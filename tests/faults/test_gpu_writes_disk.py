@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.gpu_child import HEADER
-from tests.support.gpu_site import (
-    NO,
-    TARGET,
-    GpuSite,
-    prove,
-    stored,
-)
-from tests.support.gpu_worker import GpuWorker
-from tests.support.gpu_writes import (
+from tests.support.gpu_files import (
     CHUNKS,
     begin_store,
+    begin_two,
     directory,
     expect_nothing,
     expect_stored,
@@ -29,10 +22,20 @@ from tests.support.gpu_writes import (
     wait_begun,
     worker,
 )
+from tests.support.gpu_site import (
+    NO,
+    TARGET,
+    GpuSite,
+    prove,
+    stored,
+)
+from tests.support.gpu_worker import GpuWorker
 from tests.support.l2 import counter, objects, quarantined
 from tests.support.server import wait_until
 
 __all__ = ["directory", "files", "gpu_server", "worker"]
+
+STORE_POLICY = "skip_l1"
 
 RECORD_BYTES = HEADER + 8192
 
@@ -56,12 +59,10 @@ def test_two_workers_store_the_same(
     gpu_site: GpuSite, worker: GpuWorker, files: Path, directory: Path
 ) -> None:
     """Both are answered when it is there; it is written once."""
-    other = twin_of(gpu_site, worker)
     files.write_text("slow")
-    key, first = begin_store(gpu_site, worker, 1)
-    _, second = begin_store(gpu_site, other, 1)
+    other, key, requests = begin_two(gpu_site, worker)
     assert not objects(directory)
-    assert gpu_site.answers(first, second) == [[b"", True]] * 2
+    assert gpu_site.answers(*requests) == [[b"", True]] * 2
     assert len(objects(directory)) == CHUNKS
     assert counter(gpu_site.server, "l2_store_submitted_objects_chunks") == CHUNKS
     files.unlink()
@@ -103,10 +104,8 @@ def test_without_room_on_the_disk_stores_go_through_the_l1(
     gpu_site: GpuSite, worker: GpuWorker, directory: Path
 ) -> None:
     """That another worker stores the same makes no difference."""
-    other = twin_of(gpu_site, worker)
-    key, first = begin_store(gpu_site, worker, 1)
-    _, second = begin_store(gpu_site, other, 1)
-    assert gpu_site.answers(first, second) == [[b"", True]] * 2
+    other, key, requests = begin_two(gpu_site, worker)
+    assert gpu_site.answers(*requests) == [[b"", True]] * 2
     expect_stored(gpu_site, other, key, in_l1=True)
     assert not objects(directory) and not list((directory / ".tmp").iterdir())
 

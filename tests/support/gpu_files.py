@@ -1,4 +1,4 @@
-"""A server whose fake GPU writes files past the L1, and stores of two chunks to it."""
+"""A fake GPU that moves files past the L1, and requests of two chunks for it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ CHUNKS = 2
 
 @pytest.fixture
 def gpu_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """The parameter: settings of its adapter."""
+    """The parameter: more that `files_server_in` is to be told.
+
+    STORE_POLICY of the module is the server's.
+    """
+    policy = getattr(request.module, "STORE_POLICY", "default")
     more = getattr(request, "param", {})
-    with files_server_in(tmp_path, SECONDS, "--l2-store-policy", "skip_l1", **more) as server:
+    with files_server_in(tmp_path, SECONDS, "--l2-store-policy", policy, **more) as server:
         yield server
 
 
@@ -54,10 +58,15 @@ def looked_up(worker: GpuWorker, key: Any) -> int:
     return int(worker.lookup({**key, "worker_id": None}))
 
 
-def expect_stored(site: GpuSite, worker: GpuWorker, key: Any, in_l1: bool = False) -> None:
-    """All of it is found, and comes back as it was."""
+def expect_served(worker: GpuWorker, key: Any) -> None:
+    """All of the request is found, and comes back as it was."""
     assert looked_up(worker, key) == CHUNKS
     prove(worker, key)
+
+
+def expect_stored(site: GpuSite, worker: GpuWorker, key: Any, in_l1: bool = False) -> None:
+    """It is served, from the L1 or past it."""
+    expect_served(worker, key)
     assert site.server.l1()["total_object_count"] == CHUNKS * in_l1
 
 
@@ -86,3 +95,11 @@ def twin_of(site: GpuSite, worker: GpuWorker) -> GpuWorker:
     twin = site.worker(2)
     twin.pool.data[:] = worker.pool.data
     return twin
+
+
+def begin_two(site: GpuSite, worker: GpuWorker) -> tuple[GpuWorker, Any, list[Any]]:
+    """Another worker that stores the same at the same time: it, the key, the frames of both."""
+    twin = twin_of(site, worker)
+    key, first = begin_store(site, worker, 1)
+    _, second = begin_store(site, twin, 1)
+    return twin, key, [first, second]
