@@ -39,7 +39,7 @@ demo:
 test: lint
 	$(venv) base dev engine storage k8s browser dynamo images
 	$(RUN) -m pytest --timeout=600 -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
-	$(RUN) -m pytest --timeout=600 $(HEAVY)
+	$(if $(HEAVY),$(RUN) -m pytest --timeout=600 $(HEAVY))
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 
 bench:
