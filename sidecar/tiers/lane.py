@@ -5,10 +5,11 @@ load is never behind a store. All methods belong to the loop thread.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.adapters.directory import Files
@@ -37,13 +38,18 @@ class _Side:
 
 
 class _Call:
-    """A call that was handed to a thread: when it began there, whether it is overdue."""
+    """A call that waits for a thread, or was taken by one: when it began there, whether it is
+    overdue. `give_up` ends it if no thread has taken it.
+    """
 
-    __slots__ = ("began", "late", "on_late", "side")
+    __slots__ = ("asked", "began", "give_up", "late", "on_late", "side", "taken")
 
     def __init__(self, side: _Side, on_late: Callable[[], None]) -> None:
         self.side = side
         self.on_late = on_late
+        self.give_up: Callable[[], None] = lambda: None
+        self.taken = threading.Lock()  # by the thread, or by who gives it up; never released
+        self.asked = time.monotonic()
         self.began: float | None = None
         self.late = False
 
@@ -165,8 +171,8 @@ class Lane:
     def tick(self, now: float) -> None:
         """Once a second: look for what is overdue, and for what is to be tried again."""
         for call in list(self._calls):
-            overdue = call.began is not None and now - call.began > self.settings.timeout_seconds
-            if overdue and not call.late:
+            since = call.asked if call.began is None else call.began
+            if now - since > self.settings.timeout_seconds and not call.late:
                 self._overdue(call)
         if self.writes.allows():
             self.removal.retry()
@@ -228,15 +234,19 @@ class Lane:
     ) -> None:  # fmt: skip
         call = _Call(side, on_late)
 
-        def timed() -> T:
+        def timed() -> T | None:
+            if not call.taken.acquire(blocking=False):
+                return None
             call.began = time.monotonic()
             return work()
 
-        def ended(result: T, error: TierError | None) -> None:
-            self._calls.discard(call)
-            self._judge(call, error)
-            done(result, error)
+        def ended(result: T | None, error: TierError | None) -> None:
+            if call in self._calls:
+                self._calls.discard(call)
+                self._judge(call, error)
+                done(cast(T, result), error)
 
+        call.give_up = lambda: ended(None, TierError("no_thread", "all threads are stuck"))
         self._calls.add(call)
         side.breaker.begin()
         side.workers.submit(timed, ended)
@@ -253,13 +263,20 @@ class Lane:
             self._failed(call.side, error)
 
     def _overdue(self, call: _Call) -> None:
+        if call.began is None:
+            # It waits for its turn; not for threads that may be stuck for ever.
+            if self._is_stuck(call.side) and call.taken.acquire(blocking=False):
+                call.give_up()
+            return
         call.late = True
         self.telemetry.l2_timeouts.add(1, self.label)
-        stuck = sum(other.late for other in self._calls if other.side is call.side)
         # With no thread left there will be no third failure.
-        hopeless = stuck >= call.side.workers.size
-        self._failed(call.side, TierError("timeout"), hopeless)
+        self._failed(call.side, TierError("timeout"), hopeless=self._is_stuck(call.side))
         call.on_late()
+
+    def _is_stuck(self, side: _Side) -> bool:
+        """Whether all threads are in calls that are overdue."""
+        return sum(call.late for call in self._calls if call.side is side) >= side.workers.size
 
     def _failed(self, side: _Side, error: TierError, hopeless: bool = False) -> None:
         if side.breaker.failed(str(error), hopeless):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_IFSOCK
 from typing import Any
 
 import msgspec
@@ -318,3 +319,56 @@ def test_settings_that_mean_nothing_are_refused(spec: dict[str, Any], message: s
     with pytest.raises(msgspec.ValidationError, match=message) as error:
         msgspec.convert({"type": "fs", **spec}, FilesSettings, strict=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink", "directory", "socket"])
+def test_only_regular_files_are_opened(
+    tmp_path: Path, arena: Bytes, opened: Any, kind: str
+) -> None:
+    """Opening a FIFO would wait for ever; a link leads wherever somebody likes."""
+    adapter = opened(tmp_path)
+    adapter.store(name(1), arena[:MIB])
+    [file] = tmp_path.glob("objects/*/*/*.kv")
+    elsewhere = tmp_path / "elsewhere"
+    os.replace(file, elsewhere)
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "symlink":
+        file.symlink_to(elsewhere)
+    elif kind == "directory":
+        file.mkdir()
+    else:
+        os.mknod(file, S_IFSOCK | 0o600)
+    assert adapter.find([name(1)]) == [None]
+    with pytest.raises(Corrupt, match="regular"):
+        adapter.load(name(1), arena[:MIB])
+    with pytest.raises(Corrupt, match="regular"):
+        adapter.peek(name(1), MIB)
+    assert adapter.set_aside(name(1), "type") is True
+    assert not os.path.lexists(file)
+    adapter.store(name(1), arena[:MIB])
+    adapter.load(name(1), arena[:MIB])
+
+
+def test_a_record_takes_the_place_of_what_is_no_file(
+    tmp_path: Path, arena: Bytes, opened: Any
+) -> None:
+    adapter = opened(tmp_path)
+    adapter.store(name(1), arena[:MIB])
+    [file] = tmp_path.glob("objects/*/*/*.kv")
+    file.unlink()
+    os.mkfifo(file)
+    adapter.store(name(1), arena[:MIB])
+    assert adapter.find([name(1)]) == [MIB]
+
+
+def test_a_file_that_somebody_swaps_while_it_is_written_gets_no_name(
+    tmp_path: Path, opened: Any
+) -> None:
+    adapter = opened(tmp_path)
+    temp = adapter.new_file(MIB)
+    os.unlink(temp)
+    os.mkfifo(temp)
+    with pytest.raises(Corrupt, match="regular"):
+        adapter.keep(temp, bytes(4096), name(1))
+    assert adapter.find([name(1)]) == [None]

@@ -589,3 +589,37 @@ def test_who_waits_hears_of_a_lookup_that_had_to_give_way() -> None:
     assert bench.leases.end_oldest_unreported()
     assert heard == [True]
     gate.set()
+
+
+def test_a_probe_that_cannot_begin_is_a_failure_and_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All threads are stuck for good: what waits for them is given up, and gives its slot back."""
+    monkeypatch.setattr("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.05)
+    memory, gate = Memory(), threading.Event()
+    old = Bench(memory).start()
+    old.store(*range(1, 9))
+    old.settle()
+    memory.before = on("load", lambda: gate.wait(60) or None)
+    policy = replace(DEFAULTS, timeout_seconds=0.5)
+    bench = Bench(memory, settings={"num_workers": 2, "timeout_seconds": 0.1}, policy=policy)
+    lane = bench.start().tiers.lanes[0]
+
+    def ticked(condition: Callable[[], bool]) -> Callable[[], bool]:
+        def turn() -> bool:
+            bench.tiers.tick()
+            return condition()
+
+        return turn
+
+    assert bench.lookup(*range(1, 9)) == 0
+    stuck = 2
+    bench.run_until(ticked(lambda: bench.l1.used_bytes == stuck * RECORD_BYTES))
+    for _ in range(3):
+        bench.run_until(ticked(lane.reads.allows))
+        assert bench.lookup(8) == 0
+        bench.run_until(ticked(lambda: lane.reads.state == "open"))
+    assert "stuck" in lane.reads.last_failure
+    assert bench.l1.used_bytes == stuck * RECORD_BYTES
+    gate.set()
+    bench.run_until(ticked(lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8))

@@ -21,6 +21,7 @@ from sidecar.tiers.adapters.file_calls import (
     entries,
     in_directory,
     in_threads,
+    open_regular,
     size_of,
     sync_directory,
 )
@@ -124,7 +125,7 @@ class Files:
     def keep(self, temp: str, head: bytes, name: ObjectName) -> None:
         """Write a new file's first page and give it its name. It is discarded if that fails."""
         with self._temp.or_removed(temp):
-            with open(temp, "r+b", buffering=0) as file:
+            with io.FileIO(open_regular(temp, os.O_RDWR), "r+") as file:
                 file.write(head)
                 self._sync(file.fileno())
             self._publish(temp, name)
@@ -162,7 +163,7 @@ class Files:
     def _reading(self, name: ObjectName, size: int, flags: int) -> Iterator[io.FileIO]:
         with os_errors():
             try:
-                fd = os.open(self._file(name), os.O_RDONLY | os.O_CLOEXEC | flags)
+                fd = open_regular(self._file(name), os.O_RDONLY | flags)
             except FileNotFoundError:
                 raise Missing() from None
             with io.FileIO(fd) as file:

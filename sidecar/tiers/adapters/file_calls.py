@@ -1,23 +1,47 @@
 """File system calls where others make and remove files meanwhile."""
 
+import errno
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from stat import S_ISREG
 from typing import Any, TypeVar
+
+from sidecar.tiers.base import Corrupt
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
 def size_of(file: str) -> int | None:
-    """In bytes, None if there is no such file."""
+    """In bytes, None if there is no such regular file."""
     try:
-        return os.stat(file).st_size
+        status = os.lstat(file)
     except FileNotFoundError:
         return None
+    return status.st_size if S_ISREG(status.st_mode) else None
+
+
+def open_regular(file: str, flags: int) -> int:
+    """A descriptor of a regular file that is there. Raises Corrupt for anything else.
+
+    Opening a FIFO would wait for its other end, and opening a device do whatever that does.
+    """
+    try:
+        fd = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENOENT and not S_ISREG(os.lstat(file).st_mode):
+            raise Corrupt("type", "it is no regular file") from None
+        raise
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Corrupt("type", "it is no regular file")
+    # Else io_uring gives up a read that would wait for the disk.
+    os.set_blocking(fd, True)
+    return fd
 
 
 def entries(path: str) -> Iterator[os.DirEntry[str]]:

@@ -28,14 +28,14 @@ class Quarantine:
         except FileNotFoundError:
             return False  # replaced or evicted meanwhile
         self._trim()
-        return os.path.exists(kept)
+        return os.path.lexists(kept)
 
     def _trim(self) -> None:
         files, size = 0, 0
         for path in self._newest_first():
             with suppress(FileNotFoundError):
                 files += 1
-                size += os.stat(path).st_size
+                size += os.lstat(path).st_size
                 if files > MAX_FILES or size > MAX_BYTES:
                     _remove(path)
 
