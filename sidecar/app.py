@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
@@ -17,7 +18,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policy import POLICIES
-from sidecar.cache.segment import Segment, SegmentError, remove_orphans
+from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
@@ -31,6 +32,7 @@ from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.history import SAMPLE_SECONDS
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
+from sidecar.limits import check_threads, raise_descriptor_limit
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable
@@ -42,6 +44,14 @@ from sidecar.wire.tokens import TokenLists
 
 log = logging.getLogger("sidecar")
 
+# All that would end the process and are no sign of a bug: what is caught cleans up. (SIGHUP apart.)
+_STOP_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGXCPU, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
+)
+# libzmq's two, populate, admin, and those that answer HTTP.
+_OTHER_THREADS = 12
 _DRAIN_SECONDS = 5.0
 # What is queued for L2 gets more time: it is lost otherwise.
 _L2_DRAIN_SECONDS = 15.0
@@ -62,13 +72,23 @@ class App:
         """Take what the server needs: memory and ports. Raises SegmentError or OSError."""
         self._config = config
         self._loop = Loop()
+        self._stopping = False
+        self._abandon: Callable[[], None] = lambda: None
+        # Before anything is taken that a signal's default action would leave behind.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        # A terminal that closes; nohup means that it may.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_signal)
         self._telemetry = Telemetry(
             enabled=not config.disable_metrics,
             otlp_endpoint=config.otlp_endpoint,
             instance_id=config.instance_id,
             trace_ratio=config.trace_sample_ratio,
         )
+        check_threads(config.max_workers + _OTHER_THREADS)
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
+        self._abandon = self._segment.remove
         try:
             self._nodes = gpu_nodes()
             self._arena = Arena(self._segment, config.l1_transparent_hugepages, len(self._nodes))
@@ -82,12 +102,17 @@ class App:
         except BaseException:
             self._segment.remove()
             raise
-        self._stopping = False
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Serve until a signal."""
+        try:
+            self._start()
+            self._loop.run()
+            self._close()
+        finally:
+            self._segment.remove()
+
+    def _start(self) -> None:
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         place(self._arena, self._nodes)
@@ -100,8 +125,6 @@ class App:
         self._loop.watch_for_stalls(_STALL_SECONDS, self._service.on_stall)
         self._core.tiers.start()
         self._announce()
-        self._loop.run()
-        self._close()
 
     def _build_core(self) -> Core:
         config = self._config
@@ -188,7 +211,7 @@ class App:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping:
-            self._segment.remove()
+            self._abandon()
             os._exit(128 + number)
         self._stopping = True
         self._loop.post(self._begin_stop)
@@ -243,8 +266,12 @@ def serve(config: Config) -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    for name in remove_orphans():
+    raise_descriptor_limit()
+    removed, foreign = remove_orphans()
+    for name in removed:
         log.warning("removed %s, which a dead server left behind", name)
+    if foreign:
+        log.info("%d names in %s are not ours, such as %s", len(foreign), SHM_DIR, foreign[0])
     try:
         app = App(config)
     except (SegmentError, AdapterUnusable, OSError, zmq.ZMQError) as error:

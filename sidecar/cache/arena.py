@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
@@ -26,6 +27,7 @@ ALIGNMENT = 4096  # O_DIRECT and page granularity
 PIECE_BYTES = 64 << 20  # that become resident together
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _BACKGROUND_NICE = 10
+_RETRY_SECONDS = 1.0
 _MOUNTS = Path("/proc/self/mounts")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,6 +65,7 @@ class Arena:
             segment.map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(segment.map, np.uint8)
         self._populated = 0
+        self._short = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -70,14 +73,17 @@ class Arena:
         """Make the arena resident: its first piece at once, the others in the background.
 
         `on_piece(offset, size)` is called for each piece that became usable, on the thread that
-        made it so. Whoever is told that the server is ready finds room. Parts take turns.
+        made it so. Whoever is told that the server is ready finds room. Parts take turns. While
+        /dev/shm is full the rest waits.
         """
         by_part = [range(part.start, part.stop, PIECE_BYTES) for part in self.parts]
         turns = chain.from_iterable(zip_longest(*by_part))
-        first, *rest = [offset for offset in turns if offset is not None]
-        if self._populate_piece(first, on_piece):
+        offsets = deque(offset for offset in turns if offset is not None)
+        if self._populate_piece(offsets[0], on_piece):
+            offsets.popleft()
+        if offsets:
             self._thread = threading.Thread(
-                target=self._populate_rest, args=(rest, on_piece), name="populate", daemon=True
+                target=self._populate_rest, args=(offsets, on_piece), name="populate", daemon=True
             )
             self._thread.start()
 
@@ -86,14 +92,16 @@ class Arena:
         if self._thread is not None:
             self._thread.join()
 
-    def _populate_rest(self, rest: list[int], on_piece: Callable[[int, int], None]) -> None:
+    def _populate_rest(self, offsets: deque[int], on_piece: Callable[[int, int], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
-        for offset in rest:
-            if self._stop.is_set() or not self._populate_piece(offset, on_piece):
-                return
+        while offsets and not self._stop.is_set():
+            if self._populate_piece(offsets[0], on_piece):
+                offsets.popleft()
+            else:
+                self._stop.wait(_RETRY_SECONDS)
 
     def _populate_piece(self, offset: int, on_piece: Callable[[int, int], None]) -> bool:
-        """False where there is no memory for it."""
+        """False where there is no memory for it now."""
         size = min(PIECE_BYTES, self.size - offset)
         if self._huge_pages:
             # Before fallocate, which knows nothing of the advice and takes small pages.
@@ -101,13 +109,24 @@ class Arena:
         try:
             os.posix_fallocate(self.segment.fd, offset, size)
         except OSError as error:
-            done = self._populated
-            log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", done, self.size, error)
+            self._report(f"{error.strerror}; it grows on when there is room")
             return False
+        self._report("")
         fill_page_tables(self.bytes[offset : offset + size])
         self._populated += size
         on_piece(offset, size)
         return True
+
+    def _report(self, shortage: str) -> None:
+        """Log where a shortage ("" for none) begins and ends."""
+        if bool(shortage) == self._short:
+            return
+        self._short = bool(shortage)
+        if shortage:
+            done, whole = self._populated, self.size
+            log.error("the L1 stops at %d of %d bytes: /dev/shm: %s", done, whole, shortage)
+        else:
+            log.warning("the L1 grows on: /dev/shm has room again")
 
 
 def _check_huge_pages() -> None:

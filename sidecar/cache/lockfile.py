@@ -7,26 +7,29 @@ it lived. So whoever finds it free knows that the owner is gone.
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 
 def lock(path: Path) -> int | None:
-    """An open, locked descriptor of the file at `path`; None if somebody else holds it."""
+    """An open, locked descriptor of the file at `path`; None if somebody else holds it.
+
+    Raises OSError where the file cannot be made or opened, is no regular file, or lies in a file
+    system without locks.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
+        fd = os.open(path, flags, 0o600)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.ELOOP):
-                return None  # another user's
-            raise
-        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", str(path))
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             return None
         except OSError:
             os.close(fd)
-            raise  # a file system without locks
+            raise
         if _is_still(fd, path):
             return fd
         os.close(fd)  # its last owner unlinked it between our open and our lock

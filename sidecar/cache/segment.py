@@ -4,11 +4,13 @@ Beside the segment lies its lock file (`lockfile`). Whoever finds the lock free 
 owner left: shared memory outlives a SIGKILL, and a full /dev/shm takes the host down.
 """
 
+import errno
 import mmap
 import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from sidecar.cache.lockfile import lock
 
@@ -30,6 +32,7 @@ class Segment:
     """An owned segment of `size` bytes, mapped read-write as `map`. `remove` ends it."""
 
     def __init__(self, name: str, size: int) -> None:
+        """Raises SegmentError; nothing is left in /dev/shm then."""
         if not _NAME.fullmatch(name):
             raise SegmentError(f"bad shared-memory name {name!r}: use letters, digits, . _ -")
         self.name = SEGMENT_PREFIX + name
@@ -40,10 +43,10 @@ class Segment:
         self._lock_fd = self._own(name)
         try:
             self.fd = self._create()
+            self.map = self._map()
         except BaseException:
             self._disown()
             raise
-        self.map = mmap.mmap(self.fd, size)
 
     def remove(self) -> None:
         """Take the segment's name away; the memory goes when its last mapping does. Once."""
@@ -54,13 +57,22 @@ class Segment:
 
     def _own(self, name: str) -> int:
         deadline = time.monotonic() + _SWEEP_SECONDS
-        while (fd := lock(self._lock_path)) is None:
+        while (fd := self._lock()) is None:
             if time.monotonic() > deadline:
                 raise SegmentError(
                     f"another kv-sidecar runs with the name {name!r}: choose another --shm-name"
                 )
             time.sleep(0.01)
         return fd
+
+    def _lock(self) -> int | None:
+        try:
+            return _lock_ours(self._lock_path)
+        except OSError as error:
+            path, why = self._lock_path, error.strerror
+            if not os.path.lexists(path):
+                raise SegmentError(f"{path} cannot be made: {why}") from None
+            raise SegmentError(f"{path} is not ours ({why}): choose another --shm-name") from None
 
     def _disown(self) -> None:
         self._lock_path.unlink(missing_ok=True)
@@ -70,29 +82,72 @@ class Segment:
         _check_room(self.size)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(self._path, flags, 0o600)
+            return os.open(self._path, flags, 0o600)
         except FileExistsError:
             raise SegmentError(
                 f"{self._path} belongs to another program: choose another --shm-name"
             ) from None
-        os.ftruncate(fd, self.size)
-        return fd
+        except OSError as error:
+            raise SegmentError(f"{self._path} cannot be made: {error.strerror}") from None
+
+    def _map(self) -> mmap.mmap:
+        try:
+            os.ftruncate(self.fd, self.size)
+            return mmap.mmap(self.fd, self.size)
+        except BaseException as error:
+            self._path.unlink(missing_ok=True)
+            os.close(self.fd)
+            if not isinstance(error, OSError):
+                raise
+            size = f"{self.size / _GIB:.2f} GiB"
+            raise SegmentError(f"{self._path} cannot have {size}: {error.strerror}") from None
 
 
-def remove_orphans() -> list[str]:
-    """Remove the segments whose owners are gone; returns their names."""
-    removed = []
-    for lock_path in SHM_DIR.glob(_LOCK_PREFIX + "*"):
-        fd = lock(lock_path)
-        if fd is None:
-            continue
+class Sweep(NamedTuple):
+    """What a look for dead servers' segments did: the names removed, and those not ours."""
+
+    removed: list[str]
+    foreign: list[str]
+
+
+def remove_orphans() -> Sweep:
+    """Remove this user's segments whose owners are gone.
+
+    Anybody may put anything into /dev/shm under such a name: that is left alone.
+    """
+    removed, foreign = [], []
+    for lock_path in sorted(SHM_DIR.glob(_LOCK_PREFIX + "*")):
         segment = SHM_DIR / (SEGMENT_PREFIX + lock_path.name.removeprefix(_LOCK_PREFIX))
-        if segment.exists():
+        try:
+            if _remove_orphan(lock_path, segment):
+                removed.append(segment.name)
+        except OSError:
+            foreign.append(lock_path.name)
+    return Sweep(removed, foreign)
+
+
+def _remove_orphan(lock_path: Path, segment: Path) -> bool:
+    """Whether there was a segment. Raises OSError for what is not ours."""
+    fd = _lock_ours(lock_path)
+    if fd is None:
+        return False  # its owner lives
+    try:
+        found = segment.is_file() and segment.lstat().st_uid == os.geteuid()
+        if found:
             segment.unlink()
-            removed.append(segment.name)
         lock_path.unlink()
+        return found
+    finally:
         os.close(fd)
-    return removed
+
+
+def _lock_ours(path: Path) -> int | None:
+    """As `lock`; raises PermissionError for another user's file, even if we may open it."""
+    fd = lock(path)
+    if fd is not None and os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "another user's", str(path))
+    return fd
 
 
 def _check_room(size: int) -> None:

@@ -1,11 +1,14 @@
 """How commands speak: results on stdout, all else as one line on stderr."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 
 
 def complain(line: str) -> None:
-    print(f"kv-sidecar: {printable(line.strip())}", file=sys.stderr)
+    # A warning that goes to a full disk must not keep a server from starting.
+    with contextlib.suppress(OSError):
+        print(f"kv-sidecar: {printable(line.strip())}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,9 +17,10 @@ import pytest
 
 from tests.faults.victim import BLOCKS, pool, request_tokens
 from tests.support.raw import EVENT, NoReply, RawClient, RawWorker, make_key
-from tests.support.server import REPO, SHM, Server, wait_until
+from tests.support.server import REPO, SHM, Server, free_port, wait_until
 
 MakeServer = Callable[..., Server]
+ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -76,6 +78,62 @@ def test_a_second_signal_ends_it_at_once(own_server: Server) -> None:
     assert own_server.segments() == []
 
 
+@pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
+def test_a_signal_as_soon_as_there_is_shared_memory(
+    new_server: MakeServer, number: signal.Signals
+) -> None:
+    """Long before the server is ready: it starts, stops, and leaves nothing."""
+    server = new_server()
+    server.spawn()
+    wait_until(server.segments, "shared memory")
+    assert server.process is not None
+    server.process.send_signal(number)
+    assert server.wait() == 0, server.stderr()
+    assert server.segments() == []
+    assert "Traceback" not in server.stderr()
+
+
+def test_under_nohup_a_hangup_means_nothing(new_server: MakeServer) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = new_server().start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGHUP)
+    assert server.healthy()
+    assert server.terminate() == 0
+
+
+# The preflight starts 13 threads and ends them; then come the copy thread, ...
+@pytest.mark.parametrize("granted", [5, 13, 15])
+def test_a_thread_that_cannot_be_had(granted: int, tmp_path: Path) -> None:
+    """Whichever it is: the server ends, and nothing of it is left."""
+    name = f"kvtest_threads_{os.getpid()}_{granted}"
+    code = f"""
+import itertools, sys, threading
+from sidecar.cli import main
+number, start = itertools.count(), threading.Thread.start
+def refuse(thread):
+    if next(number) >= {granted}:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refuse
+sys.exit(main(sys.argv[1:]))
+"""
+    flags = ["--l1-size-gb", "0.1", "--shm-name", name, "--max-workers", "1"]
+    flags += ["--port", str(free_port()), "--http-port", str(free_port())]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "serve", *flags], text=True, capture_output=True, cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO)}, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert [path for path in SHM.iterdir() if name in path.name] == []
+    if granted < 13:
+        assert f"only {granted} of 13 threads can be started" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
 def test_sigterm_while_process_1_of_a_container_still_imports(tmp_path: Path) -> None:
     """The kernel lets no signal end it that it has no handler for."""
     namespace = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -95,6 +153,31 @@ def test_sigterm_while_process_1_of_a_container_still_imports(tmp_path: Path) ->
     finally:
         outer.kill()
         outer.wait()
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_standard_streams_that_cannot_be_written(
+    new_server: MakeServer, monkeypatch: pytest.MonkeyPatch, streams: str
+) -> None:
+    """Nobody hears its warning, and that is all. No file of the cache gets their numbers."""
+    shell = f"""sh -c 'exec "$0" -m sidecar serve "$@" {streams}' {sys.executable}"""
+    monkeypatch.setenv("KV_SIDECAR_SERVER_CMD", shell)
+    monkeypatch.setenv("KV_SIDECAR_NO_OPTION", "1")
+    server = new_server().start()
+    assert server.process is not None
+    for number in (1, 2):
+        target = os.readlink(f"/proc/{server.process.pid}/fd/{number}")
+        assert target in ("/dev/null", "/dev/full")
+    assert server.terminate() == 0
+
+
+def test_sigterm_while_somebody_sends_a_body(own_server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", own_server.http_port)) as peer:
+        head = b"POST /cache/clear HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"
+        peer.sendall(head)
+        assert own_server.healthy()
+        assert own_server.terminate() == 0
+    assert "Traceback" not in own_server.stderr()
 
 
 def test_requests_in_flight_are_answered_before_the_end(own_server: Server) -> None:

@@ -1,6 +1,7 @@
 """The client subcommands, against a small HTTP server."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -9,12 +10,13 @@ import threading
 import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from sidecar import __version__
 from sidecar.cli import main
-from tests.support.server import REPO
+from tests.support.server import REPO, wait_until
 
 
 class Fake(ThreadingHTTPServer):
@@ -158,6 +160,29 @@ def test_an_interrupt_is_no_traceback() -> None:
         _, complaint = waiting.communicate(timeout=30)
         peer.close()
     assert (waiting.returncode, complaint) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("imported", "arguments"), [("zmq", ["serve", "--l1-size-gb", "1"]), ("connectors", ["status"])]
+)
+def test_an_interrupt_while_it_imports_is_no_traceback(
+    tmp_path: Path, imported: str, arguments: list[str]
+) -> None:
+    importing = tmp_path / "importing"
+    slow = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\ntime.sleep(600)\n"
+    (tmp_path / f"{imported}.py").write_text(slow)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", *arguments],
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        # A background job of a shell ignores it, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_until(importing.exists, "the command imports")
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=30)[1] == b""
+    assert command.returncode == -signal.SIGINT
 
 
 def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:

@@ -13,6 +13,7 @@ ALLOWED = {
     "cache": set(),
     "wire": set(),
     "loop": set(),
+    "limits": set(),
     "config": {"tiers"},
     "telemetry": set(),
     "nixl": set(),
@@ -21,8 +22,8 @@ ALLOWED = {
     "handlers": {"cache", "engines", "tiers", "wire", "telemetry", "config"},
     "admin": {"config", "telemetry"},
     "app": {
-        *("admin", "cache", "config", "engines", "handlers", "loop", "telemetry", "tiers"),
-        "wire",
+        *("admin", "cache", "config", "engines", "handlers", "limits", "loop", "telemetry"),
+        *("tiers", "wire"),
     },
     "commands": {"admin", "app", "cache", "config", "tiers"},
     "cli": {"commands", "config"},

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache import arena as arena_module
+from sidecar.cache import segment as segment_module
 from sidecar.cache.arena import Arena
 from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.engines.mapping import MappedSegments, SegmentRefused
+from tests.support.disks import mounted
 from tests.support.server import wait_until
 
 MIB = 1 << 20
@@ -57,6 +59,78 @@ def test_somebody_elses_segment_is_left_alone(name: str) -> None:
     assert path.read_bytes() == b"theirs"
 
 
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link", "another user's"])
+def test_what_anybody_puts_into_shared_memory_keeps_no_server_from_starting(
+    name: str, kind: str
+) -> None:
+    """Under the name of a lock; it is left alone, and only a server of that name is refused."""
+    path, target = SHM_DIR / f"kv_sidecar_lock_{name}", SHM_DIR / f"target-{name}"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(target)
+    else:
+        path.touch(0o666)
+        if os.geteuid():
+            pytest.skip("only root gives files away")
+        os.chown(path, 12345, -1)
+    removed, foreign = remove_orphans()
+    assert path.name in foreign and f"lmcache_l1_pool_{name}" not in removed
+    with pytest.raises(SegmentError, match=f"{path} is not ours .*choose another --shm-name"):
+        Segment(name, MIB)
+    assert os.path.lexists(path) and not target.exists()
+    if kind == "directory":
+        path.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["directory", "another user's"])
+def test_what_stands_in_the_place_of_a_dead_servers_segment_is_left_alone(
+    name: str, kind: str
+) -> None:
+    lock_path, path = SHM_DIR / f"kv_sidecar_lock_{name}", SHM_DIR / f"lmcache_l1_pool_{name}"
+    lock_path.touch(0o600)
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.touch()
+        if os.geteuid():
+            pytest.skip("only root gives files away")
+        os.chown(path, 12345, -1)
+    assert path.name not in remove_orphans().removed
+    assert path.exists() and not lock_path.exists()
+    if kind == "directory":
+        path.rmdir()
+
+
+@pytest.mark.parametrize("step", ["ftruncate", "mmap"])
+def test_a_segment_that_cannot_be_had_leaves_nothing(
+    name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os if step == "ftruncate" else segment_module.mmap, step, fail)
+        with pytest.raises(SegmentError, match=r"cannot have 0\.00 GiB: Cannot allocate memory"):
+            Segment(name, MIB)
+    assert not list(SHM_DIR.glob(f"*{name}"))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    Segment(name, MIB).remove()
+
+
+def test_shared_memory_that_cannot_be_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mounted(tmp_path / "shm", "tmpfs", "-o", "ro") as shm:
+        monkeypatch.setattr(segment_module, "SHM_DIR", shm)
+        assert remove_orphans() == ([], [])
+        with pytest.raises(SegmentError, match=r"_lock_.* cannot be made: Read-only file system"):
+            Segment(name, MIB)
+
+
 def test_what_a_killed_owner_left_is_removed(name: str) -> None:
     code = (
         "import os, signal; from sidecar.cache.segment import Segment;"
@@ -64,7 +138,7 @@ def test_what_a_killed_owner_left_is_removed(name: str) -> None:
     )
     subprocess.run([sys.executable, "-c", code])
     alive = Segment(name + "-alive", MIB)
-    assert f"lmcache_l1_pool_{name}" in remove_orphans()
+    assert f"lmcache_l1_pool_{name}" in remove_orphans().removed
     assert not (SHM_DIR / f"lmcache_l1_pool_{name}").exists()
     assert (SHM_DIR / alive.name).exists()
     alive.remove()
@@ -103,24 +177,63 @@ def test_the_whole_arena_becomes_usable(name: str) -> None:
 def test_parts_become_usable_in_turn(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first has one piece less. At the end /dev/shm is full."""
+    """The first has one piece less."""
     segment = Segment(name, 322 * MIB)
-    arena, asked = Arena(segment, parts=2), []
+    arena, usable = Arena(segment, parts=2), []
+    monkeypatch.setattr(os, "posix_fallocate", lambda fd, offset, size: None)
+    monkeypatch.setattr(arena_module, "fill_page_tables", lambda region: None)
+    arena.start_populating(lambda offset, size: usable.append(offset // MIB))
+    wait_until(lambda: len(usable) == 6, "the last piece")
+    arena.stop_populating()
+    assert usable == [0, 128, 64, 192, 256, 320]
+    segment.remove()
+
+
+@pytest.mark.parametrize("full_from", [0, 1, 2])
+def test_the_arena_grows_on_when_shared_memory_has_room_again(
+    name: str, full_from: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the first piece finds it full, or one in the background."""
+    segment = Segment(name, 150 * MIB)
+    arena, usable = Arena(segment), []
+    room, refused = threading.Event(), threading.Semaphore(0)
 
     def fallocate(fd: int, offset: int, size: int) -> None:
-        asked.append(offset // MIB)
-        if offset == 256 * MIB:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if offset >= full_from * arena_module.PIECE_BYTES and not room.is_set():
+            refused.release()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
     monkeypatch.setattr(arena_module, "fill_page_tables", lambda region: None)
-    usable: list[int] = []
+    monkeypatch.setattr(arena_module, "_RETRY_SECONDS", 0.01)
     arena.start_populating(lambda offset, size: usable.append(offset // MIB))
-    wait_until(lambda: len(asked) == 5, "the last piece but one")
+    for _ in range(3):
+        assert refused.acquire(timeout=60)
+    assert len(usable) == full_from
+    room.set()
+    wait_until(lambda: usable == [0, 64, 128], "the whole arena")
     arena.stop_populating()
-    assert asked == [0, 128, 64, 192, 256]
-    assert usable == asked[:4]
-    assert f"the L1 stops at {256 * MIB} of {322 * MIB} bytes: /dev/shm" in caplog.text
+    assert [record.message for record in caplog.records] == [
+        f"the L1 stops at {full_from * 64 * MIB} of {150 * MIB} bytes: /dev/shm: "
+        "No space left on device; it grows on when there is room",
+        "the L1 grows on: /dev/shm has room again",
+    ]
+    segment.remove()
+
+
+def test_an_arena_that_waits_for_room_can_be_stopped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment(name, MIB)
+
+    def fallocate(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    monkeypatch.setattr(arena_module, "_RETRY_SECONDS", 600.0)
+    arena = Arena(segment)
+    arena.start_populating(lambda offset, size: None)
+    arena.stop_populating()
     segment.remove()
 
 

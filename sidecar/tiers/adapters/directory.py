@@ -6,7 +6,6 @@
 <base>/.kv-sidecar.lock                               held by the one server that owns this
 """
 
-import errno
 import io
 import logging
 import os
@@ -210,10 +209,7 @@ class Files:
             os.makedirs(directory, 0o700, exist_ok=True)
         if self.shared:
             return
-        path = f"{self._base}/.kv-sidecar.lock"
-        self._lock_fd = lock(Path(path))
-        if self._lock_fd is None and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        self._lock_fd = lock(Path(f"{self._base}/.kv-sidecar.lock"))
         if self._lock_fd is None:
             raise AdapterUnusable(
                 f"{self._base} is in use by another kv-sidecar: "

@@ -1,0 +1,38 @@
+"""What the operating system grants this process: descriptors and threads."""
+
+import resource
+import threading
+
+# Beyond, the kernel's table alone takes megabytes, and some libraries have one of their own.
+_MOST_DESCRIPTORS = 1 << 20
+
+
+def raise_descriptor_limit() -> None:
+    """Every connection and open file takes a descriptor: as many as may be, not the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_threads(count: int) -> None:
+    """Raises OSError unless `count` more threads can run.
+
+    libzmq aborts the process where it gets none, and an abort cleans nothing up.
+    """
+    enough = threading.Event()
+    threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(count)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        raise OSError(
+            f"only {len(started)} of {count} threads can be started: raise the limit of processes "
+            "(ulimit -u, docker --pids-limit)"
+        ) from None
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
