@@ -1,5 +1,6 @@
-"""What holds for every request: who may ask, a bounded body, and the headers of an answer."""
+"""What holds for every request: who may ask, bounded bodies, and the headers of an answer."""
 
+import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -8,35 +9,48 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sidecar.admin.origin import objection
+from sidecar.admin.origin import Names, objection
 
 # A prefetch names up to a million tokens.
 MAX_BODY_BYTES = 10 << 20
+# Of all requests that are under way together.
+MAX_BODIES_BYTES = 4 * MAX_BODY_BYTES
 
 
 class Boundary:
     """ASGI middleware around a whole application."""
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        """`host` is where the application is configured to listen."""
+    def __init__(self, app: ASGIApp, names: Names) -> None:
+        """`names` are those of the server."""
         self._app = app
-        self._host = host
+        self._names = names
+        self._body_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 403; a body beyond ``MAX_BODY_BYTES`` becomes a 413."""
+        """Pass the request on, or answer 403; a body beyond ``MAX_BODY_BYTES`` becomes a 413.
+
+        Too many bodies together become a 503, and so does what is cut off by the server's end.
+        """
         received = 0
+        has_begun = False
 
         async def receive_bounded() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._body_bytes += size
             if received > MAX_BODY_BYTES:
                 detail = f"the body has more than {MAX_BODY_BYTES} bytes"
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+            if self._body_bytes > MAX_BODIES_BYTES:
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests")
             return message
 
         async def send_dated(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 headers = MutableHeaders(scope=message)
                 # The HTTP server itself would need a timer to know the date.
                 headers["date"] = formatdate(usegmt=True)
@@ -44,6 +58,16 @@ class Boundary:
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
 
-        refused = objection(scope["method"], Headers(scope=scope), scope["server"][0], self._host)
+        if scope["method"] == "HEAD":
+            # Whatever can be got; the HTTP server leaves the body out.
+            scope = {**scope, "method": "GET"}
+        refused = objection(scope["method"], Headers(scope=scope), scope["server"][0], self._names)
         answer = JSONResponse({"detail": refused}, HTTPStatus.FORBIDDEN) if refused else self._app
-        await answer(scope, receive_bounded, send_dated)
+        try:
+            await answer(scope, receive_bounded, send_dated)
+        except asyncio.CancelledError:
+            if not has_begun:
+                stopping = JSONResponse({"detail": "shutting down"}, HTTPStatus.SERVICE_UNAVAILABLE)
+                await stopping(scope, receive, send_dated)
+        finally:
+            self._body_bytes -= received

@@ -1,4 +1,4 @@
-"""Connections that say nothing, or do not read, must not keep those out that ask for health."""
+"""One HTTP connection: no peer may keep it open by saying nothing, or by not reading."""
 
 import asyncio
 
@@ -11,17 +11,36 @@ class ImpatientProtocol(H11Protocol):
     """uvicorn's HTTP, cut off whenever it is the peer's turn for ``PATIENCE_SECONDS``.
 
     uvicorn itself waits forever for a request's first byte, for the rest of it, and for an answer
-    to be read, and each such connection counts against its limit.
+    to be read.
     """
 
+    heard = 0.0  # the event loop's time at which the peer said something last
     _deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the peer's turn: to ask, to go on asking, or to read."""
+        cycle = self.cycle
+        ours = cycle and not cycle.more_body and not cycle.response_complete
+        return self.flow.write_paused or not ours
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.heard = self.loop.time()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
         super().data_received(data)
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forgive()
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -33,10 +52,16 @@ class ImpatientProtocol(H11Protocol):
         self._forgive()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server stops: what is being answered is finished, what is half asked is not."""
+        if self.waits:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _watch(self) -> None:
-        cycle = self.cycle
-        if cycle and not cycle.more_body and not cycle.response_complete:
-            self._forgive()  # it is our turn
+        if not self.waits:
+            self._forgive()
         elif self._deadline is None:
             self._deadline = self.loop.call_later(PATIENCE_SECONDS, self.transport.abort)
 

@@ -1,6 +1,7 @@
 """True health: not that the process exists, but that it would answer a worker now."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
@@ -23,9 +24,28 @@ def unhealthy_reason(service: Service, loop: WireLoop) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-async def health_response(service: Service, loop: WireLoop) -> Response:
-    """200, or 503 with the reason."""
-    reason = await asyncio.to_thread(unhealthy_reason, service, loop)
-    if reason is None:
-        return JSONResponse({"status": "healthy"})
-    return JSONResponse({"status": "unhealthy", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+class Health:
+    """Asks on a thread of its own, once for all who want to know: no request is in its way."""
+
+    def __init__(self, service: Service, loop: WireLoop) -> None:
+        self._service = service
+        self._loop = loop
+        self._thread = ThreadPoolExecutor(1, "health")
+        self._asking: asyncio.Future[str | None] | None = None
+
+    async def reason(self) -> str | None:
+        """None, or why the server would not answer a worker now."""
+        if self._asking is None or self._asking.done():
+            events = asyncio.get_running_loop()
+            self._asking = events.run_in_executor(
+                self._thread, unhealthy_reason, self._service, self._loop
+            )
+        return await asyncio.shield(self._asking)
+
+    async def response(self) -> Response:
+        """200, or 503 with the reason."""
+        reason = await self.reason()
+        if reason is None:
+            return JSONResponse({"status": "healthy"})
+        content = {"status": "unhealthy", "reason": reason}
+        return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE)

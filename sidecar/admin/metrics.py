@@ -1,7 +1,6 @@
 """``GET /metrics``, on the admin port and on a port of its own that changes nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -9,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from sidecar.admin.health import Health
 from sidecar.telemetry import Telemetry
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,9 +22,7 @@ async def metrics_response(telemetry: Telemetry) -> Response:
     return Response(page, headers={"content-type": _CONTENT_TYPE})
 
 
-def create_metrics_app(
-    telemetry: Telemetry, health: Callable[[], Awaitable[Response]]
-) -> Starlette:
+def create_metrics_app(telemetry: Telemetry, health: Health) -> Starlette:
     """An application that knows ``/metrics`` and ``/healthcheck``, and nothing else.
 
     For scrapers and for the kubelet's probes: whoever reaches it can change nothing.
@@ -34,6 +32,6 @@ def create_metrics_app(
         return await metrics_response(telemetry)
 
     async def healthcheck(_: Request) -> Response:
-        return await health()
+        return await health.response()
 
     return Starlette(routes=[Route("/metrics", metrics), Route("/healthcheck", healthcheck)])

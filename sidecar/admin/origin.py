@@ -1,16 +1,34 @@
 """No page of another site acts through a browser that runs on a machine which reaches the port."""
 
+import contextlib
 import ipaddress
 import socket
+import threading
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
-def objection(
-    method: str, headers: Mapping[str, str], reached: str, configured_host: str
-) -> str | None:
+class Names:
+    """The names of a server that is configured to listen on ``host``, ports left out."""
+
+    def __init__(self, host: str) -> None:
+        self._known = {"localhost", host.lower(), socket.gethostname().lower()}
+        # A resolver may take its time: until it has answered there is one name less.
+        threading.Thread(target=self._add_full_name, name="full-name", daemon=True).start()
+
+    def __contains__(self, name: str) -> bool:
+        name = name.lower().rstrip(".")
+        return name in self._known or name.endswith(".localhost") or _is_address(name)
+
+    def _add_full_name(self) -> None:
+        with contextlib.suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(socket.gethostname(), None, flags=socket.AI_CANONNAME)
+            self._known |= {name.lower().rstrip(".") for *_, name, _ in found if name}
+
+
+def objection(method: str, headers: Mapping[str, str], reached: str, names: Names) -> str | None:
     """Why a request is refused, None if it is not.
 
     A browser sends any site's POST without asking, with that site as its `Origin`. And a site
@@ -19,7 +37,7 @@ def objection(
     elsewhere nobody knows the names under which a server is known.
     """
     host = headers.get("host", "")
-    if host and _is_loopback(reached) and not _is_ours(host, configured_host):
+    if host and _is_loopback(reached) and _name(host) not in names:
         return f"the request is for {host!r}, which is no name of this server"
     origin = headers.get("origin")
     if origin is not None and method not in _READING and origin.partition("://")[2] != host:
@@ -32,14 +50,12 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
-def _is_ours(host: str, configured_host: str) -> bool:
+def _name(host: str) -> str:
+    """A `Host` without its port; empty if it is none."""
     try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
-        return False
-    if name in ("localhost", configured_host.lower(), socket.gethostname().lower()):
-        return True
-    return name.endswith(".localhost") or _is_address(name)
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -17,7 +17,7 @@ from sidecar import __version__
 from sidecar.admin import checksums, dashboard, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.core import Service, WireLoop
-from sidecar.admin.health import health_response, unhealthy_reason
+from sidecar.admin.health import Health
 from sidecar.admin.metrics import metrics_response
 from sidecar.config import Config
 from sidecar.config.show import by_group
@@ -39,11 +39,13 @@ class ClearRequest(BaseModel):
     force: bool = False
 
 
-def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Telemetry) -> FastAPI:
+def create_app(
+    config: Config, service: Service, loop: WireLoop, telemetry: Telemetry, health: Health
+) -> FastAPI:
     """The application; it holds no state of its own."""
     # No pages that load scripts from elsewhere; /openapi.json tells the same.
     app = FastAPI(title="kv-sidecar", version=__version__, docs_url=None, redoc_url=None)
-    routes = _Routes(config, service, loop, telemetry)
+    routes = _Routes(config, service, loop, telemetry, health)
     for paths, method, handler in (
         (("/healthcheck", "/api/healthcheck"), "GET", routes.healthcheck),
         (("/status", "/api/status"), "GET", routes.status),
@@ -57,7 +59,7 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
     ):
         for path in paths:
             app.add_api_route(path, handler, methods=[method], response_model=None)
-    dashboard.add_routes(app, config, service, routes.on_loop, routes.unhealthy_reason)
+    dashboard.add_routes(app, config, service, routes.on_loop, health.reason)
     objects.add_routes(app, service, routes.on_loop)
     prefetches.add_routes(app, service, routes.on_loop)
     app.add_exception_handler(RequestValidationError, _bad_input)
@@ -67,19 +69,25 @@ def create_app(config: Config, service: Service, loop: WireLoop, telemetry: Tele
 
 class _Routes:
     def __init__(
-        self, config: Config, service: Service, loop: WireLoop, telemetry: Telemetry
+        self,
+        config: Config,
+        service: Service,
+        loop: WireLoop,
+        telemetry: Telemetry,
+        health: Health,
     ) -> None:
         self._config = config
         self._service = service
         self._loop = loop
         self._telemetry = telemetry
+        self._health = health
         self._began = time.monotonic()
 
     async def healthcheck(self) -> Response:
-        return await health_response(self._service, self._loop)
+        return await self._health.response()
 
     async def status(self) -> Response:
-        unhealthy = await self.unhealthy_reason()
+        unhealthy = await self._health.reason()
         try:
             snapshot = await self.on_loop(self._service.snapshot)
         except TimeoutError:
@@ -139,10 +147,6 @@ class _Routes:
         except TimeoutError:
             return _unavailable("the blocks were not hashed in time")
         return JSONResponse(checksums.reply(body, hashed))
-
-    async def unhealthy_reason(self) -> str | None:
-        """None, or why the server would not answer a worker now."""
-        return await asyncio.to_thread(unhealthy_reason, self._service, self._loop)
 
     async def on_loop(self, fn: Callable[[], T]) -> T:
         """What `fn` returns or raises on the wire thread; TimeoutError if it does not answer."""

@@ -87,19 +87,19 @@ class AdminServer:
 
     async def _serve(self) -> None:
         from sidecar.admin.boundary import Boundary
-        from sidecar.admin.health import health_response
+        from sidecar.admin.health import Health
         from sidecar.admin.metrics import create_metrics_app
+        from sidecar.admin.origin import Names
         from sidecar.admin.routes import create_app
         from sidecar.admin.web import serve
 
         healthy = partial(unhealthy_reason, self._service, self._loop)
         self._telemetry.gauge_source("healthy", lambda: int(healthy() is None))
         self._telemetry.start()
-        config = self._config
-        app = create_app(config, self._service, self._loop, self._telemetry)
-        sites = [(Boundary(app, config.http_host), self._admin)]
+        config, health = self._config, Health(self._service, self._loop)
+        app = create_app(config, self._service, self._loop, self._telemetry, health)
+        sites = [(Boundary(app, Names(config.http_host)), self._admin)]
         if self._metrics:
-            health = partial(health_response, self._service, self._loop)
             metrics = create_metrics_app(self._telemetry, health)
-            sites.append((Boundary(metrics, config.prometheus_host), self._metrics))
+            sites.append((Boundary(metrics, Names(config.prometheus_host)), self._metrics))
         await serve(sites, self._stop, self._started.set)

@@ -3,13 +3,13 @@
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from sidecar.admin.acceptor import Acceptor
 from sidecar.admin.connections import ImpatientProtocol
-
-_OPEN_CONNECTIONS = 64
 
 
 async def serve(
@@ -29,7 +29,9 @@ async def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its timer, which wakes ten times a second to look for a stop."""
+    """uvicorn with an acceptor of our own, and without its timer, which wakes ten times a second
+    to look for a stop.
+    """
 
     def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
         super().__init__(
@@ -45,13 +47,26 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                limit_concurrency=_OPEN_CONNECTIONS,
                 timeout_graceful_shutdown=1,
             )
         )
         self._stop = stop
         self.accepting = asyncio.Event()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # All of this server's are of this kind.
+        connections = cast("set[ImpatientProtocol]", self.server_state.connections)
+        self.servers = []
+        self._acceptor = Acceptor(sockets or [], self._protocol, connections)
+        self.started = True
+
     async def main_loop(self) -> None:
         self.accepting.set()
         await self._stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> ImpatientProtocol:
+        return ImpatientProtocol(self.config, self.server_state, self.lifespan.state)

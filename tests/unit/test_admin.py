@@ -202,6 +202,13 @@ def test_answers_carry_a_date_and_are_not_cached(site: Site) -> None:
     assert headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("path", ["/healthcheck", "/status", "/metrics", "/", "/version"])
+def test_head_is_get_without_the_body(site: Site, path: str) -> None:
+    head, got = site.http.head(path), site.http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
 def test_a_failing_route_does_not_end_the_server(site: Site) -> None:
     site.service.workers = [{"kind": "handle"}]
     assert site.http.get("/status").status_code == 500

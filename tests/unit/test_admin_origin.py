@@ -1,13 +1,16 @@
 """What a page of another site can do through a browser on this machine: nothing."""
 
 import socket
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
-from sidecar.admin.origin import objection
+from sidecar.admin.origin import Names, objection
 from tests.support.admin_site import Site
+from tests.support.server import wait_until
 from tests.unit.test_admin_server import free_port
 
 
@@ -74,6 +77,24 @@ def test_names_of_this_machine(site: Site, name: str) -> None:
     assert site.http.get("/healthcheck", headers={"host": name}).status_code == 200
 
 
+def test_the_full_name_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hostname -f` has it; who asks before the resolver has answered is told no."""
+    answered = threading.Event()
+
+    def resolve(host: str, *_: object, **__: object) -> list[Any]:
+        assert host == socket.gethostname() and answered.wait(30)
+        return [(2, 1, 6, "Node7.Cluster.Example.", ("127.0.1.1", 0)), (2, 2, 17, "", ())]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    names = Names("127.0.0.1")
+    assert "node7.cluster.example" not in names
+    answered.set()
+    wait_until(lambda: "NODE7.cluster.example." in names, "the resolver")
+    headers = {"host": "node7.cluster.example:9464"}
+    assert objection("GET", headers, "127.0.0.1", names) is None
+    assert objection("GET", {"host": "cluster.example"}, "127.0.0.1", names) is not None
+
+
 @pytest.mark.parametrize(
     ("reached", "configured", "is_refused"),
     [
@@ -87,7 +108,7 @@ def test_names_of_this_machine(site: Site, name: str) -> None:
     ],
 )
 def test_other_names_by_where_they_arrive(reached: str, configured: str, is_refused: bool) -> None:
-    told = objection("GET", {"host": "cache.lan:8080"}, reached, configured)
+    told = objection("GET", {"host": "cache.lan:8080"}, reached, Names(configured))
     assert (told is not None) == is_refused
 
 

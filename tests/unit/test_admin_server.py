@@ -28,6 +28,7 @@ def test_metrics_and_health_on_their_own_port_alone() -> None:
     reply = httpx.get(f"{url}/healthcheck")
     assert (reply.status_code, reply.json()["reason"]) == (503, "shutting down")
     assert httpx.post(f"{url}/healthcheck").status_code == 405
+    assert httpx.head(f"{url}/healthcheck").status_code == 503
     for path in ("/", "/status", "/config"):
         assert httpx.get(url + path).status_code == 404
     assert httpx.post(f"{url}/cache/clear").status_code == 404
