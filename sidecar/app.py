@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
-import zmq
-
 from sidecar.admin import AdminServer
 from sidecar.cache.arena import Arena
 from sidecar.cache.entry import Entry
@@ -50,8 +48,8 @@ _STOP_SIGNALS = (
     *(signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
     *(signal.SIGXCPU, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
 )
-# libzmq's two, populate, admin, and those that answer HTTP.
-_OTHER_THREADS = 12
+# Populate, admin, and those that answer HTTP.
+_OTHER_THREADS = 10
 _DRAIN_SECONDS = 5.0
 # What is queued for L2 gets more time: it is lost otherwise.
 _L2_DRAIN_SECONDS = 15.0
@@ -60,6 +58,7 @@ _PAUSE_SECONDS = 0.02
 # Half of the clients' default heartbeat. A worker whose ping is not answered in time gives up
 # what it has in flight and uses its blocks for something else, while we still copy them.
 _STALL_SECONDS = 5.0
+_UNANSWERED_SECONDS = 10.0  # the heartbeat itself: by then it has happened, whatever the reason
 _DRAIN_POLL_SECONDS = 0.02
 _LAST_REQUESTS_SECONDS = 0.1
 _SWITCH_INTERVAL_SECONDS = 0.0005
@@ -119,10 +118,12 @@ class App:
         self._arena.start_populating(
             lambda offset, size: self._loop.post(partial(self._service.grow, offset, size))
         )
-        self._loop.add_reader(self._endpoint.socket, self._endpoint.on_readable)
+        self._loop.add_reader(self._endpoint.fileno(), self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
+        self._loop.every(TICK_SECONDS, self._endpoint.tick)
         self._loop.every(SAMPLE_SECONDS, self._service.history.sample)
-        self._loop.watch_for_stalls(_STALL_SECONDS, self._service.on_stall)
+        self._loop.watch_for_stalls(_STALL_SECONDS, _UNANSWERED_SECONDS, self._service.on_stall)
+        self._loop.count_failures(partial(self._core.refusals.add, "callback", "internal_error"))
         self._core.tiers.start()
         self._announce()
 
@@ -191,6 +192,7 @@ class App:
             self._config.max_message_mb << 20,
             core.refusals.add,
             on_answered,
+            self._loop.post,
         )
 
     def _on_evicted(self, entry: Entry, now: float) -> None:
@@ -274,14 +276,8 @@ def serve(config: Config) -> int:
         log.info("%d names in %s are not ours, such as %s", len(foreign), SHM_DIR, foreign[0])
     try:
         app = App(config)
-    except (SegmentError, AdapterUnusable, OSError, zmq.ZMQError) as error:
-        print(f"kv-sidecar: {_explain(error, config)}", file=sys.stderr)
+    except (SegmentError, AdapterUnusable, OSError) as error:
+        print(f"kv-sidecar: {error}", file=sys.stderr)
         return 1
     app.run()
     return 0
-
-
-def _explain(error: Exception, config: Config) -> str:
-    if isinstance(error, zmq.ZMQError):
-        return f"cannot listen on {wire_url(config)}: {error.strerror}"
-    return str(error)

@@ -7,42 +7,47 @@ lock. Other threads hand their results in with `post`, or ask with `call`.
 import heapq
 import itertools
 import logging
+import math
 import os
+import select
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
-
-import zmq
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_POSTED_A_TURN = 256
+# What is due runs for so long in a turn at most; then it is the sockets' turn again.
+_TURN_SECONDS = 0.05
+_LONGEST_POLL_SECONDS = 60.0
 
 
 class Loop:
-    """A poll loop over ZMQ sockets with timers. `run` it on one thread and stay there."""
+    """A poll loop over descriptors with timers. `run` it on one thread and stay there."""
 
     def __init__(self) -> None:
-        self._poller = zmq.Poller()
-        self._readers: dict[Any, Callable[[], None]] = {}
+        self._poll = select.poll()
+        self._readers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._posted: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller.register(self._wake, zmq.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
         self._running = True
-        self._stall_seconds = float("inf")
+        self._turn_began = time.monotonic(), time.thread_time()
+        self._stall_seconds = self._unanswered_seconds = float("inf")
         self._on_stall: Callable[[], None] = lambda: None
+        self._on_failure: Callable[[str], None] = lambda detail: None
 
-    def add_reader(self, socket: "zmq.Socket[bytes]", callback: Callable[[], None]) -> None:
-        self._poller.register(socket, zmq.POLLIN)
-        self._readers[socket] = callback
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        """Run `callback` in every turn in which the descriptor `fd` is readable."""
+        self._poll.register(fd, select.POLLIN)
+        self._readers[fd] = callback
 
-    def remove_reader(self, socket: "zmq.Socket[bytes]") -> None:
-        self._poller.unregister(socket)
-        del self._readers[socket]
+    def remove_reader(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._readers[fd]
 
     def post(self, callback: Callable[[], None]) -> None:
         """Run `callback` on the loop thread soon. Any thread, signal handlers included."""
@@ -74,8 +79,11 @@ class Loop:
             return future.result()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Run `callback` after `delay` seconds. Loop thread only."""
-        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), callback))
+        """Run `callback` after `delay` seconds. Loop thread only. Raises ValueError for NaN."""
+        due = time.monotonic() + delay
+        if math.isnan(due):
+            raise ValueError("a timer needs a time")
+        heapq.heappush(self._timers, (due, next(self._order), callback))
 
     def every(self, interval: float, callback: Callable[[], None]) -> None:
         """Run `callback` every `interval` seconds, for as long as the loop runs."""
@@ -86,27 +94,33 @@ class Loop:
 
         self.call_later(interval, tick)
 
-    def watch_for_stalls(self, seconds: float, on_stall: Callable[[], None]) -> None:
-        """Call `on_stall` when the process has not run for `seconds`, before anything else.
+    def watch_for_stalls(
+        self, stall_seconds: float, unanswered_seconds: float, on_stall: Callable[[], None]
+    ) -> None:
+        """Call `on_stall` when the process stood still for `stall_seconds`, before anything else.
 
+        The time in which this thread worked does not count, unless a turn took as long as
+        `unanswered_seconds`: whoever asked meanwhile has given up, whatever the reason was.
         To be told in time there must be a timer that is due more often.
         """
-        self._stall_seconds, self._on_stall = seconds, on_stall
+        self._stall_seconds, self._unanswered_seconds = stall_seconds, unanswered_seconds
+        self._on_stall = on_stall
+
+    def count_failures(self, on_failure: Callable[[str], None]) -> None:
+        """Call `on_failure(detail)` for every callback that raises."""
+        self._on_failure = on_failure
 
     def run(self) -> None:
-        """Serve until `stop`. A callback that raises is logged and costs nobody else."""
-        turn = time.monotonic()
+        """Serve until `stop`. A callback that raises is logged, counted and costs nobody else."""
+        self._turn_began = time.monotonic(), time.thread_time()
         while self._running:
-            ready = self._poller.poll(self._poll_timeout_ms())
-            last, turn = turn, time.monotonic()
-            if turn - last > self._stall_seconds:
-                log.error("the server did not run for %.1f s", turn - last)
-                self._guard(self._on_stall)
-            for socket, _ in ready:
-                if socket == self._wake:
+            ready = self._poll.poll(self._poll_timeout_ms())
+            self._look_for_stall()
+            for fd, _ in ready:
+                if fd == self._wake:
                     os.eventfd_read(self._wake)
-                else:
-                    self._guard(self._readers[socket])
+                elif fd in self._readers:
+                    self._guard(self._readers[fd])
             self._run_posted()
             self._run_timers()
 
@@ -114,25 +128,39 @@ class Loop:
         """Make `run` return after the current turn. Loop thread only."""
         self._running = False
 
+    def _look_for_stall(self) -> None:
+        began, worked = self._turn_began
+        self._turn_began = time.monotonic(), time.thread_time()
+        away = self._turn_began[0] - began
+        stood_still = away - (self._turn_began[1] - worked)
+        if stood_still > self._stall_seconds or away > self._unanswered_seconds:
+            log.error("the server did not run for %.1f s of %.1f s", stood_still, away)
+            self._guard(self._on_stall)
+
     def _poll_timeout_ms(self) -> int | None:
         if self._posted:
             return 0
         if not self._timers:
             return None
-        return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
+        wait = min(self._timers[0][0] - time.monotonic(), _LONGEST_POLL_SECONDS)
+        return max(0, int(wait * 1000) + 1)
 
     def _run_posted(self) -> None:
-        # A bounded share of a turn: work that posts more work must not starve the sockets.
-        for _ in range(min(len(self._posted), _POSTED_A_TURN)):
+        # Work that posts more work must not starve the sockets.
+        until = time.monotonic() + _TURN_SECONDS
+        for _ in range(len(self._posted)):
             self._guard(self._posted.popleft())
+            if time.monotonic() > until:
+                break
 
     def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        until = time.monotonic() + _TURN_SECONDS
+        while self._timers and self._timers[0][0] <= time.monotonic() <= until:
             self._guard(heapq.heappop(self._timers)[2])
 
-    @staticmethod
-    def _guard(callback: Callable[[], None]) -> None:
+    def _guard(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception:
+        except Exception as error:
             log.exception("a callback of the wire loop failed")
+            self._on_failure(repr(error))

@@ -8,11 +8,11 @@ from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
-from sidecar.wire.messages import CacheKey, blocks_by_group
+from sidecar.wire.messages import CacheKey
 
 
 def block_tables(
-    core: Core, instance: Instance, key: CacheKey, block_ids: list[list[int] | int]
+    core: Core, instance: Instance, key: CacheKey, block_ids: list[list[int]]
 ) -> list[Blocks]:
     """The block ids of `[start, end)`: by group, an array [chunks, blocks a chunk].
 
@@ -20,17 +20,16 @@ def block_tables(
     """
     assert instance.layout is not None
     groups, chunks = instance.layout.groups, len(core.aligned_range(key))
-    by_group = blocks_by_group(block_ids)
-    if len(by_group) != len(groups):
-        raise Refused("bad_blocks", f"{len(by_group)} block lists, {len(groups)} groups")
-    for group, blocks in zip(groups, by_group, strict=True):
+    if len(block_ids) != len(groups):
+        raise Refused("bad_blocks", f"{len(block_ids)} block lists, {len(groups)} groups")
+    for group, blocks in zip(groups, block_ids, strict=True):
         if len(blocks) != chunks * group.blocks_per_chunk:
             raise Refused("bad_blocks", f"{len(blocks)} block ids for {chunks} chunks")
         if blocks and max(blocks) >= group.blocks:
             raise Refused("bad_blocks", f"block {max(blocks)} of {group.blocks}")
     return [
         np.array(blocks, np.int64).reshape(chunks, group.blocks_per_chunk)
-        for group, blocks in zip(groups, by_group, strict=True)
+        for group, blocks in zip(groups, block_ids, strict=True)
     ]
 
 

@@ -28,7 +28,7 @@ class Retrieves:
         request: Request,
         key: CacheKey,
         instance_id: int,
-        block_ids: list[list[int] | int],
+        block_ids: list[list[int]],
         event: bytes,
         skip_first_n_tokens: int,
     ) -> Any:

@@ -44,7 +44,7 @@ class Stores:
         request: Request,
         key: CacheKey,
         instance_id: int,
-        block_ids: list[list[int] | int],
+        block_ids: list[list[int]],
         event: bytes,
     ) -> Any:
         """Copy `[start, end)` into the arena or into files and publish it, then answer.

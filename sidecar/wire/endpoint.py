@@ -1,34 +1,29 @@
-"""The ROUTER socket: receive, decode, dispatch, answer.
+"""Operations on the wire: decode, dispatch, answer.
 
-Frames in: `[identity, uid, op, payload...]`; out: `[identity, uid, op]` and at most one value
+Frames of a request: `[uid, op, payload...]`; of its answer: `[uid, op]` and at most one value
 frame, uid and op echoed byte for byte (section 1 of the protocol notes). Whatever a peer
 sends, it gets the operation's negative at worst, and nobody else notices.
 """
 
-import errno
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import msgspec
-import zmq
 
+from sidecar.wire.listener import Listener
 from sidecar.wire.messages import BadPayload
 from sidecar.wire.operations import Operation, OperationTable
+from sidecar.wire.router import Router
+from sidecar.wire.zmtp import Message
 
 log = logging.getLogger(__name__)
 
 DEFERRED: Final = object()
-_FRAMES_A_TURN = 256
-_MAX_FRAMES = 3 + 8 + 1  # identity, uid, op; payloads; one too many
-_SEND_QUEUE = 10_000
-# A uid that no client ever counts up to: its reply is ignored, but sending it tells whether
-# the peer is still connected.
-_PROBE = [msgspec.msgpack.encode(2**63 - 1), msgspec.msgpack.encode("noop")]
+_MAX_FRAMES = 2 + 8 + 1  # uid, op; payloads; one too many
+_LINGER_SECONDS = 0.5
 
 
 class Refused(Exception):
@@ -40,7 +35,11 @@ class Refused(Exception):
 
 
 class Request:
-    """One request under way. Exactly one answer goes out, whoever gives it first."""
+    """One request under way. Exactly one answer goes out, whoever gives it first.
+
+    One that is dropped without an answer, because a callback that had to give it failed, is
+    refused when its last reference goes.
+    """
 
     __slots__ = (
         *("_endpoint", "_op_frame", "_uid"),
@@ -76,12 +75,16 @@ class Request:
         """Whether who asked still has its connection: without it, it gives up its requests."""
         return self._endpoint.is_connected(self.client)
 
+    def __del__(self) -> None:
+        if not self.answered:
+            self._endpoint.post(partial(self.refuse, "internal_error", "dropped"))
+
     def _send(self, value: bytes | None, refusal: str = "") -> bool:
         if self.answered:
             return False
         self.answered = True
-        frames = [self.client, self._uid, self._op_frame]
-        sent = self._endpoint.send(frames if value is None else [*frames, value])
+        frames = [self._uid, self._op_frame]
+        sent = self._endpoint.send(self.client, frames if value is None else [*frames, value])
         self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
         if self.on_end is not None:
             self.on_end(refusal)
@@ -89,11 +92,12 @@ class Request:
 
 
 class Endpoint:
-    """One listening ROUTER socket and the operations that are served on it.
+    """The operations that are served to all who connect.
 
     `handlers` maps operation names to `handler(request, *payloads)`, which returns the value
     to reply, returns DEFERRED and replies later, or raises Refused or BadPayload.
     `on_refused(operation, reason, detail)` and `on_answered(operation, seconds)` observe.
+    `post` runs a callback on the loop thread soon.
     """
 
     def __init__(
@@ -103,104 +107,50 @@ class Endpoint:
         max_message_bytes: int,
         on_refused: Callable[[str, str, str], None],
         on_answered: Callable[[str, float], None],
+        post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._table = table
         self._handlers = handlers
         self.on_refused = on_refused
         self.on_answered = on_answered
-        self._path: Path | None = None  # of the Unix socket, if it is one
-        self._frames: list[bytes] = []  # of the message that is being received
-        self._context = zmq.Context()
-        self.socket = self._context.socket(zmq.ROUTER)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.LINGER, 500)
-        self.socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
-        # The only bound that holds before the bytes are in memory; libzmq drops the peer.
-        self.socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        self.socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        self.socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-        self.socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-        self.socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        self.post = post
+        self._router = Router(
+            max_message_bytes, _MAX_FRAMES, self._serve, partial(on_refused, "connection"), post
+        )
+        self.fileno = self._router.fileno
+        self.on_readable = self._router.on_readable
+        self.send = self._router.send
+        self.is_connected = self._router.is_connected
+        self.tick = self._router.tick
 
     def bind(self, url: str, ipc_mode: int) -> None:
-        """Listen on `url`. Raises zmq.ZMQError or OSError if that cannot be; it is closed then.
+        """Listen on `url`. Raises OSError if that cannot be.
 
-        `ipc_mode` is the permission of a Unix socket; it is narrow from its first moment.
+        `ipc_mode` is the permission of a Unix socket.
         """
-        try:
-            if url.startswith("ipc://"):
-                self._bind_unix(url, ipc_mode)
-            else:
-                self.socket.bind(url)
-        except (OSError, zmq.ZMQError):
-            self.close()
-            raise
-
-    def _bind_unix(self, url: str, mode: int) -> None:
-        path = Path(url.removeprefix("ipc://"))
-        _refuse_live_socket(path)
-        self._path = path
-        old_mask = os.umask(0o777 & ~mode)
-        try:
-            self.socket.bind(url)
-        finally:
-            os.umask(old_mask)
-
-    def on_readable(self) -> None:
-        """Serve what has arrived, a bounded number of frames.
-
-        A message may have millions of them: only as many are kept as an operation can have,
-        and one more to tell that there were too many.
-        """
-        for _ in range(_FRAMES_A_TURN):
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if len(self._frames) < _MAX_FRAMES:
-                self._frames.append(frame)
-            if not self.socket.getsockopt(zmq.RCVMORE):
-                frames, self._frames = self._frames, []
-                self._serve(frames)
-
-    def send(self, frames: list[bytes]) -> bool:
-        """Send to the peer named by the first frame; False if it is gone or does not read."""
-        try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            return False
-        return True
-
-    def is_connected(self, client: bytes) -> bool:
-        """Whether the peer with this identity still has its connection."""
-        try:
-            self.socket.send_multipart([client, *_PROBE], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            return error.errno != zmq.EHOSTUNREACH
-        return True
+        self._router.listen(Listener(url, ipc_mode))
 
     def close(self) -> None:
         """Stop listening; replies already queued get half a second to leave."""
-        self.socket.close()
-        self._context.term()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        self._router.close(_LINGER_SECONDS)
 
-    def _serve(self, frames: list[bytes]) -> None:
-        if len(frames) < 3:
-            self.on_refused("unknown", "malformed", f"{len(frames)} frames")
+    def _serve(self, client: bytes, message: Message) -> None:
+        if len(message.frames) < 2:
+            self.on_refused("unknown", "malformed", f"{len(message.frames)} frames")
             return
-        client, uid, op_frame, *payloads = frames
+        uid, op_frame, *payloads = message.frames
         if not op_frame:
             return  # stream control (ack, cancel); we open no streams
         operation = self._table.find(op_frame)
         if operation is None:
             self.on_refused("unknown", "unknown_operation", repr(op_frame[:32]))
-            self.send([client, uid, op_frame])
+            self.send(client, [uid, op_frame])
             return
-        self._dispatch(Request(self, client, uid, op_frame, operation), payloads)
+        request = Request(self, client, uid, op_frame, operation)
+        if message.oversized:
+            request.refuse("too_large")
+        else:
+            self._dispatch(request, payloads)
 
     def _dispatch(self, request: Request, payloads: list[bytes]) -> None:
         handler = self._handlers.get(request.operation.name)
@@ -219,13 +169,3 @@ class Endpoint:
         else:
             if value is not DEFERRED:
                 request.reply(value)
-
-
-def _refuse_live_socket(path: Path) -> None:
-    """libzmq unlinks whatever is at `path`; somebody's live socket must not be lost so."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(path))

@@ -19,10 +19,8 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 RequestId = Annotated[str, Meta(max_length=512)]
 EventHandle = Annotated[bytes, Meta(max_length=256)]
 TensorHandles = Annotated[list[msgspec.msgpack.Ext], Meta(max_length=4096)]
-_Blocks = Annotated[list[Count], Meta(max_length=2**20)]
-
-# One list a KV group; clients up to 0.4.6 send one flat list.
-BlockIds = Annotated[list[_Blocks | Count], Meta(max_length=2**20)]
+# A wait is answered when it is over, or at this time at the latest; no NaN passes a bound.
+WaitSeconds = Annotated[float, Meta(ge=0, le=2**31 - 1)]
 
 
 class BadPayload(ValueError):
@@ -128,7 +126,33 @@ def retrieve_context(slots: list[Slot] | None) -> dict[str, Any]:
     return {"success": slots is not None, "data": b"", "context": context}
 
 
-def blocks_by_group(block_ids: list[list[int] | int]) -> list[list[int]]:
+_BlockIds = Annotated[list[list[Count] | Count], Meta(max_length=2**20)]
+
+
+class BlockIdsDecoder:
+    """Block ids: one list a KV group; clients up to 0.4.6 send one flat list.
+
+    All lists together have at most `MAX_BLOCK_IDS`, and no more is decoded to find that out.
+    """
+
+    MAX_BLOCK_IDS = 2**20
+    _MAX_BYTES = 5 * MAX_BLOCK_IDS + 1024  # five bytes an id; the headers of the lists
+
+    def __init__(self) -> None:
+        self._decoder = msgspec.msgpack.Decoder(_BlockIds)
+
+    def decode(self, frame: bytes) -> list[list[int]]:
+        """One list a group. Raises BadPayload, or msgspec.DecodeError."""
+        if len(frame) > self._MAX_BYTES:
+            raise BadPayload(f"{len(frame)} bytes of block ids")
+        groups = _by_group(self._decoder.decode(frame))
+        count = sum(map(len, groups))
+        if count > self.MAX_BLOCK_IDS:
+            raise BadPayload(f"{count} block ids, the limit is {self.MAX_BLOCK_IDS}")
+        return groups
+
+
+def _by_group(block_ids: list[list[int] | int]) -> list[list[int]]:
     """One list of block ids a group, from either spelling.
 
     Raises BadPayload for a mix of the two.

@@ -7,7 +7,7 @@ notes, lmcache 0.5.5 and 0.5.6.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,12 @@ from sidecar.wire import messages as m
 
 NO_VALUE: Final = None
 _encode = msgspec.msgpack.encode
+
+
+class PayloadDecoder(Protocol):
+    """What makes a value of one payload frame. Raises msgspec.DecodeError or BadPayload."""
+
+    def decode(self, frame: bytes, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Operation:
     """
 
     name: str
-    decoders: tuple[msgspec.msgpack.Decoder[Any], ...]
+    decoders: tuple[PayloadDecoder, ...]
     negative: bytes | None
     optional: int = 0
 
@@ -60,12 +66,15 @@ class OperationTable:
 
 def _op(name: str, *types: Any, no: Any = NO_VALUE, optional: int = 0) -> Operation:
     negative = None if no is NO_VALUE else _encode(no)
-    return Operation(name, tuple(msgspec.msgpack.Decoder(t) for t in types), negative, optional)
+    decoders = (
+        t if isinstance(t, m.BlockIdsDecoder) else msgspec.msgpack.Decoder(t) for t in types
+    )
+    return Operation(name, tuple(decoders), negative, optional)
 
 
 _NO_TRANSFER = (b"", False)
 _REGISTER = (m.InstanceId, m.TensorHandles, m.ModelName, m.WorldSize, str, m.LayoutHints)
-_BLOCKS = m.BlockIds
+_BLOCKS = m.BlockIdsDecoder()
 _Any = msgspec.Raw
 
 
@@ -96,7 +105,7 @@ LMCACHE_0_5_5: Final = OperationTable(
         ),
         (8, _op("lookup", m.CacheKey, m.Count, optional=1)),
         (9, _op("query_prefetch_status", m.RequestId, no=0)),
-        (10, _op("wait_prefetch_status", m.RequestId, float, no=0)),
+        (10, _op("wait_prefetch_status", m.RequestId, m.WaitSeconds, no=0)),
         (12, _op("free_lookup_locks", m.CacheKey, m.Count, optional=1)),
         (13, _op("end_session", m.RequestId)),
         (

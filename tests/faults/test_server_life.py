@@ -141,7 +141,7 @@ def test_sigterm_while_process_1_of_a_container_still_imports(tmp_path: Path) ->
         pytest.skip("this machine allows no PID namespace of our own")
     importing = tmp_path / "importing"
     slow = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\ntime.sleep(600)\n"
-    (tmp_path / "zmq.py").write_text(slow)
+    (tmp_path / "blake3.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), str(REPO)])
     serve = [sys.executable, "-m", "sidecar", "serve", "--l1-size-gb", "0.1"]
     outer = subprocess.Popen([*namespace, *serve], env=os.environ | {"PYTHONPATH": path})

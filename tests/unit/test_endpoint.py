@@ -11,6 +11,7 @@ import zmq
 from sidecar.loop import Loop
 from sidecar.wire.endpoint import DEFERRED, Endpoint, Refused, Request
 from sidecar.wire.operations import LMCACHE_0_5_5
+from tests.support.server import wait_until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
@@ -32,9 +33,11 @@ class Server:
             1 << 20,
             lambda operation, reason, detail: self.refused.append((operation, reason)),
             lambda operation, seconds: None,
+            self.loop.post,
         )
+        self.url = url
         self.endpoint.bind(url, 0o600)
-        self.loop.add_reader(self.endpoint.socket, self.endpoint.on_readable)
+        self.loop.add_reader(self.endpoint.fileno(), self.endpoint.on_readable)
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
 
@@ -65,7 +68,7 @@ def server(tmp_path) -> Iterator[Server]:
 @pytest.fixture
 def ask(server: Server) -> Iterator[Callable[..., list[bytes]]]:
     socket = zmq.Context.instance().socket(zmq.DEALER)
-    socket.connect(server.endpoint.socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))
+    socket.connect(server.url)
     socket.setsockopt(zmq.RCVTIMEO, 10_000)
 
     def ask(*frames: bytes) -> list[bytes]:
@@ -145,20 +148,39 @@ def test_a_deferred_request_is_answered_once(ask, server: Server) -> None:
 def test_a_peer_that_left_is_noticed(server: Server) -> None:
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.IDENTITY, b"me")
-    socket.connect(server.endpoint.socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))
-    socket.send_multipart([b"\x01", encode(21)])
-    socket.recv_multipart()
-    assert server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5)
+    socket.connect(server.url)
+    socket.send_multipart([b"\x01", encode(24)])
+    wait_until(lambda: server.deferred, "the request has arrived")
+    client = server.deferred[0].client
+    assert server.loop.call(lambda: server.endpoint.is_connected(client), 5)
     socket.close(0)
     context.term()
-    gone = threading.Event()
-    for _ in range(1000):
-        if not server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5):
-            break
-        gone.wait(0.01)
-    assert not server.loop.call(lambda: server.endpoint.is_connected(b"me"), 5)
-    assert not server.loop.call(lambda: server.endpoint.is_connected(b"never seen"), 5)
+    wait_until(
+        lambda: not server.loop.call(lambda: server.endpoint.is_connected(client), 5), "it is gone"
+    )
+    assert not server.loop.call(lambda: server.deferred[0].reply("OK"), 5)
+
+
+def test_the_identity_that_a_peer_gives_itself_means_nothing(server: Server) -> None:
+    """Else it could take over, or keep out, another one's connection."""
+    context = zmq.Context()
+    for _ in range(2):
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, b"me")
+        socket.connect(server.url)
+        socket.send_multipart([b"\x01", encode(24)])
+    wait_until(lambda: len(server.deferred) == 2, "both requests have arrived")
+    assert server.deferred[0].client != server.deferred[1].client
+    context.destroy(linger=0)
+
+
+def test_a_request_that_is_dropped_is_refused(ask, server: Server) -> None:
+    """Whoever had to answer it has failed: nobody waits for ever because of that."""
+    ask.socket.send_multipart([b"\x07", encode(24)])
+    wait_until(lambda: server.deferred, "the request has arrived")
+    server.loop.call(server.deferred.clear, 5)
+    assert ask.socket.recv_multipart() == [b"\x07", encode(24), encode("OK")]
+    assert server.refused == [("noop", "internal_error")]
 
 
 def test_a_unix_socket_is_private_and_not_stolen(server: Server, tmp_path) -> None:

@@ -1,13 +1,18 @@
 """The loop answers other threads, keeps its timers, and outlives what its callbacks raise."""
 
+import math
+import socket
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
-import zmq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.loop import Loop
+from tests.support.server import wait_until
 
 
 @pytest.fixture
@@ -43,17 +48,91 @@ def test_a_callback_that_raises_costs_nobody_else(loop: Loop) -> None:
     assert loop.call(lambda: "alive", 5) == "alive"
 
 
-def test_a_process_that_did_not_run_is_told_before_it_serves(loop: Loop) -> None:
-    seen: list[str] = []
+class Clocks:
+    """The loop's clocks, moved by hand: time passes, and this thread works in some of it."""
 
-    def sleep_once() -> None:
-        time.sleep(0.3)
-        loop.post(lambda: seen.append("served"))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.worked = 100.0
+        functions = SimpleNamespace(monotonic=lambda: self.now, thread_time=lambda: self.worked)
+        monkeypatch.setattr("sidecar.loop.time", functions)
 
-    loop.call(lambda: loop.watch_for_stalls(0.2, lambda: seen.append("stalled")), 5)
-    loop.call(sleep_once, 5)
-    loop.call(lambda: None, 5)
-    assert seen == ["stalled", "served"]
+    def pass_by(self, seconds: float, work: float) -> None:
+        self.now += seconds
+        self.worked += work
+
+
+@pytest.mark.parametrize(
+    ("seconds", "work", "is_stall"),
+    [(6, 0, True), (6, 0.5, True), (6, 6, False), (9, 4.5, False), (11, 11, True)],
+)
+def test_a_process_that_stood_still_is_told_before_it_serves(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, work: float, is_stall: bool
+) -> None:
+    """Own work is no stall, unless it took so long that nobody waits for an answer any more."""
+    loop, clocks, seen = Loop(), Clocks(monkeypatch), []
+    loop.watch_for_stalls(5, 10, lambda: seen.append("stalled"))
+
+    def serve() -> None:
+        seen.append("served")
+        loop.stop()
+
+    def be_away() -> None:
+        clocks.pass_by(seconds, work)
+        loop.post(serve)
+
+    loop.post(be_away)
+    loop.run()
+    assert seen == ["stalled", "served"] if is_stall else ["served"]
+
+
+def test_a_failure_is_counted(loop: Loop) -> None:
+    failures: list[str] = []
+    loop.call(lambda: loop.count_failures(failures.append), 5)
+    loop.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    loop.call(lambda: loop.call_later(0, lambda: {}["timer"]), 5)
+    wait_until(lambda: len(failures) == 2, "both are counted")
+    assert "division" in failures[0] and "timer" in failures[1]
+
+
+@given(st.lists(st.floats(), max_size=20))
+def test_no_number_of_seconds_ends_the_loop(delays: list[float]) -> None:
+    """NaN is refused to whoever asks, before it is among the timers; the rest come in order."""
+    loop, seen = Loop(), []
+
+    def ask(delay: float) -> None:
+        try:
+            loop.call_later(delay, lambda: seen.append(delay))
+        except ValueError:
+            assert math.isnan(delay)
+
+    for delay in delays:
+        loop.post(partial(ask, delay))
+    loop.post(lambda: loop.call_later(0, loop.stop))
+    loop.run()
+    assert {d for d in delays if d <= 0} <= set(seen)
+
+
+def test_what_is_due_does_not_starve_the_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much that is: a turn ends after a bounded time."""
+    loop, clocks, seen = Loop(), Clocks(monkeypatch), []
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+
+    def work(name: str) -> None:
+        seen.append(name)
+        clocks.pass_by(1, 1)
+
+    for _ in range(3):
+        loop.post(partial(work, "posted"))
+        loop.call_later(0, partial(work, "timer"))
+    loop.add_reader(ours.fileno(), partial(work, "socket"))
+    loop.call_later(0, loop.stop)
+    loop.run()
+    turns = "".join(name[0] for name in seen).split("s")
+    assert seen.count("posted") == seen.count("timer") == 3
+    assert max(map(len, turns)) <= 2, "one of each before it is the socket's turn again"
+    ours.close()
+    theirs.close()
 
 
 def test_timers_run_in_order_and_repeat(loop: Loop) -> None:
@@ -72,10 +151,7 @@ def test_timers_run_in_order_and_repeat(loop: Loop) -> None:
 
 
 def test_work_that_posts_work_does_not_starve_the_sockets(loop: Loop) -> None:
-    context = zmq.Context.instance()
-    pair = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    pair[0].bind("inproc://starve")
-    pair[1].connect("inproc://starve")
+    ours, theirs = socket.socketpair()
     got, going = threading.Event(), True
 
     def forever() -> None:
@@ -83,14 +159,14 @@ def test_work_that_posts_work_does_not_starve_the_sockets(loop: Loop) -> None:
             loop.post(forever)
 
     def read() -> None:
-        pair[0].recv()
+        ours.recv(1)
         got.set()
 
-    loop.call(lambda: loop.add_reader(pair[0], read), 5)
+    loop.call(lambda: loop.add_reader(ours.fileno(), read), 5)
     loop.post(forever)
-    pair[1].send(b"x")
+    theirs.send(b"x")
     assert got.wait(10)
     going = False
-    loop.call(lambda: loop.remove_reader(pair[0]), 5)
-    for socket in pair:
-        socket.close()
+    loop.call(lambda: loop.remove_reader(ours.fileno()), 5)
+    ours.close()
+    theirs.close()
