@@ -5,13 +5,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MOST_BLOCKS = 4096
+
 
 class ChecksumRequest(BaseModel):
-    """Which blocks of which worker to hash; ``chunk_size`` counts blocks, not tokens."""
+    """Which blocks of which worker to hash, each once; ``chunk_size`` counts blocks, not tokens."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    block_ids: list[int] = Field(min_length=1)
+    block_ids: list[int] = Field(min_length=1, max_length=MOST_BLOCKS)
     chunk_size: int = Field(ge=1)
     instance_id: int
     layerwise: bool = False

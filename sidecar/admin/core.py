@@ -62,10 +62,11 @@ class Job(Protocol):
 class Prefetches(Protocol):
     """From L2 into L1, ahead of need."""
 
-    def submit(
-        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
-    ) -> tuple[str, int]:
-        """Id and number of chunks. LookupError for an unknown model, ValueError for bad names."""
+    def hashes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """Of the whole chunks of a sequence. ValueError for too many tokens. Any thread."""
+
+    def submit(self, model_name: str, world_size: int, hashes: list[bytes], cache_salt: str) -> str:
+        """Its id. LookupError for an unknown model, ValueError for bad names."""
 
     def take(self, request_id: str) -> Job:
         """KeyError for an unknown id. What has ended is told once."""
@@ -108,5 +109,6 @@ class Service(Protocol):
 
         Raises:
             KeyError: no such worker.
-            ValueError: ids that it does not have.
+            ValueError: ids that it does not have, or one of them twice.
+            RuntimeError: others' blocks are being hashed.
         """

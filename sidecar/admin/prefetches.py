@@ -1,5 +1,6 @@
 """``POST /cache/prefetches`` and its poll, in the shape of LMCache 0.5.6."""
 
+import asyncio
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -30,19 +31,20 @@ def add_routes(app: FastAPI, service: Service, on_loop: OnLoop) -> None:
     """Submission and poll, over `service.prefetches`."""
 
     async def submit(body: PrefetchRequest) -> dict[str, Any]:
-        ask = partial(
-            service.prefetches.submit,
-            body.model_name, body.world_size, body.token_ids, body.cache_salt,
-        )  # fmt: skip
         try:
-            request_id, chunks = await on_loop(ask)
+            hashes = await asyncio.to_thread(service.prefetches.hashes, body.token_ids)
+            submit = partial(
+                service.prefetches.submit,
+                body.model_name, body.world_size, hashes, body.cache_salt,
+            )  # fmt: skip
+            request_id = await on_loop(submit)
         except LookupError as error:
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except ValueError as error:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
-        if not chunks:
+        if not hashes:
             return {"chunks": 0, "status": "noop"}
-        return {"request_id": request_id, "chunks": chunks, "status": "submitted"}
+        return {"request_id": request_id, "chunks": len(hashes), "status": "submitted"}
 
     async def poll(request_id: str) -> dict[str, Any]:
         try:

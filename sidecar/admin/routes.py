@@ -146,6 +146,8 @@ class _Routes:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
         except TimeoutError:
             return _unavailable("the blocks were not hashed in time")
+        except RuntimeError as error:
+            return _unavailable(str(error))
         return JSONResponse(checksums.reply(body, hashed))
 
     async def on_loop(self, fn: Callable[[], T]) -> T:

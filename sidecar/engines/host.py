@@ -120,16 +120,17 @@ class HostWorker:
                 elif len(wanted) and part == 0:  # rare: the edge of a prefix or window
                     rows.scatter_some(source, blocks, wanted)
 
-    def read_layers(self, blocks: Blocks) -> list[tuple[LayerLayout, list[npt.NDArray[np.uint8]]]]:
-        """The bytes of these blocks in every layer, in tensor order: [blocks, run] a plane."""
-        layers = sorted(
-            (layer for group in self._layout.groups for layer in group.layers),
-            key=lambda layer: layer.tensor,
-        )
-        return [
-            (layer, [self._read(self._absolute(layer.tensor, p), blocks) for p in layer.planes])
-            for layer in layers
-        ]
+    @property
+    def layers(self) -> list[LayerLayout]:
+        """All layers, in tensor order."""
+        found = (layer for group in self._layout.groups for layer in group.layers)
+        return sorted(found, key=lambda layer: layer.tensor)
+
+    def read(self, layer: LayerLayout, plane: int, blocks: Blocks) -> npt.NDArray[np.uint8]:
+        """The bytes of these blocks in one plane of a layer: [blocks, run]."""
+        at = self._absolute(layer.tensor, layer.planes[plane])
+        starts = (at.base + blocks * at.stride).tolist()
+        return np.stack([self._mapped.bytes[start : start + at.run] for start in starts])
 
     def _rows(self, group: KVGroup) -> list[_Rows]:
         return [
@@ -139,10 +140,6 @@ class HostWorker:
 
     def _absolute(self, tensor: int, plane: Plane) -> Plane:
         return Plane(self._starts[tensor] + plane.base, plane.stride, plane.run)
-
-    def _read(self, plane: Plane, blocks: Blocks) -> npt.NDArray[np.uint8]:
-        starts = (plane.base + blocks * plane.stride).tolist()
-        return np.stack([self._mapped.bytes[at : at + plane.run] for at in starts])
 
 
 def _alignment(layout: WorkerLayout) -> int:

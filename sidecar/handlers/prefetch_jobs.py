@@ -37,32 +37,38 @@ class PrefetchJobs:
         self._lookups = lookups
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
-    def submit(
-        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
-    ) -> tuple[str, int]:
-        """Begin to bring the sequence's whole chunks into the L1: the job's id, their number.
+    def hashes(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The hashes of a sequence's whole chunks. Any thread but the loop's: it takes a while.
 
-        A sequence without a whole chunk is no job: the number is 0. Raises LookupError for a
-        model that no worker serves now (its objects' layout is unknown), BadPayload (a
-        ValueError) for names and numbers that cannot be.
+        Raises ValueError for more tokens than a request on the wire may have.
         """
-        core, size = self._core, self._core.config.chunk_size
-        request_id, chunks = f"prefetch-{secrets.token_hex(8)}", len(token_ids) // size
-        key = CacheKey(
-            model_name, world_size, None, _NO_TOKENS, 0, chunks * size, request_id, cache_salt
-        )
+        config = self._core.config
+        if len(token_ids) > config.max_tokens:
+            raise ValueError(f"{len(token_ids)} tokens, more than {config.max_tokens}")
+        size, tokens = config.chunk_size, np.array(token_ids, ">u4").tobytes()
+        return chunk_hashes([], tokens, size, len(token_ids) // size)
+
+    def submit(self, model_name: str, world_size: int, hashes: list[bytes], cache_salt: str) -> str:
+        """Begin to bring these chunks of a sequence into the L1; the job's id.
+
+        Without a chunk there is no job. Raises LookupError for a model that no worker serves now
+        (its objects' layout is unknown), BadPayload (a ValueError) for names and numbers that
+        cannot be.
+        """
+        core, tokens = self._core, len(hashes) * self._core.config.chunk_size
+        request_id = f"prefetch-{secrets.token_hex(8)}"
+        key = CacheKey(model_name, world_size, None, _NO_TOKENS, 0, tokens, request_id, cache_salt)
         if not core.registry.layouts(model_name, world_size):
             raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
-        if not chunks:
-            return request_id, 0
-        hashes = chunk_hashes([], np.array(token_ids, ">u4").tobytes(), size, chunks)
-        job = self._jobs[request_id] = Job(chunks * world_size)
+        if not hashes:
+            return request_id
+        job = self._jobs[request_id] = Job(len(hashes) * world_size)
         while len(self._jobs) > _MAX_JOBS:
             self._jobs.popitem(last=False)
         settled = partial(self._settled, job, key)
         lookup = self._lookups.begin(_CLIENT, key, hashes, 1, settled, into_l1=True)
         core.tiers.prefetches.when_settled(lookup, partial(self._ended, job, lookup))
-        return request_id, chunks
+        return request_id
 
     def take(self, request_id: str) -> Job:
         """The job; one that has ended is forgotten. Raises KeyError if it is unknown."""

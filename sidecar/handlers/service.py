@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 from sidecar.engines.host_memory import HostMemory
-from sidecar.handlers.checksums import block_checksums
+from sidecar.handlers.checksums import Hashing
 from sidecar.handlers.control import Control
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
@@ -44,6 +43,7 @@ class Service:
         self._lookups, self._control = Lookups(core, later), Control(core)
         self._prefetches, self._objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
         self._history = History(core)
+        self._hashing: Future[dict[str, Any]] | None = None
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
@@ -95,10 +95,10 @@ class Service:
     def block_checksums(
         self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool
     ) -> "Future[dict[str, Any]]":
-        """Digests of a worker's blocks, computed on a copy thread.
+        """Digests of a worker's blocks, computed on a copy thread, piece by piece.
 
         Raises KeyError for a worker that has named no memory, ValueError for one on a GPU and for
-        bad ids.
+        bad ids, RuntimeError while others' blocks are hashed.
         """
         instance = self._core.registry.instances.get(instance_id)
         if instance is None or instance.layout is None:
@@ -108,12 +108,15 @@ class Service:
         blocks = min(group.blocks for group in instance.layout.groups)
         if not block_ids or min(block_ids) < 0 or max(block_ids) >= blocks:
             raise ValueError(f"block ids must be in [0, {blocks})")
-        future: Future[dict[str, Any]] = Future()
-        work = partial(
-            _resolve, future, instance.memory.host, list(block_ids), blocks_per_chunk, layerwise
-        )
-        self._core.copies.submit([work], lambda ok: None)
-        return future
+        if len(set(block_ids)) < len(block_ids):
+            raise ValueError("a block id is there twice")
+        if self._hashing is not None and not self._hashing.done():
+            raise RuntimeError("other blocks are being hashed: try again later")
+        host = instance.memory.host
+        hashing = Hashing(self._core.copies, host, block_ids, blocks_per_chunk, layerwise)
+        self._hashing = hashing.future
+        hashing.go_on()
+        return hashing.future
 
     def health(self) -> str | None:
         """None if the cache can serve, else why not. Any thread."""
@@ -152,10 +155,3 @@ class Service:
             "noop": control.noop,
             "report_block_allocation": control.report_block_allocation,
         }
-
-
-def _resolve(future: "Future[dict[str, Any]]", *arguments: Any) -> None:
-    try:
-        future.set_result(block_checksums(*arguments))
-    except Exception as error:
-        future.set_exception(error)

@@ -74,6 +74,7 @@ REFUSAL = {
     "seconds_ago": 1.5,
 }
 CHUNK_SIZE = 256
+MAX_TOKENS = 4096
 SNAPSHOT = {
     "chunk_size": CHUNK_SIZE,
     "hash_algorithm": "blake3",
@@ -175,24 +176,28 @@ class Job:
 
 
 class Prefetches:
-    """For the model llama; each submission is kept."""
+    """For the model llama; each submission is kept. A chunk's hash is its first token."""
 
     def __init__(self) -> None:
-        self.submitted: list[tuple[str, int, list[int], str]] = []
+        self.submitted: list[tuple[str, int, list[bytes], str]] = []
         self.jobs: dict[str, Job] = {}
 
-    def submit(
-        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
-    ) -> tuple[str, int]:
+    def hashes(self, token_ids: Sequence[int]) -> list[bytes]:
+        if len(token_ids) > MAX_TOKENS:
+            raise ValueError(f"{len(token_ids)} tokens, more than {MAX_TOKENS}")
+        whole = len(token_ids) // CHUNK_SIZE * CHUNK_SIZE
+        return [token_ids[at].to_bytes(4) for at in range(0, whole, CHUNK_SIZE)]
+
+    def submit(self, model_name: str, world_size: int, hashes: list[bytes], cache_salt: str) -> str:
         if model_name != "llama":
             raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
         if "@" in cache_salt:
             raise ValueError("cache_salt contains '@'")
-        self.submitted.append((model_name, world_size, list(token_ids), cache_salt))
-        request_id, chunks = f"prefetch-{len(self.submitted)}", len(token_ids) // CHUNK_SIZE
-        if chunks:
-            self.jobs[request_id] = Job(chunks * world_size)
-        return request_id, chunks
+        self.submitted.append((model_name, world_size, hashes, cache_salt))
+        request_id = f"prefetch-{len(self.submitted)}"
+        if hashes:
+            self.jobs[request_id] = Job(len(hashes) * world_size)
+        return request_id
 
     def take(self, request_id: str) -> Job:
         job = self.jobs[request_id]

@@ -76,6 +76,7 @@ def test_checksums_of_chunks_and_of_layers(site: Site) -> None:
         ({"instance_id": 8}, 404, "instance_id 8 is not registered"),
         ({"block_ids": [100]}, 400, "block id 100 is not below 100"),
         ({"block_ids": []}, 400, "body.block_ids: List should have at least 1 item"),
+        ({"block_ids": [*range(4097)]}, 400, "body.block_ids: List should have at most 4096 items"),
         ({"block_ids": ["1"]}, 400, "body.block_ids.0: Input should be a valid integer"),
         ({"block_ids": [True]}, 400, "body.block_ids.0: Input should be a valid integer"),
         ({"chunk_size": 0}, 400, "body.chunk_size: Input should be greater than or equal to 1"),

@@ -1,5 +1,7 @@
 """Prefetches over HTTP: submission, and a poll that tells the result once."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ def test_a_prefetch_is_pending_then_completed_once_then_unknown(site: Site) -> N
         202,
         {"request_id": "prefetch-1", "chunks": 2, "status": "submitted"},
     )
-    assert site.service.prefetches.submitted == [("llama", 2, TWO_CHUNKS, "tenant")]
+    hashes = [first.to_bytes(4) for first in (0, CHUNK_SIZE)]
+    assert site.service.prefetches.submitted == [("llama", 2, hashes, "tenant")]
     for _ in range(2):
         reply = site.http.get(f"{PATH}/prefetch-1")
         assert (reply.status_code, reply.json()) == (
@@ -35,6 +38,27 @@ def test_a_prefetch_is_pending_then_completed_once_then_unknown(site: Site) -> N
     )
     reply = site.http.get(f"{PATH}/prefetch-1")
     assert (reply.status_code, reply.json()) == (404, {"detail": "unknown prefetch prefetch-1"})
+
+
+def test_tokens_are_not_hashed_on_the_wire_thread(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes, call, on_loop = site.service.prefetches.hashes, site.loop.call, threading.local()
+
+    def on_the_wire_thread(fn: Callable[[], Any], timeout: float) -> Any:
+        on_loop.now = True
+        try:
+            return call(fn, timeout)
+        finally:
+            on_loop.now = False
+
+    def checked(token_ids: list[int]) -> list[bytes]:
+        assert not getattr(on_loop, "now", False)
+        return hashes(token_ids)
+
+    monkeypatch.setattr(site.loop, "call", on_the_wire_thread)
+    monkeypatch.setattr(site.service.prefetches, "hashes", checked)
+    assert site.http.post(PATH, json=body()).json()["status"] == "submitted"
 
 
 def test_one_that_found_nothing_has_ended_too(site: Site) -> None:
@@ -72,6 +96,7 @@ def test_the_largest_token_is_one(site: Site) -> None:
         ({"token_ids": [2**32]}, 400, "body.token_ids.0: Input should be less than 4294967296"),
         ({"token_ids": ["1"]}, 400, "body.token_ids.0: Input should be a valid integer"),
         ({"token_ids": [True]}, 400, "body.token_ids.0: Input should be a valid integer"),
+        ({"token_ids": [1] * 4097}, 400, "4097 tokens, more than 4096"),
         ({"token_ids": "1"}, 400, "body.token_ids: Input should be a valid list"),
         ({"source_tier": "l1"}, 400, "body.source_tier: Input should be 'l2'"),
         ({"target_tier": "l0"}, 400, "body.target_tier: Input should be 'l1'"),
