@@ -17,14 +17,16 @@ _SMALL_MODEL = "small"
 def build(options: Options, directory: Path) -> Stack:
     """The stack that `options` describe; what it keeps while it runs goes into `directory`.
 
-    Raises UsageError, StackError or ConnectorError where it could not run here.
+    Raises UsageError, StackError or ConnectorError where it could not run here, but for the lack
+    of vLLM, with which it is planned all the same.
     """
-    python = hardware.worker_python(options.worker_python, options.topology != "vllm")
+    dynamo = options.topology != "vllm"
+    python = hardware.worker_python(options.worker_python, dynamo)
     have = hardware.installed(python)
-    setting = _setting(options, directory, python, hardware.on_cpu(options.cpu, have))
+    setting = _setting(options, directory, python, hardware.on_cpu(options, have))
     ports = Ports()
     cache = programs.sidecar(options, ports)
-    front = () if options.topology == "vllm" else (programs.frontend(setting, ports),)
+    front = (programs.frontend(setting, ports),) if dynamo else ()
     serving, conflicts = workers(setting, cache, ports, have)
     return Stack(
         name=options.name,
@@ -34,6 +36,7 @@ def build(options: Options, directory: Path) -> Stack:
         start_timeout=options.start_timeout,
         own_model=setting.own_model,
         warnings=conflicts,
+        obstacle="" if have["vllm"] else hardware.no_vllm(python, dynamo),
     )
 
 

@@ -48,13 +48,23 @@ def _launch(topology: Topology, arguments: Sequence[str]) -> int:
     if importlib.util.find_spec("supervisor") is None:
         raise UsageError("supervisor is not installed: pip install 'kv-sidecar[launch]'")
     if given.dry_run:
-        show(build(given, directory.path), directory)
+        stack = build(given, directory.path)
+        show(stack, directory)
+        _check(stack)
         return 0
     with directory.held():
         left = cleanup.sweep(directory)
         if left:
             print(f"launch | ended {left} processes of a stack whose launcher was killed")
-        return Launcher(build(given, directory.path), directory).run()
+        stack = build(given, directory.path)
+        _check(stack)
+        return Launcher(stack, directory).run()
+
+
+def _check(stack: Stack) -> None:
+    """Raises UsageError where it cannot run here."""
+    if stack.obstacle:
+        raise UsageError(stack.obstacle)
 
 
 def show(stack: Stack, directory: RunDirectory) -> None:

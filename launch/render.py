@@ -1,5 +1,6 @@
 """A stack as files: supervisord's configuration and a script for each program."""
 
+import resource
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from launch.plan import Program, Stack, waiting
 from launch.run_directory import RunDirectory
 
 _TEMPLATES = Path(__file__).parent / "templates"
+# Supervisor's own defaults: it raises its limits to these, and does not start where it may not.
+_DESCRIPTORS, _PROCESSES = 1024, 200
 
 
 def files(stack: Stack, directory: RunDirectory) -> dict[Path, str]:
@@ -26,9 +29,17 @@ def _configuration(stack: Stack, directory: RunDirectory) -> str:
         socket=directory.socket,
         logs=directory.logs,
         directory=directory.path,
+        descriptors=_as_allowed(resource.RLIMIT_NOFILE, _DESCRIPTORS),
+        processes=_as_allowed(resource.RLIMIT_NPROC, _PROCESSES),
     )
     programs = [_section(program, directory) for program in stack.programs]
     return "".join([main, *programs, *_groups(stack.programs)])
+
+
+def _as_allowed(limit: int, wanted: int) -> int:
+    """`wanted`, or what may be had at the most."""
+    most = resource.getrlimit(limit)[1]
+    return wanted if most == resource.RLIM_INFINITY else min(wanted, most)
 
 
 def _section(program: Program, directory: RunDirectory) -> str:

@@ -367,6 +367,17 @@ def test_a_terminal_that_nobody_reads_ends_nothing(make: MakeStack, output: str)
     assert stack.left() == []
 
 
+def test_a_stack_starts_under_low_limits(make: MakeStack) -> None:
+    """Supervisor's own are higher, and where it may not raise them it does not start."""
+    limits = ["prlimit", "--nofile=512"]
+    if (
+        os.geteuid() == 0
+    ):  # of others the kernel counts all their processes, and root may raise both
+        limits += ["--nproc=150", "setpriv", "--bounding-set=-sys_resource"]
+    stack = make("agg").start(before=limits).wait_ready()
+    assert stack.end() == 0
+
+
 def ports() -> list[str]:
     return ["--http-port", "0", "--sidecar-port", "0", "--sidecar-http-port", "0"]
 

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any
@@ -37,14 +37,15 @@ class Stack:
             timeout=180,
         )
 
-    def start(self, *arguments: str) -> "Stack":
-        """Begin to start it; picked ports where `arguments` name none."""
+    def start(self, *arguments: str, before: Sequence[str] = ()) -> "Stack":
+        """Begin to start it; picked ports where `arguments` name none. A command that runs it may
+        stand `before`."""
         ports = ("--http-port", "--sidecar-port", "--sidecar-http-port")
         picked = [word for flag in ports if flag not in arguments for word in (flag, "0")]
         own = ["--name", self.name, "--l1-size-gb", "0.25"]
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
-                [REPO / "launch" / f"{self.topology}.sh", *own, *picked, *arguments],
+                [*before, REPO / "launch" / f"{self.topology}.sh", *own, *picked, *arguments],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

