@@ -17,6 +17,7 @@ import pytest
 from sidecar import __version__
 from sidecar.cli import main
 from tests.support.server import REPO, wait_until
+from tests.support.signals import end_on_interrupt
 
 
 class Fake(ThreadingHTTPServer):
@@ -177,7 +178,7 @@ def test_an_interrupt_while_it_imports_is_no_traceback(
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPO)},
         # A background job of a shell ignores it, and so would the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=end_on_interrupt,
     )
     wait_until(importing.exists, "the command imports")
     command.send_signal(signal.SIGINT)
@@ -201,4 +202,5 @@ def _command(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPO,
+        preexec_fn=end_on_interrupt,
     )

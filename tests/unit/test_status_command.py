@@ -1,7 +1,6 @@
 """`kv-sidecar status`: the table, and the loop."""
 
 import copy
-import os
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from sidecar.commands import status_table
 from sidecar.commands.status_table import Hits, hits
 from tests.support.admin_site import ADAPTER, SNAPSHOT, Site
 from tests.support.server import REPO
+from tests.support.signals import end_on_interrupt
 
 
 def table(found: Hits | None = None, unhealthy: str | None = None, **changes: Any) -> list[str]:
@@ -149,7 +149,7 @@ def _answer(listener: socket.socket, reply: bytes) -> None:
 def test_watch_goes_on_until_interrupted(site: Site) -> None:
     command = [sys.executable, "-m", "sidecar", "status", "--url", url(site), "--watch", "0.1"]
     watching = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=REPO, env=os.environ
+        command, stdout=subprocess.PIPE, text=True, cwd=REPO, preexec_fn=end_on_interrupt
     )
     assert watching.stdout is not None
     screens = 0
