@@ -43,7 +43,7 @@ test: lint
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
 
 bench:
-	$(venv) base dev engine storage
+	$(venv) base dev engine storage bench
 	$(RUN) -m bench
 
 gpu:

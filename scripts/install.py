@@ -5,6 +5,7 @@
 
 base    the server and the connectors (`kv-sidecar`)
 dev     the tools of `make lint` and `make test`
+bench   fio, with which `make bench` compares
 k8s     kubectl
 images  buildah and debootstrap, with which images are built (as root)
 browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
@@ -13,7 +14,9 @@ storage the clients of every L2 backend, and servers for their tests (after `eng
 gpu     the tools, and the CUDA builds of PyTorch and vLLM, in .venv/gpu: for `make gpu`
 dynamo  NVIDIA Dynamo with the vLLM that it pins, in .venv/dynamo over .venv (after `storage`)
 
-Only the standard library is used: this runs before anything is installed.
+What a group needs of the system is installed too, where that is possible (as root, with apt-get);
+where not, what is missing is named. Only the standard library is used: this runs before anything
+is installed.
 """
 
 import sys
@@ -25,9 +28,15 @@ import fcntl
 import hashlib
 import json
 import tomllib
+from pathlib import Path
 
-from installer.groups import GROUPS, TEXT_MODELS
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+from installer import system
+from installer.groups import GROUPS, TEXT_MODELS, Group
 from installer.steps import ROOT, VENV, make_venv
+
+from sidecar import shared_libraries
 
 
 def main(groups: list[str]) -> None:
@@ -43,25 +52,29 @@ def main(groups: list[str]) -> None:
 
 
 def install_group(name: str) -> None:
-    stamp = VENV / f".{name}.stamp"
-    wanted = fingerprint()
-    if stamp.exists() and stamp.read_text() == wanted:
+    group, stamp = GROUPS[name], VENV / f".{name}.stamp"
+    if stamp.exists() and stamp.read_text() == fingerprint(group):
         return
-    note, steps = GROUPS[name]
-    print(f"Installing {note}", flush=True)
+    print(f"Installing {group.note}", flush=True)
     make_venv()
-    steps()
-    stamp.write_text(wanted)
+    system.bring(group.needs)
+    group.steps()
+    stamp.write_text(fingerprint(group))
 
 
-def fingerprint() -> str:
-    """Changes with whatever decides what is installed, the folder included (scripts name it)."""
+def fingerprint(group: Group) -> str:
+    """Changes with whatever decides what is installed.
+
+    Of the system what is missing: .venv may have come from another machine. And the folder, which
+    scripts name.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = sorted((ROOT / "scripts" / "installer").glob("*.py"))
     parts = [
         str(ROOT),
         json.dumps(project, sort_keys=True),
-        *(path.read_text() for path in sorted((ROOT / "scripts" / "installer").glob("*.py"))),
-        TEXT_MODELS.read_text(),
+        *(path.read_text() for path in (*sources, Path(shared_libraries.__file__), TEXT_MODELS)),
+        *system.missing(group.needs),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sidecar import shared_libraries
 from tests.support.server import SHM, Server
 
 # The files that take minutes, most of it waiting for servers that are dead or silent.
@@ -18,6 +19,10 @@ LONG = ("test_adapter_faults.py", "test_launch.py", "test_monitoring.py", "test_
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n`, file by file: what takes long begins first."""
     items.sort(key=lambda item: item.path.name not in LONG)
+    if reason := shared_libraries.lack("vllm"):
+        for item in items:
+            if item.get_closest_marker("engine") and not item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

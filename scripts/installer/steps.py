@@ -1,7 +1,5 @@
 """Single steps of an installation; each exits with the end of its log where it fails."""
 
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -36,15 +34,10 @@ def npm(label: str, *packages: str) -> None:
     step(label, [*command, *packages])
 
 
-def debian(program: str, package: str = "") -> None:
-    """Debian's package of this name, where it can be had and its program is not there."""
-    if shutil.which(program):
-        return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        install = f"apt-get install -qq -y --no-install-recommends {package or program}"
-        step(program, ["sh", "-c", f"{install} || apt-get update -qq && {install} || true"])
-    if not shutil.which(program):
-        print(f"  without {program} its tests are skipped")
+def drop(label: str, distribution: str) -> None:
+    """Take a distribution out of .venv, if it is there."""
+    command = [str(PYTHON), "-m", "pip", "uninstall", "-q", "-y", "--disable-pip-version-check"]
+    step(label, [*command, distribution])
 
 
 def step(label: str, command: list[str]) -> None:

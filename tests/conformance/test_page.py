@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sidecar import shared_libraries
 from sidecar.cli import main
 from tests.support.browser import CHROMIUM, Watched, chromium
 from tests.support.client import ENGINE
@@ -24,7 +25,11 @@ from playwright.sync_api import expect
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+LACK = shared_libraries.lack("playwright")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+    pytest.mark.skipif(bool(LACK), reason=LACK),
+]
 
 expect.set_options(timeout=60_000)
 MODEL = "<img src=x onerror=alert(1)>/of-a-length-that-does-not-fit-on-the-screen-of-a-phone"

@@ -1,4 +1,5 @@
-"""Real images, built by buildah on a Debian that debootstrap makes: base images need a registry."""
+"""A bare Debian that debootstrap makes, and images that buildah builds on it: base images need a
+registry."""
 
 from __future__ import annotations
 
@@ -85,14 +86,28 @@ class Buildah:
 
 
 @pytest.fixture(scope="session")
-def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+def bare_debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The files of a Debian with Python and nothing else. Tests copy it, and change nothing."""
+    tree = tmp_path_factory.mktemp("debian") / "root"
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, str(tree)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=TIMEOUT,
+    )
+    yield tree
+    shutil.rmtree(tree)
+
+
+@pytest.fixture(scope="session")
+def buildah(bare_debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     """With the image `localhost/base`."""
     root = tmp_path_factory.mktemp("images")
     # Containers' other users must get to their files.
     for folder in (root, *root.parents[:2]):
         folder.chmod(0o755)
     tool = Buildah(root)
-    _make_base(root / "base")
+    _make_base(root / "base", bare_debian)
     done = tool("build", "-t", "localhost/base", str(root / "base"))
     assert done.returncode == 0, done.stderr
     _fetch_wheels(root / "wheels")
@@ -102,18 +117,10 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     shutil.rmtree(root)
 
 
-def _make_base(folder: Path) -> None:
+def _make_base(folder: Path, tree: Path) -> None:
     folder.mkdir()
-    tree = folder.parent / "rootfs"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, str(tree)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=TIMEOUT,
-    )
     archive = ["tar", "-C", str(tree), "--numeric-owner", "-cf", str(folder / "rootfs.tar"), "."]
     subprocess.run(archive, check=True, timeout=TIMEOUT)
-    shutil.rmtree(tree)
     (folder / "Containerfile").write_text("FROM scratch\nADD rootfs.tar /\n")
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar import shared_libraries
 from tests.support.server import REPO, free_port, wait_until
 
 BUCKET = "kv-records"
@@ -159,6 +160,8 @@ def redis(*flags: str, port: int = 0) -> Iterator[Storage]:
 def mooncake_master(port: int = 0) -> Iterator[Storage]:
     """A Mooncake master; what was read or looked up is leased for half a second."""
     port, metrics = port or free_port(), free_port()
+    if reason := shared_libraries.lack("mooncake"):
+        pytest.skip(reason)
     server = Storage(
         port, _program("mooncake_master"), f"--rpc_port={port}", "--rpc_address=127.0.0.1",
         f"--metrics_port={metrics}", "--default_kv_lease_ttl=500",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from connectors import versions
 from connectors.versions import Need
-from sidecar.commands.doctor import gpu, live, memory, packages, ports, storage, worker
+from sidecar.commands.doctor import gpu, libraries, live, memory, packages, ports, storage, worker
 from sidecar.commands.doctor.bounded import in_time
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.surroundings import Surroundings, admin_url, running_server
@@ -64,6 +64,7 @@ def _findings(around: Surroundings, invocation: Invocation | None) -> Iterator[F
     yield memory.available(around)
     yield memory.memlock(around)
     yield memory.huge_pages()
+    yield from libraries.check(around)
     yield from in_time("L2", lambda: storage.check(around))
     yield from in_time("GPU", lambda: [gpu.visible(around.environ)])
     yield from ports.check(around)

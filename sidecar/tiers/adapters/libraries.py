@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from sidecar import shared_libraries
 from sidecar.tiers.base import AdapterUnusable
 
 
@@ -13,5 +14,9 @@ def library(module: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise AdapterUnusable(f"{error}: pip install 'kv-sidecar[{extra}]'") from None
+    except ImportError as error:
+        # The loader's own words name one library, the first that it misses.
+        reason = shared_libraries.lack(module.partition(".")[0])
+        raise AdapterUnusable(reason or f"{module} cannot be loaded: {error}") from None
