@@ -177,7 +177,6 @@ def test_an_interrupt_while_it_imports_is_no_traceback(
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPO)},
-        # A background job of a shell ignores it, and so would the child.
         preexec_fn=end_on_interrupt,
     )
     wait_until(importing.exists, "the command imports")
