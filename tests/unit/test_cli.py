@@ -164,7 +164,8 @@ def test_an_interrupt_is_no_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("imported", "arguments"), [("zmq", ["serve", "--l1-size-gb", "1"]), ("connectors", ["status"])]
+    ("imported", "arguments"),
+    [("numpy", ["serve", "--l1-size-gb", "1"]), ("connectors", ["status"])],
 )
 def test_an_interrupt_while_it_imports_is_no_traceback(
     tmp_path: Path, imported: str, arguments: list[str]
