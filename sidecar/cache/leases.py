@@ -5,6 +5,7 @@ as will come. Each reader's retrieve ends its share, a free ends all shares of a
 the lease's own limit ends what nobody came for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ class Lookup:
     `objects[rank][chunk]` is a tuple, one entry a layout that the model is served in;
     `readers` retrieves of each are still to come. `deadline` is on the cache's clock. While
     it is `loading`, objects may be added, and some of them may be on their way; whoever
-    brings them is told by `on_ended` that nobody waits any more.
+    brings them is told by `on_ended` that nobody waits any more. `weight` is what it takes of the
+    room for lookups.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Lookup:
         "reported",
         "request_id",
         "scope",
+        "weight",
     )
 
     def __init__(
@@ -57,6 +60,7 @@ class Lookup:
         readers: int,
         deadline: float,
         loading: bool = False,
+        weight: int = 1,
     ) -> None:
         self.client = client
         self.request_id = request_id
@@ -68,6 +72,7 @@ class Lookup:
         self.live = len(hashes) * len(objects)
         self.deadline = deadline
         self.loading = loading
+        self.weight = weight
         self.reported = False
         self.ended = False
         self.on_ended: Callable[[], None] | None = None
@@ -85,6 +90,7 @@ class Leases:
         self._l1 = l1
         self._lookups: dict[str, dict[bytes, Lookup]] = {}
         self._unreported: dict[Lookup, None] = {}  # the oldest first
+        self._weights: Counter[bytes] = Counter()  # of each client's lookups
         self.live = 0
         self.open = 0
 
@@ -109,6 +115,7 @@ class Leases:
         self._unreported[lookup] = None
         self.live += lookup.live
         self.open += 1
+        self._weights[lookup.client] += lookup.weight
 
     def extend(
         self, lookup: Lookup, chunk_hash: bytes, objects: Sequence[tuple[Entry, ...]]
@@ -136,12 +143,20 @@ class Leases:
         if not lookup.live:
             self.end(lookup)  # an unknown request's result is a miss too
 
-    def end_oldest_unreported(self) -> bool:
-        """Make room: end the lookup that has waited longest to be asked for, if there is one."""
-        oldest = next(iter(self._unreported), None)
-        if oldest is not None:
-            self.end(oldest)
-        return oldest is not None
+    def make_room(self, client: bytes, weight: int, limit: int) -> bool:
+        """Whether one more lookup of `client` fits: together they may weigh `limit`.
+
+        One client's may weigh half of it. Lookups that nobody has asked about give way, those of
+        whoever has most first, and the oldest of these; what was reported is a promise.
+        """
+        while self._weights[client] + weight > limit // 2:
+            if not self._end_oldest_unreported(client):
+                return False
+        while self._weights.total() + weight > limit:
+            ((heaviest, _),) = self._weights.most_common(1)
+            if not self._end_oldest_unreported(heaviest):
+                return False
+        return True
 
     def find(self, request_id: str, client: bytes) -> Lookup | None:
         """What a client's request holds or waits for."""
@@ -201,6 +216,12 @@ class Leases:
         """These clients are gone for good: end their lookups."""
         self._end_where(lambda lookup: lookup.client in clients)
 
+    def _end_oldest_unreported(self, client: bytes) -> bool:
+        oldest = next((lookup for lookup in self._unreported if lookup.client == client), None)
+        if oldest is not None:
+            self.end(oldest)
+        return oldest is not None
+
     def _holding(
         self, request_id: str, scope: Scope, hashes: Sequence[bytes], start: int, rank: int
     ) -> Lookup | None:
@@ -253,6 +274,9 @@ class Leases:
         if by_client.get(lookup.client) is lookup:
             del by_client[lookup.client]
             self.open -= 1
+            self._weights[lookup.client] -= lookup.weight
+            if not self._weights[lookup.client]:
+                del self._weights[lookup.client]
             if not by_client:
                 del self._lookups[lookup.request_id]
 

@@ -212,7 +212,10 @@ class Config:
         "limits", values.integer(1, 2**27), 1_048_576, "most tokens of one request"
     )
     max_pending_lookups: int = _option(
-        "limits", values.integer(1, 1_000_000), 4096, "most lookups waiting to be queried"
+        "limits",
+        values.integer(1, 1_000_000),
+        4096,
+        "most lookups open; one connection may have half of them",
     )
     max_queued_requests: int = _option(
         "limits", values.integer(1, 1_000_000), 1024, "most transfers queued for one worker"

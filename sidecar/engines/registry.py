@@ -145,8 +145,10 @@ class Registry:
                 found.setdefault(instance.rank, {}).setdefault(instance.fingerprint, instance)
         if not found:
             return []
-        unknown = found.get(None, {})
-        return [list({**unknown, **found.get(rank, {})}.values()) for rank in range(world_size)]
+        unknown = found.pop(None, {})
+        anybody = list(unknown.values())  # one list for all ranks, of which there may be many
+        of_rank = {rank: list({**unknown, **known}.values()) for rank, known in found.items()}
+        return [of_rank.get(rank, anybody) for rank in range(world_size)]
 
 
 def _remember(memory: OrderedDict[int, T], instance_id: int, value: T) -> None:

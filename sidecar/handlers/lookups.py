@@ -1,5 +1,6 @@
 """How much of a prompt is cached: lookup, its result, and the end of what it promised."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,12 @@ from sidecar.wire.messages import CacheKey
 _END_SESSION_GRACE_SECONDS = 10.0
 _MAX_SESSIONS = 100_000  # of which is told how many there are, nothing else
 _LONGEST_WAIT_SECONDS = 60.0
+_MAX_WAITS = 1024  # of one connection
+# What one lookup may find, over all ranks and layouts, and in how many of these: what is beyond is
+# a miss. More has no model, but a peer may register as if it had.
+_MAX_OBJECTS, _MAX_OBJECTS_A_CHUNK = 2**18, 2**12
+# Hashes and objects of all open lookups, each some 70 bytes.
+_MAX_HELD = 2**22
 Windows = frozenset[tuple[int, int]]
 
 
@@ -27,14 +34,12 @@ class Lookups:
         """`later(seconds, fn)` is a timer."""
         self._core = core
         self._later = later
+        self._waits: Counter[bytes] = Counter()  # of each connection
 
     def lookup(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
         """Find the longest cached prefix and lease it; `query` tells its length later."""
         core = self._core
         core.refuse_when_closing()
-        full = core.leases.open >= core.config.max_pending_lookups
-        if full and not core.leases.end_oldest_unreported():
-            raise Refused("too_many_lookups")
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)
         # Clients up to 0.5.4 do not say how many workers will read: derive it as they meant.
@@ -50,13 +55,16 @@ class Lookups:
         """Lease the longest prefix that the L1 has, and go on in L2 if there is more.
 
         `on_settled(hits)` is called when it is known, in chunks; that may be at once. With
-        `into_l1` nothing is left in files for GPUs to read.
+        `into_l1` nothing is left in files for GPUs to read. Raises Refused where too many are open.
         """
         core = self._core
         span = core.telemetry.begin_span(
             "lookup", key.request_id, model_name=key.model_name, chunks=len(hashes)
         )
         workers, why = self._workers(key, hashes)
+        width = sum(map(len, workers))
+        hashes = hashes[: _MAX_OBJECTS // max(1, width)]
+        weight = self._make_room(client, len(hashes) * (1 + width))
         objects = self._prefix(key, hashes, workers)
         hits = len(objects[0]) if objects else 0
         deadline = core.now() + core.config.l1_read_ttl_seconds
@@ -68,7 +76,7 @@ class Lookups:
                 del of_rank[hits:]
         lookup = Lookup(
             client, key.request_id, scope_of(key), hashes[:hits], objects, readers, deadline,
-            loading=goes_on,
+            loading=goes_on, weight=weight,
         )  # fmt: skip
         core.leases.add(lookup)
         self._count_request(key, hashes, why)
@@ -95,13 +103,24 @@ class Lookups:
         lookup = self._core.leases.find(request_id, request.client)
         if hits is not None or lookup is None:
             return hits
+        if self._waits[request.client] >= _MAX_WAITS:
+            raise Refused("too_many_waits", f"{_MAX_WAITS} of one connection")
+        prefetches = self._core.tiers.prefetches
+        self._waits[request.client] += 1
 
         def answer() -> None:
             if not request.answered:
                 request.reply(self.query(request, request_id))
 
-        self._core.tiers.prefetches.when_settled(lookup, answer)
-        self._later(min(max(timeout, 0.0), _LONGEST_WAIT_SECONDS), answer)
+        def time_is_up() -> None:
+            prefetches.forget_waiter(lookup, answer)
+            self._waits[request.client] -= 1
+            if not self._waits[request.client]:
+                del self._waits[request.client]
+            answer()
+
+        prefetches.when_settled(lookup, answer)
+        self._later(min(timeout, _LONGEST_WAIT_SECONDS), time_is_up)
         return DEFERRED
 
     def free(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
@@ -117,6 +136,13 @@ class Lookups:
         self._core.leases.end_session(request_id, deadline)
         self._core.sessions.pop(request_id, None)
         self._core.tokens.forget(request_id)
+
+    def _make_room(self, client: bytes, held: int) -> int:
+        """What a lookup that may hold so many hashes and objects weighs. Raises Refused."""
+        weight = max(held, _MAX_HELD // self._core.config.max_pending_lookups)
+        if not self._core.leases.make_room(client, weight, _MAX_HELD):
+            raise Refused("too_many_lookups")
+        return weight
 
     def _finished(
         self,
@@ -139,6 +165,8 @@ class Lookups:
         workers = self._core.registry.layouts(key.model_name, key.world_size)
         if not workers:
             return [], "no_gpu_context"
+        if sum(map(len, workers)) > _MAX_OBJECTS_A_CHUNK:
+            return [], "too_many_layouts"
         return workers, None if hashes else "empty_chunk_hashes"
 
     def _wants(

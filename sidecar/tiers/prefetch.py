@@ -23,8 +23,10 @@ from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
 
-# How many chunks ahead a backend is asked for that has to be asked.
-_CHUNKS_ASKED = 32
+# How many chunks, of how many objects, a backend is asked for ahead that has to be asked.
+_CHUNKS_ASKED, _NAMES_ASKED = 32, 4096
+# How many objects are planned in one go: about 20 ms.
+_PLANNED_AT_ONCE = 1024
 _COMPLETE = {State.READY, State.BELOW}
 
 
@@ -121,6 +123,12 @@ class Prefetches:
         else:
             prefetch.waiters.append(callback)
 
+    def forget_waiter(self, lookup: Lookup, callback: Callable[[], None]) -> None:
+        """Do not call back any more, if that is still to come."""
+        prefetch = self._under_way.get(lookup)
+        if prefetch is not None and callback in prefetch.waiters:
+            prefetch.waiters.remove(callback)
+
     def finish_all(self) -> None:
         """Answer with what has arrived."""
         for prefetch in list(self._under_way.values()):
@@ -140,8 +148,13 @@ class Prefetches:
     def _advance(self, prefetch: Prefetch) -> None:
         """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""
         lookup = prefetch.lookup
+        pause_at = lookup.hits + max(1, _PLANNED_AT_ONCE // sum(map(len, prefetch.wants)))
         while not prefetch.finished and lookup.hits < len(prefetch.hashes):
             chunk = lookup.hits
+            if chunk == pause_at:
+                prefetch.asking += 1
+                self._later(0, partial(self._asked, prefetch))
+                break
             objects = self._claim(prefetch, prefetch.hashes[chunk])
             if objects is None:
                 break
@@ -222,7 +235,8 @@ class Prefetches:
     def _ask(self, prefetch: Prefetch) -> None:
         """Ask the backends that have to be asked for the next chunks, unless they were."""
         start = prefetch.lookup.hits
-        hashes = prefetch.hashes[start : start + _CHUNKS_ASKED]
+        chunks = min(_CHUNKS_ASKED, max(1, _NAMES_ASKED // sum(map(len, prefetch.wants))))
+        hashes = prefetch.hashes[start : start + chunks]
         names = [
             object_name(want.space, h)
             for h in hashes

@@ -145,10 +145,57 @@ def test_room_is_made_by_who_has_waited_longest_to_be_asked() -> None:
     for request in ("reported", "old", "new"):
         leases.add(lookup(objects, request=request))
     leases.report("reported", b"c")
-    assert leases.end_oldest_unreported()
+    assert leases.make_room(b"c", 1, 6)
     assert (leases.report("old", b"c"), leases.report("new", b"c")) == (0, 4)
-    assert not leases.end_oldest_unreported()
+    assert not leases.make_room(b"c", 1, 4), "what was reported is a promise"
     assert leases.open == 2
+
+
+def test_who_has_most_gives_way_and_nobody_has_more_than_half() -> None:
+    _, leases, objects = setup(ranks=1)
+    leases.add(lookup(objects, client=b"small", request="first"))
+    for number in range(9):
+        assert leases.make_room(b"large", 1, 10)
+        leases.add(lookup(objects, client=b"large", request=f"r{number}"))
+    assert leases.open == 1 + 5
+    for number in range(9):
+        assert leases.make_room(b"small", 1, 10)
+        leases.add(lookup(objects, client=b"small", request=f"s{number}"))
+    assert leases.open == 10
+    assert leases.make_room(b"third", 1, 10)
+    assert leases.open == 9
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"c", b"d", b"e"]), st.integers(1, 12), st.sampled_from("alr"),
+            st.integers(0, 9),
+        )
+    )
+)  # fmt: skip
+def test_weights_are_bounded_and_come_back_to_nothing(steps: list) -> None:
+    """`a`dd if there is room, end by `l`imit, `r`eport."""
+    _, leases, objects = setup(ranks=1)
+    limit, held = 24, {}
+    for client, weight, what, number in steps:
+        request = str(number)
+        if what == "a" and leases.make_room(client, weight, limit):
+            new = lookup(objects, client=client, request=request)
+            new.weight = weight
+            leases.add(new)
+            held[client, request] = new
+        elif what == "l" and (client, request) in held:
+            leases.end(held[client, request])
+        elif what == "r":
+            leases.report(request, client)
+        weights = {c: 0 for c, _ in held}
+        for (c, _), each in held.items():
+            weights[c] += 0 if each.ended else each.weight
+        assert max(weights.values(), default=0) <= limit // 2
+        assert sum(weights.values()) <= limit
+    leases.expire(100.0)
+    assert not leases._weights and leases.open == leases.live == 0
 
 
 @settings(max_examples=200, deadline=None)

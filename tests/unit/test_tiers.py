@@ -586,7 +586,7 @@ def test_who_waits_hears_of_a_lookup_that_had_to_give_way() -> None:
     bench = Bench(memory).start()
     lookup, heard = bench.begin("r", 1), []
     bench.tiers.prefetches.when_settled(lookup, lambda: heard.append(lookup.ended))
-    assert bench.leases.end_oldest_unreported()
+    assert bench.leases.make_room(lookup.client, 1, 2)
     assert heard == [True]
     gate.set()
 

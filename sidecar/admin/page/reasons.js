@@ -24,6 +24,7 @@ export const REASONS = {
   too_many_lookups: "too many lookups are open",
   too_many_registrations: "too many registrations are under way",
   too_many_workers: "too many workers are registered",
+  too_many_waits: "a connection waits for too many results at once",
   unknown_instance: "the worker is not registered; it registers again with its next heartbeat",
   unknown_operation: "an operation that the protocol does not have",
   unknown_reservation: "a commit without its prepare, or one that came twice",
