@@ -13,6 +13,7 @@ from sidecar.cache.keys import chunk_hashes
 from sidecar.cache.leases import Lookup
 from sidecar.handlers.core import Core
 from sidecar.handlers.lookups import Lookups
+from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey
 
 _MAX_JOBS = 1024  # remembered; the oldest is forgotten first
@@ -52,8 +53,8 @@ class PrefetchJobs:
         """Begin to bring these chunks of a sequence into the L1; the job's id.
 
         Without a chunk there is no job. Raises LookupError for a model that no worker serves now
-        (its objects' layout is unknown), BadPayload (a ValueError) for names and numbers that
-        cannot be.
+        (its objects' layout is unknown) and while too many jobs are under way, BadPayload (a
+        ValueError) for names and numbers that cannot be.
         """
         core, tokens = self._core, len(hashes) * self._core.config.chunk_size
         request_id = f"prefetch-{secrets.token_hex(8)}"
@@ -62,11 +63,15 @@ class PrefetchJobs:
             raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
         if not hashes:
             return request_id
-        job = self._jobs[request_id] = Job(len(hashes) * world_size)
+        job = Job(len(hashes) * world_size)
+        settled = partial(self._settled, job, key)
+        try:
+            lookup = self._lookups.begin(_CLIENT, key, hashes, 1, settled, into_l1=True)
+        except Refused:
+            raise LookupError("too many prefetches are under way") from None
+        self._jobs[request_id] = job
         while len(self._jobs) > _MAX_JOBS:
             self._jobs.popitem(last=False)
-        settled = partial(self._settled, job, key)
-        lookup = self._lookups.begin(_CLIENT, key, hashes, 1, settled, into_l1=True)
         core.tiers.prefetches.when_settled(lookup, partial(self._ended, job, lookup))
         return request_id
 
