@@ -18,7 +18,9 @@ FROM ${BASE}
 # Where the volumes go: the Unix socket, and L2. A volume made on them inherits their owner.
 RUN install -d -o 1000 -g 1000 /run/kv-sidecar /var/lib/kv-sidecar
 COPY --from=build /opt/kv-sidecar /opt/kv-sidecar
+# Where GKE's device plugin and WSL put the NVIDIA driver, beside the places that the loader knows.
 ENV PATH=/opt/kv-sidecar/bin:$PATH \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/lib/wsl/lib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # By number, so that Kubernetes can see that it is not root. Workers must be the same user: shared
