@@ -59,27 +59,24 @@ def of_sweep(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
 
 def link() -> list[Finding]:
     driver = LibCuda()
-    device = driver.open(use_batches=True)
-    share = 100 * driver._kernel_blocks / device.multiprocessors
-    note = f"{driver._kernel_blocks} of {device.multiprocessors}, by the grid it is launched with"
-    return [*plain.measure(driver, device), Finding("kernel_share", share, note)]
+    return plain.measure(driver, driver.open("true"))
 
 
 def batch_calls() -> list[Finding]:
     driver = LibCuda()
-    return batches.measure(driver, driver.open(use_batches=True))
+    return batches.measure(driver, driver.open("true"))
 
 
 def pinned() -> list[Finding]:
     driver = LibCuda()
-    driver.open(use_batches=True)
+    driver.open("true")
     with Background(decode) as inference:
         return pinning.measure(driver, inference)
 
 
 def event_latency() -> list[Finding]:
     driver = LibCuda()
-    driver.open(use_batches=True)
+    driver.open("true")
     return events.measure(driver)
 
 

@@ -90,9 +90,9 @@ class Run:
 
     def _requests(self) -> Iterable[requests.Row]:
         driver = LibCuda()
-        driver.open(use_batches=True)
+        driver.open("true")
         server, quick = self._options.server, self._options.quick
-        names = ("peer", "ours") if server == "both" else (server,)
+        names = ("ours", "peer") if server == "both" else (server,)
         shapes, clients = (RUNS, (1,)) if quick else (RUNS + MODELS, (1, 4))
         return requests.measure(driver, names, shapes, clients, L1_GB, self._logs)
 

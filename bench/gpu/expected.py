@@ -87,7 +87,6 @@ FIGURES: dict[str, Expected] = {
     },
     **_cost("short"),
     **_cost("long"),
-    "kernel_share": _most(10, "multiprocessors that the kernel is launched on", "%", 5),
     "event_p50": _most(11, "a worker's event until another process sees it, p50", "us", 50),
     "event_p99": _most(11, "a worker's event until another process sees it, p99", "us", 500),
     "dead": _most(12, "a worker killed in stores: unmapped, GPU memory back", "s", 5),

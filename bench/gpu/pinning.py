@@ -22,7 +22,7 @@ _MARGIN = 2.0  # seconds of inference before and after
 
 
 def measure(driver: Driver, inference: Background, nbytes: int = 4 << 30) -> list[Finding]:
-    """Pins resident memory piece by piece, as a child does, beside `inference`."""
+    """Pins resident memory piece by piece, without a child's rests, beside `inference`."""
     memory = tmpfs(nbytes)
     time.sleep(_MARGIN)
     pieces = pin(driver, memory)
@@ -40,12 +40,11 @@ def pin(driver: Driver, memory: mmap.mmap) -> list[Span]:
     """When each piece was pinned. The memory stays so until the process ends."""
     size = len(memory)
     arena = PinnedArena(driver, np.frombuffer(memory, np.uint8).ctypes.data, size)
-    arena.populated(range(-(-size // PIECE_BYTES)))
     pieces = []
-    start = time.monotonic()
-    while arena.advance():
-        pieces.append(Span(start, time.monotonic()))
+    for offset in range(0, size, PIECE_BYTES):
         start = time.monotonic()
+        arena.need(np.array([offset]))
+        pieces.append(Span(start, time.monotonic()))
     if arena.pinned_bytes < size:
         raise BenchError("not all of the memory could be pinned")
     return pieces

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import servers
+from bench.client import BenchError
 from bench.gpu import transfers
 from bench.gpu.expected import (
     BOTH_TIMES_ONE,
@@ -40,16 +41,27 @@ def measure(
         for shape in shapes:
             reference = link.rates(shape.nbytes, repeats=10)
             for count in clients:
-                repeats = 2 if count > 1 else 5
-                found = {n: transfers.rates(u, shape, count, repeats) for n, u in urls.items()}
-                yield from rows(shape, count, reference, found)
+                found = {name: _rates(name, url, shape, count) for name, url in urls.items()}
+                measured = {name: rates for name, rates in found.items() if rates is not None}
+                yield from rows(shape, count, reference, measured)
+
+
+def _rates(name: str, url: str, shape: Shape, clients: int) -> Rates | None:
+    """None where the peer's server fails: our figures are worth something without."""
+    try:
+        return transfers.rates(url, shape, clients, repeats=2 if clients > 1 else 5)
+    except BenchError as error:
+        if name == "ours":
+            raise
+        print(f"{shape.name}, without the peer's server: {error}", file=sys.stderr)
+        return None
 
 
 def _start(name: str, l1_gb: int, logs: Path, stack: ExitStack) -> str | None:
     """The URL of a server that is up; None where the peer's does not start here."""
     try:
         server = stack.enter_context(servers.running(name, l1_gb, logs))
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         if name == "ours":
             raise
         print(f"without the peer's server: {error}", file=sys.stderr)

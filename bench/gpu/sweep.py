@@ -30,11 +30,10 @@ MAX_BYTES = 7 << 30  # 50,000 runs of 128 KiB
 
 def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]]:
     """Rows: run in KiB, number of runs, direction, GB/s of both ways; then the pinning."""
-    driver.open(use_batches=True)
+    driver.open("true")
     memory = mmap.mmap(-1, max_bytes)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     arena = PinnedArena(driver, address, max_bytes)
-    arena.populated(range(-(-max_bytes // PIECE_BYTES)))
     yield _pinning(arena, memory)
     device = driver.allocate(2 * max_bytes)
     lanes = {"store": Lane(driver, arena, True), "load": Lane(driver, arena, False)}
@@ -79,8 +78,8 @@ def _transfer(lane: Lane, runs: Runs, short_bytes: int) -> None:
 def _pinning(arena: PinnedArena, memory: mmap.mmap) -> dict[str, Any]:
     """Milliseconds to pin one piece of resident memory; expected at most 15."""
     np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
-    start, pieces = time.perf_counter(), 0
-    while arena.advance():
-        pieces += 1
-    milliseconds = 1e3 * (time.perf_counter() - start) / max(1, pieces)
+    pieces = np.arange(0, len(memory), PIECE_BYTES)
+    start = time.perf_counter()
+    arena.need(pieces)
+    milliseconds = 1e3 * (time.perf_counter() - start) / len(pieces)
     return {"pin_ms_a_piece": milliseconds, "piece_mib": PIECE_BYTES >> 20}

@@ -1,8 +1,7 @@
-"""Caches on the GPU, its processes and memory."""
+"""Caches on the GPU, and its memory."""
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import torch
@@ -29,26 +28,3 @@ def used_mib() -> int:
     """Memory of the GPU in use by anybody."""
     free, total = torch.cuda.mem_get_info()
     return (total - free) >> 20
-
-
-def gpus() -> list[str]:
-    """The UUIDs of all GPUs, with their prefix."""
-    return [uuid for (uuid,) in _smi("--query-gpu=uuid")]
-
-
-def processes() -> dict[int, set[str]]:
-    """The GPUs that each process has a context on, by process id.
-
-    Empty in a container that hides processes.
-    """
-    found: dict[int, set[str]] = {}
-    for pid, uuid in _smi("--query-compute-apps=pid,gpu_uuid"):
-        found.setdefault(int(pid), set()).add(uuid)
-    return found
-
-
-def _smi(query: str) -> list[list[str]]:
-    """The rows that nvidia-smi answers with."""
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split(", ") for line in text.splitlines() if line.strip()]

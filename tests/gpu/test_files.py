@@ -47,7 +47,7 @@ def rig(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Rig]:
-    monkeypatch.setenv("LD_LIBRARY_PATH", libraries())
+    monkeypatch.setenv("LD_LIBRARY_PATH", libraries(), prepend=os.pathsep)
     files = {"file_path": str(tmp_path / "l2")}
     adapter = {"type": "nixl_store", "backend": backend, "backend_params": files}
     flags = ["--l2-store-policy", policy, *adapter_flags(**adapter, min_free_gb=0)]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from lmcache.v1.platform._device_detect import get_device_spec
 
 from tests.conformance.rig import Rig, round_trip
-from tests.gpu.device import on_gpu, processes
+from tests.gpu.device import on_gpu
+from tests.gpu.smi import processes
 from tests.support.footprint import children
 from tests.support.layouts import FUSED, KV_FIRST_NHD, LAYOUTS, MLA, Layout
 
@@ -39,20 +41,32 @@ def isolated_ipc() -> Iterator[None]:
     pytest.importorskip("cuda.bindings", reason="lmcache needs it for isolated_ipc")
     from lmcache.v1.platform.ipc_policy import set_isolated_ipc
 
-    set_isolated_ipc(True)
+    spec = get_device_spec("cuda")
+
+    def choose(isolated: bool) -> None:
+        set_isolated_ipc(isolated)
+        spec._event_backend_cache = None  # made of the former choice
+
+    choose(True)
     yield
-    set_isolated_ipc(False)
+    choose(False)
 
 
 @pytest.mark.usefixtures("isolated_ipc")
 @pytest.mark.parametrize("layout", [FUSED, MLA, KV_FIRST_NHD], ids=lambda layout: layout.name)
 def test_isolated_ipc(rig: Rig, layout: Layout) -> None:
+    backend = type(get_device_spec("cuda").event_ipc_backend).__name__
+    assert "Timeline" in backend, "words in memory, not events"
     round_trip(rig, rig.worker(on_gpu(layout)))
 
 
 def test_two_workers_at_once(rig: Rig) -> None:
-    """Their requests are under way together; each gets its own bytes."""
-    workers = [rig.worker(on_gpu(FUSED, seed=n), rank=n, world=2) for n in range(2)]
+    """Their requests are under way together; each gets its own bytes.
+
+    Layers of 12 MiB: torch gives each an allocation of its own, which workers do not share.
+    """
+    caches = [on_gpu(FUSED, seed=n, blocks=768, size=128) for n in range(2)]
+    workers = [rig.worker(cache, rank=n, world=2) for n, cache in enumerate(caches)]
     tokens = [rig.tokens(4, variant) for variant in range(8)]
     before = [worker.cache.image() for worker in workers]
     blocks = [rig.blocks(worker, 4) for worker in workers]
