@@ -5,7 +5,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sidecar.config import values
 
@@ -72,11 +72,12 @@ class Config:
     max_workers: int = _option(
         "mp", values.integer(1, 256), _copy_threads, "copy threads; default min(4, CPUs)"
     )
-    gpu_batched_copies: bool = _option(
+    gpu_batched_copies: Literal["auto", "true", "false"] = _option(
         "mp",
-        values.boolean,
-        True,
-        "begin many copies with a GPU in one call; false if the driver is unstable with it",
+        values.switch,
+        "auto",
+        "begin many copies with a GPU in one call: true, false, or auto: not where it is known to "
+        "crash",
     )
     hash_algorithm: str = _option(
         "mp",

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from sidecar.tiers.settings import AdapterSettings
 
+Switch = Literal["auto", "true", "false"]
 SHM_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # sockaddr_un.sun_path holds 108 bytes, the last of them NUL.
 UNIX_PATH_LIMIT = 107
@@ -95,6 +96,13 @@ def boolean(text: str) -> bool:
     if value is None:
         raise ValueError(f"{text!r} is not true or false")
     return value
+
+
+def switch(text: str) -> Switch:
+    """``auto``, or what ``boolean`` takes."""
+    if text.lower() == "auto":
+        return "auto"
+    return "true" if boolean(text) else "false"
 
 
 def choice(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[[str], str]:

@@ -126,7 +126,7 @@ class Registrations:
             self._mapped(request, mapping, memory)
         elif ok and mapping.gpu and mapping.layout and self._is_latest(mapping):
             core.gpus.map(
-                mapping.gpu, mapping.layout, mapping.memories,
+                mapping.gpu, mapping.instance_id, mapping.layout, mapping.memories,
                 partial(self._mapped, request, mapping),
                 partial(self._memory_lost, mapping.instance_id),
             )  # fmt: skip

@@ -76,8 +76,8 @@ GpuTensor = CudaTensor | RawCudaTensor
 _Tensor = CpuShmTensor | GpuTensor | _VmmTensor
 _decoder: msgspec.msgpack.Decoder[_Tensor] = msgspec.msgpack.Decoder(_Tensor)
 _VMM = (
-    "virtual CUDA memory cannot be shared: start the worker without expandable_segments and "
-    "without sleep mode"
+    "virtual CUDA memory cannot be shared: start the worker without expandable_segments, without "
+    "--enable-sleep-mode, and with --no-enable-cumem-allocator"
 )
 # Newer torch puts a version and a type before the handle: c = cudaMalloc, e = expandable segment.
 _MEMORY_HANDLE_BYTES = 64

@@ -69,5 +69,5 @@ def test_virtual_memory_is_refused_with_what_to_do() -> None:
         version=1, metadata=metadata(), export_id=bytes(16), kind="fabric",
         fabric_blob=bytes(64), **fields,
     )  # fmt: skip
-    with pytest.raises(BadPayload, match="without sleep mode"):
+    with pytest.raises(BadPayload, match="--no-enable-cumem-allocator"):
         described(VmmCudaIPCWrapper.from_wire(data))

@@ -12,7 +12,8 @@ from tests.support.l2 import adapter_flags
 from tests.support.server import Server, wait_until
 from tests.support.stub_libraries import stub_driver
 
-NOT_READY, DRIVER_MISMATCH = 802, 803
+INVALID_VALUE, OUT_OF_MEMORY = 1, 2
+NOT_FOUND, NOT_PERMITTED, NOT_READY, DRIVER_MISMATCH = 500, 800, 802, 803
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,14 @@ def test_a_driver_that_needs_somebody_to_mend_it(gpu_site: GpuSite, faults: Path
 @pytest.mark.parametrize(
     ("code", "what_to_do"),
     [
+        (INVALID_VALUE, "report it, with the version of the driver"),
+        (OUT_OF_MEMORY, "no memory left for them"),
         (209, "has no code for this GPU"),
+        (218, "is not of the driver's version"),
         (221, "install libnvidia-ptxjitcompiler.so.1"),
         (222, "update the driver"),
         (223, "unset CUDA_DISABLE_PTX_JIT"),
+        (303, "report it, with the version of the driver"),
     ],
 )
 def test_a_driver_that_does_not_compile_the_kernel(
@@ -75,3 +80,37 @@ def test_a_driver_that_does_not_compile_the_kernel(
     warned = gpu_site.server.stderr().count(what_to_do)
     round_trip(gpu_site.worker(1), chunks=7)
     assert gpu_site.server.stderr().count(what_to_do) == warned + 1
+
+
+@pytest.mark.parametrize(
+    "answer", [f"cuMemGetAddressRange {NOT_FOUND}", "base 4096", "base -1000000"]
+)
+def test_a_driver_that_knows_no_range_of_a_worker_s_memory(
+    gpu_site: GpuSite, faults: Path, answer: str
+) -> None:
+    """cuda.h promises one for memory of the process itself only."""
+    said = "does not tell how large workers' allocations are"
+    faults.write_text(answer)
+    warned, one, two = gpu_site.server.stderr().count(said), gpu_site.worker(1), gpu_site.worker(2)
+    round_trip(one, chunks=7)
+    round_trip(two, chunks=2, seed=2)
+    assert gpu_site.server.stderr().count(said) == warned + 1
+
+
+def test_memory_that_may_not_be_pinned(gpu_site: GpuSite, faults: Path) -> None:
+    """Nothing is pinned then; this stub copies from pinned memory alone, as batches do."""
+    faults.write_text(f"cuMemHostRegister {NOT_PERMITTED}")
+    worker, child = gpu_site.worker(1), gpu_site.child()
+    wait_until(lambda: f"({NOT_PERMITTED})" in gpu_site.server.stderr(), "pinning is given up")
+    assert gpu_site.client.call("ping", 1) is True
+    assert gpu_site.child() == child
+    worker.close()
+
+
+def test_another_device_than_the_one_that_was_asked_for(gpu_site: GpuSite, faults: Path) -> None:
+    """With MIG the driver shows an instance of the GPU."""
+    faults.write_text("uuid 1")
+    gpu_site.worker(1)
+    assert gpu_site.server.instances() == set()
+    assert "an instance of it, if MIG is on" in gpu_site.server.stderr()
+    assert all(gpu_site.client.call("ping", 1) for _ in range(3)), "it stays so"

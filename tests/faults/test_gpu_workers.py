@@ -10,7 +10,7 @@ from tests.support.raw import RawClient
 from tests.support.server import wait_until
 
 GPU_SECONDS = 2.0
-INVALID, SAME_PID, SYSTEM_CALL_FAILED, INVALID_HANDLE = 1, 201, 304, 400
+INVALID, SAME_PID, SYSTEM_CALL_FAILED, INVALID_HANDLE, NOT_PERMITTED = 1, 201, 304, 400, 800
 
 
 def test_a_worker_that_leaves_while_its_events_are_open(gpu_site: GpuSite) -> None:
@@ -63,6 +63,62 @@ def test_a_worker_under_the_same_process_id(gpu_site: GpuSite) -> None:
     gpu_site.fail()
     gpu_site.reregister(worker)
     prove(worker, stored(worker, 1))
+
+
+def test_a_handle_whose_memory_is_still_mapped(gpu_site: GpuSite) -> None:
+    """A container that starts anew may repeat pid and addresses, and so the bytes of a handle.
+
+    Its registration waits until the memory of its former life is let go.
+    """
+    staying, old = gpu_site.worker(1), gpu_site.worker(2)
+    kept = stored(old, 1)
+    new = GpuWorker(gpu_site.client, "gpu", 3, old.pool)
+    frames = gpu_site.client.frames("register_kv_cache", *new.registration())
+    gpu_site.client.send(frames)
+    prove(staying, stored(staying, 2))
+    assert gpu_site.server.instances() == {1, 2}, "it waits, and nobody else does"
+    event = Event()
+    pending = gpu_site.client.frames("store", *old.request(key_of(3, 2), SOURCE, event.handle))
+    leave = gpu_site.client.frames("unregister_kv_cache", 2)
+    for message in (pending, leave):
+        gpu_site.client.send(message)
+    unanswered = {message[0] for message in (frames, pending, leave)}
+    while unanswered:
+        unanswered.discard(gpu_site.client.receive()[0])
+    assert gpu_site.server.instances() == {1, 3}
+    prove(new, kept)
+    new.close()
+    event.unlink()
+
+
+def test_a_handle_of_a_worker_that_stays(gpu_site: GpuSite) -> None:
+    """Nobody can tell whose memory that is: refused, and the worker is made to try again."""
+    worker, timeline = gpu_site.worker(1), Timeline(4096)
+    twin = GpuWorker(gpu_site.client, "gpu", 2, worker.pool)
+    twin.register()
+    assert gpu_site.server.instances() == {1}
+    prove(worker, stored(worker, 1))
+    timeline.write(1)
+    assert worker.store(key_of(2, 2), SOURCE, timeline.event(1)) == [b"", True]
+    other = gpu_site.worker(3)
+    assert other.store(key_of(3, 2), SOURCE, timeline.event(1)) == NO, "the same for events"
+    timeline.unlink()
+
+
+def test_a_driver_that_does_not_tell_how_large_allocations_are(gpu_site: GpuSite) -> None:
+    """What the worker says of its tensors is believed, as far as it says it."""
+    gpu_site.fail({"call": "size", "code": 500})
+    worker = gpu_site.worker(1)
+    prove(worker, stored(worker, 1))
+
+
+def test_memory_that_may_not_be_pinned(gpu_site: GpuSite) -> None:
+    """It is copied as it is."""
+    gpu_site.fail({"call": "pin", "code": NOT_PERMITTED})
+    worker, child = gpu_site.worker(1), gpu_site.child()
+    prove(worker, stored(worker, 1))
+    assert gpu_site.child() == child
+    assert "0 MiB of the L1 are pinned" in gpu_site.server.stderr()
 
 
 def test_an_event_that_cannot_be_looked_at(gpu_site: GpuSite) -> None:

@@ -5,7 +5,8 @@ IPC events are words in shared memory. It is strict where the real driver is: a 
 its allocation is an illegal address, one that spans two pinned pieces is refused.
 
 FAKE_GPU_FAULTS names a file: a JSON list of {"call": name, "nth": n from 1 (0 = each), "code":
-CUresult} or, in place of `code`, "delay" in seconds; counted from when the file was written.
+CUresult} or, in place of `code`, "delay" in seconds; counted from when the file was written. With
+{"call": "size"} and any code the driver does not tell how large what it maps is.
 FAKE_GPU_SECONDS shortens all deadlines of the child. FAKE_GPU_PCI is in place of sysfs' folder of
 PCI devices.
 """
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.engines.cuda import child, lane, numa, process
-from sidecar.engines.cuda.driver import Addresses, Device, DriverError, DriverMissing
+from sidecar.engines.cuda.driver import Addresses, Batches, Device, DriverError, DriverMissing
 from sidecar.engines.cuda.plan import SHORT_BYTES
 from tests.support.xxh3 import sums_of
 
@@ -65,14 +66,14 @@ class FakeDriver:
         self._sticky = 0
         self.calls: Counter[str] = Counter()
 
-    def open(self, use_batches: bool) -> Device:
+    def open(self, batches: Batches) -> Device:
         uuid = os.environ.get("CUDA_VISIBLE_DEVICES", UUID)
         if uuid not in BUS:
             raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
         self._call("open")
-        return Device("Fake", uuid, BUS[uuid], 132, 12080, use_batches)
+        return Device("Fake", uuid, BUS[uuid], 132, 12080, batches != "false")
 
-    def map_memory(self, handle: bytes) -> tuple[int, int]:
+    def map_memory(self, handle: bytes) -> tuple[int, int | None]:
         self._call("map_memory")
         if handle in self._opened:
             raise DriverError("map_memory", 208)
@@ -82,7 +83,7 @@ class FakeDriver:
         self._handles[address] = handle
         self._mapped[address] = memory
         self._device[address] = len(memory)
-        return address, len(memory)
+        return address, None if self._faults.of("size") else len(memory)
 
     def unmap_memory(self, address: int) -> None:
         self._call("unmap_memory")
@@ -316,6 +317,6 @@ if __name__ == "__main__":
     child.Calibration = Uncalibrated  # type: ignore[assignment, misc]
     seconds = float(os.environ.get("FAKE_GPU_SECONDS", 0))
     if seconds:
-        child._EVENT_SECONDS = lane.STEP_SECONDS = seconds
+        child._EVENT_SECONDS = child._HOLD_SECONDS = lane.STEP_SECONDS = seconds
     process.PCI_DEVICES = numa.PCI_DEVICES = Path(os.environ.get("FAKE_GPU_PCI", "/none"))  # type: ignore[attr-defined]
     process.main(FakeDriver(), sys.argv[1:])

@@ -38,10 +38,10 @@ class GpuChild:
         ours, theirs = socket.socketpair()
         arena = os.memfd_create("arena")
         os.truncate(arena, ARENA_BYTES)
-        numbers = map(str, (theirs.fileno(), arena, ARENA_BYTES, 0))
+        arguments = map(str, (theirs.fileno(), arena, ARENA_BYTES, "false"))
         with theirs, open(log or os.devnull, "wb") as stderr:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", module, *numbers],
+                [*prefix, sys.executable, "-m", module, *arguments],
                 pass_fds=(theirs.fileno(), arena),
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": UUID} | dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ class Blocks:
     def map_order(self) -> Map:
         planes = [(0, plane * self.data[0].nbytes, self._run) for plane in range(len(self.data))]
         allocation = Allocation(self._memory.handle, self.data.nbytes)
-        return Map(self.number, [allocation], [[Planes(self._run, planes)]])
+        return Map(self.number, self.number, [allocation], [[Planes(self._run, planes)]])
 
     def move_files(
         self,

@@ -1,7 +1,9 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
 // wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
 // process's own, streams do everything at once, and kernels are their .cu files run thread by thread.
-// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with: "cuInit 802".
+// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with, "cuInit 802", and of
+// what the driver and the GPU are: `version` (of CUDA), `capability`, `mps`, `uuid` (its first byte),
+// and `base`: what cuMemGetAddressRange says is so many bytes off.
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -54,14 +56,16 @@ static bool copyable(CUdeviceptr at, size_t size) {
     return inside(allocations, at, size) || inside(pinned, at, size);
 }
 
-static CUresult fault(const char *call) {
+static int setting(const char *wanted, int usual) {
     const char *path = getenv("LIBCUDA_STUB_FAULTS");
     std::ifstream faults(path ? path : "");
     std::string name;
-    for (int code; faults >> name >> code;)
-        if (name == call) return (CUresult)code;
-    return CUDA_SUCCESS;
+    for (int value; faults >> name >> value;)
+        if (name == wanted) return value;
+    return usual;
 }
+
+static CUresult fault(const char *call) { return (CUresult)setting(call, CUDA_SUCCESS); }
 
 static bool is_copy(CUfunction function) { return function == (CUfunction)&copy_runs; }
 
@@ -116,7 +120,7 @@ static PFN_cuMemcpyBatchAsync_v12080 const batch_v1 = batch;
 extern "C" {
 
 CUresult cuInit(unsigned flags) { return flags ? CUDA_ERROR_INVALID_VALUE : fault("cuInit"); }
-CUresult cuDriverGetVersion(int *version) { return *version = 12080, CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int *version) { return *version = setting("version", 12080), CUDA_SUCCESS; }
 
 CUresult cuDeviceGetCount(int *count) {
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
@@ -137,13 +141,15 @@ CUresult cuDeviceGetPCIBusId(char *bus, int length, CUdevice device) {
 }
 
 CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice) {
-    return memcpy(uuid->bytes, UUID, 16), CUDA_SUCCESS;
+    memcpy(uuid->bytes, UUID, 16);
+    return uuid->bytes[0] = setting("uuid", 0), CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice) {
     switch (which) {
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 132; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = setting("capability", 9); break;
+        case CU_DEVICE_ATTRIBUTE_MPS_ENABLED: *value = setting("mps", 0); break;
         default: *value = 1;
     }
     return CUDA_SUCCESS;
@@ -195,6 +201,7 @@ CUresult cuMemFreeHost(void *address) {
 }
 
 CUresult cuMemHostRegister(void *address, size_t size, unsigned flags) {
+    if (fault("cuMemHostRegister")) return fault("cuMemHostRegister");
     remember(pinned, address, size);
     bool good = !((size_t)address % 4096) && flags & CU_MEMHOSTREGISTER_DEVICEMAP;
     return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -216,7 +223,8 @@ CUresult cuIpcOpenMemHandle(CUdeviceptr *address, CUipcMemHandle handle, unsigne
 CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr address) {
     if (!allocations.count(address)) return CUDA_ERROR_NOT_FOUND;
     // As if it were cut from a block: what lies before it belongs to something else.
-    return *base = address - 512, *size = 512 + allocations[address], CUDA_SUCCESS;
+    *base = address - 512 + setting("base", 0), *size = 512 + allocations[address];
+    return fault("cuMemGetAddressRange");
 }
 
 CUresult cuIpcCloseMemHandle(CUdeviceptr address) {
@@ -282,7 +290,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned
     unsigned rows = *(unsigned *)parameters[1];
     bool known = is_copy(function) || function == (CUfunction)&sum_objects;
     if (!known || !stream || shared || extra || y * z * j * k != 1) return CUDA_ERROR_INVALID_VALUE;
-    if (is_copy(function) ? threads > 1024 || grid > 132 / 20
+    if (is_copy(function) ? threads > 1024 || grid > (setting("mps", 0) ? 132 / 20 : 132)
                           : threads != 32 || grid != (rows + 3) / 4)
         return CUDA_ERROR_INVALID_VALUE;
     if (is_copy(function) ? !runs_inside(table, rows) : !objects_inside(table, rows))

@@ -34,7 +34,7 @@ def produce(pipe: Connection, count: int) -> None:
 
 def main() -> None:
     driver = LibCuda()
-    device = driver.open(use_batches=True)
+    device = driver.open("true")
     found = plain.measure(driver, device, 1 << 20)
     found += batches.measure(driver, device, calls=3)
     found += events.measure(driver, 5, produce)

@@ -64,5 +64,5 @@ def _copy(driver: Driver, stream: int, to: int, source: int, size: int) -> None:
 
 if __name__ == "__main__":
     opened = LibCuda()
-    opened.open(use_batches=False)
+    opened.open("false")
     print(wrong(opened, SIZES))

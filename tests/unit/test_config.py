@@ -23,7 +23,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "chunk_size": ("16", 16, "0"),
     "null_block_id": ("3", 3, "-1"),
     "max_workers": ("7", 7, "0"),
-    "gpu_batched_copies": ("no", False, "some"),
+    "gpu_batched_copies": ("no", "false", "some"),
     "hash_algorithm": ("blake3", "blake3", "sha256_cbor"),
     "supported_transfer_mode": ("engine_driven", "engine_driven", "pickle"),
     "shm_name": ("pool.A-1_b", "pool.A-1_b", "../etc/passwd"),

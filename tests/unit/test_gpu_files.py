@@ -21,6 +21,7 @@ from sidecar.engines.cuda.files import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Stuck, Transfer
 from sidecar.engines.cuda.mapped_worker import MappedWorker, ObjectRuns
 from sidecar.engines.cuda.mappings import Mappings
+from sidecar.engines.cuda.plan import STEP_RUNS
 from tests.support.fake_files import FakeMover
 from tests.support.fake_gpu import ILLEGAL, PREFIX, FakeDriver
 from tests.support.gpu_child import PAGE, Blocks, by_block, stored
@@ -82,6 +83,9 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     return lambda *faults: path.write_text(json.dumps(faults)) and None
 
 
+TABLE_BYTES = 3 * STEP_RUNS * 8
+
+
 class SmallGpu(FakeDriver):
     """`room` bytes can be allocated beside those of tables."""
 
@@ -92,10 +96,10 @@ class SmallGpu(FakeDriver):
         self.lent: dict[int, int] = {}
 
     def allocate(self, nbytes: int) -> int:
-        if nbytes < 100_000 and nbytes > self.room - sum(self.lent.values()):
+        if nbytes != TABLE_BYTES and nbytes > self.room - sum(self.lent.values()):
             raise DriverError("allocate", OUT_OF_MEMORY)
         address = super().allocate(nbytes)
-        if nbytes < 100_000:
+        if nbytes != TABLE_BYTES:
             self.lent[address] = nbytes
         return address
 

@@ -31,12 +31,12 @@ class Starts:
         post = self._posted.put
         self.pool = CopyPool(1, post)
         arena = Arena(self._segment, False)
-        self.gpus = Gpus(arena, [], self.pool, post, lambda *_: None, use_batches=True, files=None)
+        self.gpus = Gpus(arena, [], self.pool, post, lambda *_: None, batches="auto", files=None)
 
     def refused(self, uuid: str) -> MapRefused:
         """What a worker on this GPU is told."""
         answers: list[object] = []
-        self.gpus.map(uuid, WorkerLayout((), 0, b""), [], answers.append, lambda memory: None)
+        self.gpus.map(uuid, 1, WorkerLayout((), 0, b""), [], answers.append, lambda memory: None)
         while not answers:
             self._posted.get(timeout=30)()
         (answer,) = answers

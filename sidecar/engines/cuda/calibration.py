@@ -6,7 +6,7 @@ they cross depends on GPU, link and driver: from 4 KiB to more than 28 KiB have 
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,7 +19,9 @@ from sidecar.engines.cuda.plan import SHORT_BYTES, Ints, Runs, Step
 log = logging.getLogger(__name__)
 
 _RUN_BYTES = tuple(kib << 10 for kib in (4, 8, 16, 24, 32, 48, 64, 96, 128))
-_SAMPLE_BYTES = 8 << 20
+# A sample is as many portions as are under way at once, of so many bytes.
+_SAMPLE_STEPS, _STEP_BYTES = 2, 8 << 20
+_SAMPLE_BYTES = _SAMPLE_STEPS * _STEP_BYTES
 # Of each way: a GPU that is busy with inference is late now and then, and never early.
 _REPEATS = 3
 _MOST_SAMPLES = 4 * 2 * 2 * _REPEATS * len(_RUN_BYTES)
@@ -71,7 +73,7 @@ class Calibration:
         found = {}
         with _freed(_scratch(self._driver)) as scratch:
             for is_store in (True, False):
-                with _freed(Lane(self._driver, scratch, is_store)) as lane:
+                with _freed(Lane(self._driver, scratch, is_store, _SAMPLE_STEPS)) as lane:
                     found[is_store] = yield from self._crossing(lane, scratch)
         self.short_bytes = found
         stores, loads = found[True] >> 10, found[False] >> 10
@@ -82,8 +84,8 @@ class Calibration:
         short = _RUN_BYTES[-1]
         for size in reversed(_RUN_BYTES):
             runs = scratch.runs(size)
-            batches = yield from self._best(lane, Step(runs, staged=False))
-            staged = yield from self._best(lane, Step(runs, staged=True))
+            batches = yield from self._best(lane, _steps(runs, staged=False))
+            staged = yield from self._best(lane, _steps(runs, staged=True))
             if not lane.has_staging:
                 raise _NoAnswer("there is no memory for staging")
             if batches > staged * _AS_FAST:
@@ -91,21 +93,21 @@ class Calibration:
             short = size
         return short
 
-    def _best(self, lane: Lane, step: Step) -> Generator[None, None, float]:
+    def _best(self, lane: Lane, steps: Sequence[Step]) -> Generator[None, None, float]:
         seconds: list[float] = []
         while len(seconds) < _REPEATS:
             self._samples += 1
             if self._samples > _MOST_SAMPLES:
                 raise _NoAnswer("there is always something else to do")
             self._disturbed = False
-            took = yield from self._sample(lane, step)
+            took = yield from self._sample(lane, steps)
             if not self._disturbed:
                 seconds.append(took)
         return min(seconds)
 
-    def _sample(self, lane: Lane, step: Step) -> Generator[None, None, float]:
+    def _sample(self, lane: Lane, steps: Sequence[Step]) -> Generator[None, None, float]:
         began = self._clock()
-        lane.add(Transfer(0, 0, 0.0, iter([step])))
+        lane.add(Transfer(0, 0, 0.0, iter(steps)))
         while not lane.is_idle:
             for ended in lane.advance():
                 if ended.error is not None:
@@ -140,6 +142,13 @@ def every_other(blocks: int, size: int, count: int) -> Runs:
     order = np.random.default_rng(0).permutation(count)
     places = np.arange(count, dtype=np.int64) * size
     return Runs(blocks + 2 * size * order, places, np.full(count, size))
+
+
+def _steps(runs: Runs, staged: bool) -> list[Step]:
+    """The runs of a sample in portions of equal size."""
+    each = len(runs) // _SAMPLE_STEPS
+    starts = range(0, len(runs), each)
+    return [Step(runs.take(slice(start, start + each)), staged) for start in starts]
 
 
 def _scratch(driver: Driver) -> _Scratch:

@@ -23,7 +23,7 @@ from sidecar.engines.cuda.file_lane import FileLane, file_lanes
 from sidecar.engines.cuda.files import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Lane, Portion, Transfer, Turns
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
-from sidecar.engines.cuda.mappings import Mappings
+from sidecar.engines.cuda.mappings import HandleInUse, Mappings
 from sidecar.engines.cuda.pinning import PinnedArena
 from sidecar.engines.cuda.protocol import (
     End,
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 # A step of the engine takes less. A worker that died before its event never signals it.
 _EVENT_SECONDS = 30.0
 _POLL_SECONDS = 50e-6
+# A worker's predecessor is given up 5 s after its connection is gone, and then unmapped.
+_HOLD_SECONDS, _HELD_POLL_SECONDS = 10.0, 0.1
 _POLLED_A_TURN = 32  # copies must not wait for long while many events are looked at
 
 
@@ -79,6 +81,7 @@ class Child:
         self._mover: FileMover | None = None
         self._no_files: str | None = "files have not been opened"
         self._workers: dict[int, MappedWorker] = {}
+        self._held: list[tuple[Map, float]] = []  # until their handles are free, or until a time
         self._waiting: deque[_Waiting] = deque()
         self._is_ending = False
 
@@ -90,6 +93,7 @@ class Child:
         while not self._is_ending or self._workers:
             with suppress(queue.Empty):
                 self._take(inbox.get(timeout=self._patience()))
+            self._map_held()
             self._poll_events()
             for lane in self._all_lanes():
                 for transfer in lane.advance():
@@ -103,12 +107,14 @@ class Child:
         """How long the loop may sleep until the next order."""
         if self._waiting or not all(lane.is_idle for lane in self._all_lanes()):
             return _POLL_SECONDS
-        return 0.0 if self._calibration.advance() or self._arena.advance() else None
+        if self._held:
+            return _HELD_POLL_SECONDS
+        return 0.0 if self._calibration.advance() else self._arena.advance()
 
     def _take(self, order: protocol.ToChild) -> None:
         match order:
             case Map():
-                self._map(order)
+                self._held.append((order, time.monotonic() + _HOLD_SECONDS))
             case Unmap():
                 self._leave(order.worker)
             case Move() | MoveFiles():
@@ -121,6 +127,17 @@ class Child:
                 self._send(Pong(self._arena.pinned_bytes))
             case End():
                 self._is_ending = True
+
+    def _map_held(self) -> None:
+        """Map what nobody else has mapped; what waits for that in vain is refused."""
+        now, held = time.monotonic(), self._held
+        self._held = []
+        for order, until in held:
+            handles = [allocation.handle for allocation in order.allocations]
+            if now < until and not self._mappings.are_free(handles, order.instance):
+                self._held.append((order, until))
+            else:
+                self._map(order)
 
     def _map(self, order: Map) -> None:
         try:
@@ -153,10 +170,10 @@ class Child:
     def _begin(self, order: Move | MoveFiles) -> None:
         worker, memory = self._workers[order.worker], timeline_memory(order.event)
         try:
-            event = open_event(order.event, self._driver, self._mappings)
+            event = open_event(order.event, self._driver, self._mappings, worker.instance)
             if memory is not None:
                 worker.keep(memory)
-        except BadEvent as error:
+        except (BadEvent, HandleInUse) as error:
             self._send(Moved(order.job, str(error), 0.0, 0.0))
         except DriverError as error:
             if error.is_fatal:

@@ -4,33 +4,42 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Addresses = npt.NDArray[np.uint64]
+# "auto": but for drivers and GPUs on which batches are known to crash.
+Batches = Literal["auto", "true", "false"]
 
 HANDLE_BYTES = 64  # of a CUipcMemHandle and of a CUipcEventHandle
 
 INVALID_VALUE, OUT_OF_MEMORY = 1, 2
 _INVALID_DEVICE, INVALID_CONTEXT, MAP_FAILED, _ALREADY_MAPPED = 101, 201, 205, 208
 _PEER_LIMIT, _SYSTEM_CALL_FAILED, _INVALID_HANDLE = (217, 711), 304, 400
-_ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED = 712, 713, 801
+_NOT_FOUND, _ALREADY_PINNED, _NOT_PINNED = 500, 712, 713
+_NOT_PERMITTED, _NOT_SUPPORTED = 800, 801
 # A call that fails with one of these has done nothing. After any other code nothing that the
 # process does with CUDA can be relied on, the illegal address (700) first of all.
 _HARMLESS = {
     INVALID_VALUE, OUT_OF_MEMORY, _INVALID_DEVICE, INVALID_CONTEXT, MAP_FAILED, _ALREADY_MAPPED,
     *_PEER_LIMIT, _SYSTEM_CALL_FAILED, _INVALID_HANDLE,
-    _ALREADY_PINNED, _NOT_PINNED, _NOT_SUPPORTED,
+    _NOT_FOUND, _ALREADY_PINNED, _NOT_PINNED, _NOT_PERMITTED, _NOT_SUPPORTED,
 }  # fmt: skip
+# Of these cuda.h says that all later calls fail until the process is another: memory errors of the
+# GPU (214, 226), faults of kernels, an MPS server that has ended the client, a device that is lost.
+_STICKY = {214, 226, 700, 702, 710, *range(714, 720), 721, 810, 911}
 # The driver does not start with these until somebody changes the machine: a stub library, no GPU,
 # parts of two driver versions, a compat library without its kind of GPU. What else it says may
 # pass: a fabric manager that is starting (802), a GPU that recovers (46, 999).
 FINAL_AT_START = {34, 100, 803, 804}
-# The driver compiles the kernels when a child starts. Why it cannot, and what would help.
+# The driver compiles the kernels when a child starts. Why it cannot, and what would help; it may
+# have other reasons, of which nothing is known.
 NO_KERNEL = {
+    OUT_OF_MEMORY: "the GPU has no memory left for them",
     209: "it has no code for this GPU, which is older than sm_70",
+    218: "its compiler refuses them: libnvidia-ptxjitcompiler.so.1 is not of the driver's version",
     221: "install libnvidia-ptxjitcompiler.so.1 of the driver's version; in a container "
     "NVIDIA_DRIVER_CAPABILITIES=compute brings it",
     222: "update the driver",
@@ -50,6 +59,11 @@ class DriverError(Exception):
         """Whether the process must be replaced."""
         return self.code not in _HARMLESS
 
+    @property
+    def is_sticky(self) -> bool:
+        """Whether every later call fails, too."""
+        return self.code in _STICKY
+
 
 class DriverMissing(Exception):
     """There is no driver, or no GPU that it shows us; the text says which.
@@ -64,7 +78,11 @@ class DriverMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The one GPU of this process. `driver` is the CUDA version it supports, as 12080 for 12.8."""
+    """The one GPU of this process. `driver` is the CUDA version it supports, as 12080 for 12.8.
+
+    `uuid` is hexadecimal, without prefix and dashes. `has_batches`: copies are begun many at a
+    time. `has_mps`: kernels of several processes run at once.
+    """
 
     name: str
     uuid: str
@@ -72,6 +90,12 @@ class Device:
     multiprocessors: int
     driver: int
     has_batches: bool
+    has_mps: bool = False
+
+
+def plain_uuid(uuid: str) -> str:
+    """A UUID of a GPU, or of a MIG instance, without prefix and dashes."""
+    return uuid.removeprefix("GPU-").removeprefix("MIG-").replace("-", "").lower()
 
 
 class Driver(Protocol):
@@ -83,14 +107,14 @@ class Driver(Protocol):
 
     has_kernels: bool
 
-    def open(self, use_batches: bool) -> Device:
+    def open(self, batches: Batches) -> Device:
         """Make the GPU's primary context current on this thread. Raises DriverMissing.
 
-        Without `use_batches` copies are begun one by one, even if the driver can take many.
+        `batches`: whether copies are begun many at a time, where the driver can take them.
         """
 
-    def map_memory(self, handle: bytes) -> tuple[int, int]:
-        """Map another process's allocation: its address here and its size in bytes."""
+    def map_memory(self, handle: bytes) -> tuple[int, int | None]:
+        """Map another process's allocation: its address here, and its size in bytes if known."""
 
     def unmap_memory(self, address: int) -> None: ...
 

@@ -14,6 +14,9 @@ from sidecar.engines.cuda.mappings import Mappings
 _TIMELINE = struct.Struct(">B64sQQ")
 _TIMELINE_VERSION = 1
 _WORD = 8
+# lmcache's allocation for such words is so large: no more is touched where the driver does not
+# tell how large it is.
+_WORDS_BYTES = 4096 * _WORD
 _HALF = 1 << 63
 
 
@@ -31,13 +34,14 @@ class Event(Protocol):
         """Raises DriverError."""
 
 
-def open_event(handle: bytes, driver: Driver, mappings: Mappings) -> Event:
-    """The event that a worker sent. Raises BadEvent or DriverError."""
+def open_event(handle: bytes, driver: Driver, mappings: Mappings, instance: int) -> Event:
+    """The event that a worker, `instance`, sent. Raises BadEvent, HandleInUse or DriverError."""
     if len(handle) == HANDLE_BYTES:
         return _IpcEvent(handle, driver)
     if len(handle) == _TIMELINE.size and handle[0] == _TIMELINE_VERSION:
-        recorded = timeline_memory(handle) is not None
-        return _TimelineEvent(handle, driver, mappings) if recorded else _NeverRecorded()
+        if timeline_memory(handle) is None:
+            return _NeverRecorded()
+        return _TimelineEvent(handle, driver, mappings, instance)
     raise BadEvent(f"an event of {len(handle)} bytes, first {handle[:1]!r}")
 
 
@@ -76,13 +80,13 @@ class _NeverRecorded:
 class _TimelineEvent:
     """A word in the worker's device memory, which its stream raises to a value."""
 
-    def __init__(self, handle: bytes, driver: Driver, mappings: Mappings) -> None:
+    def __init__(self, handle: bytes, driver: Driver, mappings: Mappings, instance: int) -> None:
         _, self._memory, offset, self._value = _TIMELINE.unpack(handle)
         if offset % _WORD:
             raise BadEvent(f"a timeline word at {offset}")
         self._driver, self._mappings = driver, mappings
-        address, size = mappings.acquire(self._memory)
-        self._word = address + offset
+        address, size = mappings.acquire(self._memory, instance)
+        self._word, size = address + offset, _WORDS_BYTES if size is None else size
         if offset + _WORD > size:
             self.close()
             raise BadEvent(f"a timeline word at {offset} of {size} bytes")

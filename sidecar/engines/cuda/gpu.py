@@ -17,6 +17,7 @@ import msgspec
 
 from sidecar.cache.arena import Arena
 from sidecar.engines.cuda import protocol
+from sidecar.engines.cuda.driver import Batches
 from sidecar.engines.cuda.shares import Share, release
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Gpu:
         command: Sequence[str],
         arena: Arena,
         nodes: Sequence[int],
-        use_batches: bool,
+        batches: Batches,
         post: Callable[[Callable[[], None]], None],
         on_lost: Callable[["Gpu"], None],
         on_ended: Callable[["Gpu"], None],
@@ -64,7 +65,7 @@ class Gpu:
         self._mapping: dict[int, tuple[OnMapped, Sequence[Share]]] = {}
         self._shares: dict[int, Sequence[Share]] = {}  # of each worker that is mapped
         self._moving: dict[int, tuple[protocol.Move | protocol.MoveFiles, OnMoved]] = {}
-        self._process, self._pipe = _start(uuid, command, arena, nodes, use_batches)
+        self._process, self._pipe = _start(uuid, command, arena, nodes, batches)
         self._outbox: queue.SimpleQueue[protocol.ToChild | None] = queue.SimpleQueue()
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
@@ -206,14 +207,14 @@ class Gpu:
 
 
 def _start(
-    uuid: str, command: Sequence[str], arena: Arena, nodes: Sequence[int], use_batches: bool
+    uuid: str, command: Sequence[str], arena: Arena, nodes: Sequence[int], batches: Batches
 ) -> tuple["subprocess.Popen[bytes]", Connection]:
     """The process and our end of its pipe. Raises OSError."""
     ours, theirs = socket.socketpair()
     fds = theirs.fileno(), arena.segment.fd
     with theirs:
         process = subprocess.Popen(
-            [*command, *map(str, (*fds, arena.size, int(use_batches), *nodes))],
+            [*command, *map(str, (*fds, arena.size, batches, *nodes))],
             pass_fds=fds,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
             stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ from functools import partial
 
 from sidecar.cache.arena import PIECE_BYTES, Arena
 from sidecar.engines.copier import CopyPool
+from sidecar.engines.cuda.driver import Batches
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
 from sidecar.engines.cuda.layout import Tensor, map_order
@@ -50,15 +51,15 @@ class Gpus:
         pool: CopyPool,
         post: Callable[[Callable[[], None]], None],
         observe: Observe,
-        use_batches: bool,
+        batches: Batches,
         files: OpenFiles | None,
     ) -> None:
         """`observe` is told of each transfer that has ended well; `pool` counts them all.
 
-        The arena was placed on `nodes`. `use_batches`: let drivers begin many copies in one call.
+        The arena was placed on `nodes`. `batches`: let drivers begin many copies in one call.
         `files`: how GPUs are to move files themselves, if they are.
         """
-        self._use_batches, self._files = use_batches, files
+        self._batches, self._files = batches, files
         self._arena, self._nodes = arena, nodes
         self._pool, self._post, self._observe = pool, post, observe
         self._populated: list[int] = []
@@ -72,12 +73,13 @@ class Gpus:
     def map(
         self,
         uuid: str,
+        instance: int,
         layout: WorkerLayout,
         tensors: Sequence[Tensor],
         on_mapped: OnMapped,
         on_lost: OnLost,
     ) -> None:
-        """Map a worker's tensors on the GPU `uuid`.
+        """Map the tensors of a worker, `instance`, on the GPU `uuid`.
 
         `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
         unless it was closed before: the worker has to register again.
@@ -95,7 +97,7 @@ class Gpus:
         memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
         shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
-        order = map_order(number, layout, tensors)
+        order = map_order(number, instance, layout, tensors)
         gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
         if is_new and self._files is not None and uuid not in self._without_files:
             gpu.open_files(self._files)  # it takes seconds: not before the worker is answered
@@ -132,7 +134,7 @@ class Gpus:
         if running >= _MAX_GPUS:
             raise OSError(f"{running} GPUs have one")
         gpu = Gpu(
-            uuid, COMMAND, self._arena, self._nodes, self._use_batches,
+            uuid, COMMAND, self._arena, self._nodes, self._batches,
             self._post, self._lost, self._ended,
         )  # fmt: skip
         self._gpus[uuid] = gpu

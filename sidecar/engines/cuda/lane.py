@@ -1,4 +1,4 @@
-"""One direction of transfers: a stream, two portions on their way, and who is next.
+"""One direction of transfers: the portions on their way, each on a stream, and who is next.
 
 Stores and loads have a lane each, so neither waits for the other. Within a lane transfers take
 turns portion by portion.
@@ -18,8 +18,9 @@ from sidecar.engines.cuda.staging import Staging
 
 log = logging.getLogger(__name__)
 
-# While one portion moves, the next one is handed to the driver.
-_IN_FLIGHT = 2
+# On a GPU that is busy with inference a kernel begins some 1.6 ms late (LMCache PR#5067), in which
+# the link could move 64 MiB and more: so much must be under way, and no kernel wait for another.
+_IN_FLIGHT = 4
 # A portion takes a millisecond. If this is not enough, the GPU does not answer any more.
 STEP_SECONDS = 10.0
 
@@ -135,9 +136,11 @@ class HostBytes(Protocol):
 class Lane(Turns[Step]):
     """Stores or loads."""
 
-    def __init__(self, driver: Driver, arena: HostBytes, is_store: bool) -> None:
-        stream = driver.new_stream()
-        self._staged = [_Way(driver, arena, stream, is_store) for _ in range(_IN_FLIGHT)]
+    def __init__(
+        self, driver: Driver, arena: HostBytes, is_store: bool, in_flight: int = _IN_FLIGHT
+    ) -> None:
+        """At most `in_flight` portions are on their way."""
+        self._staged = [_Way(driver, arena, is_store) for _ in range(in_flight)]
         super().__init__(self._staged)
 
     @property
@@ -152,11 +155,11 @@ class Lane(Turns[Step]):
 
 
 class _Way:
-    """A portion on its way, with the event that tells its end and its staging buffer."""
+    """A portion on its way, with its stream, the event that tells its end, its staging buffer."""
 
-    def __init__(self, driver: Driver, arena: HostBytes, stream: int, is_store: bool) -> None:
-        self._driver, self._arena, self._stream, self._is_store = driver, arena, stream, is_store
-        self._event = driver.new_event()
+    def __init__(self, driver: Driver, arena: HostBytes, is_store: bool) -> None:
+        self._driver, self._arena, self._is_store = driver, arena, is_store
+        self._stream, self._event = driver.new_stream(), driver.new_event()
         self._began = 0.0
         self._staging: Staging | None = None
         self._no_staging = not driver.has_kernels

@@ -20,8 +20,8 @@ class Tensor:
     counter: Share | None = None
 
 
-def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> Map:
-    """The order by which a child maps `tensors`, of which `layout` tells the blocks."""
+def map_order(worker: int, instance: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> Map:
+    """The order by which a child maps the `tensors` of an instance; `layout` tells the blocks."""
     reach = {tensor.handle: 0 for tensor in tensors}
     index = {handle: i for i, handle in enumerate(reach)}
     groups: list[list[Planes]] = []
@@ -35,4 +35,4 @@ def map_order(worker: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> M
                 reach[handle] = max(reach[handle], end)
                 placed.append((index[handle], start, plane.stride))
             groups[-1].append(Planes(run, placed))
-    return Map(worker, [Allocation(*item) for item in reach.items()], groups)
+    return Map(worker, instance, [Allocation(*item) for item in reach.items()], groups)

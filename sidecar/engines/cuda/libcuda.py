@@ -1,61 +1,51 @@
-"""The driver interface over libcuda.so.1, which comes with the NVIDIA driver.
-
-By ctypes: a ctypes call drops the GIL, needs no package and no toolkit, and the driver API
-leaves no pending error behind. Signatures and constants are those of cuda.h.
-"""
+"""The driver interface over libcuda."""
 
 import ctypes
 import logging
-from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
-from pathlib import Path
-from typing import Any
+from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
 
 import numpy as np
 
-from sidecar.engines.cuda.cuda_h import BatchAttributes, BatchCall, Handle
-from sidecar.engines.cuda.driver import (
-    FINAL_AT_START,
-    INVALID_VALUE,
-    NO_KERNEL,
-    Addresses,
-    Device,
-    DriverError,
-    DriverMissing,
-)
+from sidecar.engines.cuda.cuda_h import BatchAttributes, Handle
+from sidecar.engines.cuda.driver import Addresses, Batches, Device
+from sidecar.engines.cuda.kernels import load_kernels
+from sidecar.engines.cuda.library import Library
 
 log = logging.getLogger(__name__)
 
-_BATCH_VERSION = 12080  # of cuMemcpyBatchAsync
 # Descriptors of one batch call: drivers have been seen to crash at 50,000 (vLLM#49276).
 _BATCH = 4096
 _ORDER_STREAM, _PREFER_OVERLAP = 1, 1
 _NOT_READY = 600
 _STREAM_NON_BLOCKING, _EVENT_NO_TIMING, _LAZY_PEER_ACCESS, _PIN_MAPPED = 1, 2, 1, 2
-_MULTIPROCESSORS = 16
-# A kernel may keep this share of the GPU's multiprocessors busy: inference has the rest.
-_KERNEL_SHARE, _KERNEL_THREADS = 20, 1024
-_WARPS = _KERNEL_THREADS // 32  # of a block; each copies one run at a time
-_SUM_THREADS, _OBJECT_THREADS = 32, 8
+# Kernels of two processes never run at once, so a small grid of ours would only keep inference
+# waiting for longer. They do under MPS: there a kernel takes this share of the multiprocessors.
+_MPS_SHARE = 20
 
 
 class LibCuda:
-    """The first GPU that the environment shows (CUDA_VISIBLE_DEVICES)."""
+    """The first GPU that the environment shows (CUDA_VISIBLE_DEVICES).
 
-    def open(self, use_batches: bool) -> Device:
-        self._start()
-        device, context = c_int(), c_void_p()
-        self._call("cuDeviceGet", byref(device), c_int(0))
-        self._call("cuDevicePrimaryCtxRetain", byref(context), device)
+    `kernel_blocks` is the largest grid of `copy_runs`; a block fills a multiprocessor.
+    """
+
+    _told_of_sizes = False
+
+    def open(self, batches: Batches) -> Device:
+        self.cuda = Library()
+        context = c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", byref(context), self.cuda.device)
         self._call("cuCtxSetCurrent", context)
-        self._batch = self._batch_call() if use_batches else None
-        about = self._about(device)
-        self.has_kernels = self._load_kernels()
-        self._kernel_blocks = max(1, about.multiprocessors // _KERNEL_SHARE)
+        self._batch = self.cuda.batch_call(batches)
+        about = self.cuda.about(self._batch is not None)
+        self._kernels = load_kernels(self.cuda)
+        self.has_kernels = self._kernels is not None
+        self.kernel_blocks = max(1, about.multiprocessors // (_MPS_SHARE if about.has_mps else 1))
         self._control = self.new_stream()
         self._word = self.allocate_host(8)
         return about
 
-    def map_memory(self, handle: bytes) -> tuple[int, int]:
+    def map_memory(self, handle: bytes) -> tuple[int, int | None]:
         address = c_uint64()
         self._call(
             "cuIpcOpenMemHandle_v2",
@@ -63,10 +53,7 @@ class LibCuda:
             Handle.from_buffer_copy(handle),
             c_uint(_LAZY_PEER_ACCESS),
         )
-        base, size = c_uint64(), c_size_t()
-        self._call("cuMemGetAddressRange_v2", byref(base), byref(size), address)
-        # Where the driver cut the allocation from a larger block, the range may be the block's.
-        return address.value, base.value + size.value - address.value
+        return address.value, self._mapped_size(address)
 
     def unmap_memory(self, address: int) -> None:
         self._call("cuIpcCloseMemHandle", c_uint64(address))
@@ -88,9 +75,9 @@ class LibCuda:
         self._call("cuEventRecord", c_void_p(event), c_void_p(stream))
 
     def is_done(self, event: int) -> bool:
-        code = self._lib.cuEventQuery(c_void_p(event))
+        code = self.cuda.functions.cuEventQuery(c_void_p(event))
         if code not in (0, _NOT_READY):
-            raise self._error("cuEventQuery", code)
+            raise self.cuda.error("cuEventQuery", code)
         return bool(code == 0)
 
     def new_stream(self) -> int:
@@ -138,12 +125,12 @@ class LibCuda:
             )  # fmt: skip
 
     def copy_runs(self, table: int, runs: int, stream: int) -> None:
-        blocks = min(-(-runs // _WARPS), self._kernel_blocks)
-        self._launch(self._copy_kernel, blocks, _KERNEL_THREADS, table, runs, stream)
+        assert self._kernels is not None
+        self._kernels.copy_runs(table, runs, self.kernel_blocks, stream)
 
     def sum_objects(self, table: int, objects: int, stream: int) -> None:
-        blocks = -(-objects * _OBJECT_THREADS // _SUM_THREADS)
-        self._launch(self._sum_kernel, blocks, _SUM_THREADS, table, objects, stream)
+        assert self._kernels is not None
+        self._kernels.sum_objects(table, objects, stream)
 
     def read_word(self, address: int) -> int:
         self._call(
@@ -153,22 +140,22 @@ class LibCuda:
         self._call("cuStreamSynchronize", c_void_p(self._control))
         return c_uint64.from_address(self._word).value
 
-    def _start(self) -> None:
-        """Load and start the driver. Raises DriverMissing if there is no GPU for us."""
-        try:
-            self._lib = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise DriverMissing(f"no NVIDIA driver here: {error}") from None
-        count = c_int()
-        try:
-            self._call("cuInit", c_uint(0))
-            self._call("cuDeviceGetCount", byref(count))
-        except DriverError as error:
-            raise DriverMissing(
-                f"the NVIDIA driver does not start: {error}", error.code in FINAL_AT_START
-            ) from None
-        if not count.value:
-            raise DriverMissing("the NVIDIA driver shows no such GPU to this process")
+    def _mapped_size(self, address: c_uint64) -> int | None:
+        """Of an allocation that is mapped at `address`; None if the driver does not tell.
+
+        cuda.h promises an answer for memory of cuMemAlloc only, and NOT_FOUND for other memory.
+        """
+        base, size = c_uint64(), c_size_t()
+        code = self.cuda.functions.cuMemGetAddressRange_v2(byref(base), byref(size), address)
+        # Where the driver cut the allocation from a larger block, the range may be the block's.
+        rest = base.value + size.value - address.value
+        if not code and 0 < rest <= size.value:
+            return rest
+        if not self._told_of_sizes:
+            why = self.cuda.error("cuMemGetAddressRange", code) if code else "another range"
+            log.warning("the driver does not tell how large workers' allocations are: %s", why)
+            self._told_of_sizes = True
+        return None
 
     def _copy_batch(self, to: Addresses, source: Addresses, sizes: Addresses, stream: int) -> None:
         assert self._batch is not None
@@ -181,75 +168,7 @@ class LibCuda:
             ctypes.addressof(failed), stream,
         )  # fmt: skip
         if code:
-            raise self._error(f"cuMemcpyBatchAsync, entry {failed.value}", code)
+            raise self.cuda.error(f"cuMemcpyBatchAsync, entry {failed.value}", code)
 
-    def _about(self, device: c_int) -> Device:
-        name, bus, uuid = (ctypes.create_string_buffer(256) for _ in range(3))
-        self._call("cuDeviceGetName", name, c_int(256), device)
-        self._call("cuDeviceGetPCIBusId", bus, c_int(256), device)
-        self._call("cuDeviceGetUuid_v2", uuid, device)
-        version, count = c_int(), c_int()
-        self._call("cuDriverGetVersion", byref(version))
-        self._call("cuDeviceGetAttribute", byref(count), c_int(_MULTIPROCESSORS), device)
-        return Device(
-            name.value.decode(errors="replace"), uuid.raw[:16].hex(), bus.value.decode().lower(),
-            count.value, version.value, self._batch is not None,
-        )  # fmt: skip
-
-    def _batch_call(self) -> Any:
-        """cuMemcpyBatchAsync as of CUDA 12.8, None where the driver is older."""
-        version, found, status = c_int(), c_void_p(), c_int()
-        self._call("cuDriverGetVersion", byref(version))
-        if version.value < _BATCH_VERSION:
-            return None
-        self._call(
-            "cuGetProcAddress_v2",
-            b"cuMemcpyBatchAsync", byref(found), c_int(_BATCH_VERSION), c_uint64(0), byref(status),
-        )  # fmt: skip
-        return BatchCall(found.value) if found.value else None
-
-    def _load_kernels(self) -> bool:
-        """Whether this driver could compile them."""
-        try:
-            self._copy_kernel = self._load_kernel("copy_runs")
-            self._sum_kernel = self._load_kernel("sum_objects")
-        except DriverError as error:
-            if error.code not in NO_KERNEL:
-                raise
-            log.warning(
-                "no kernels, short runs are copied one by one, slowly: %s: %s",
-                error, NO_KERNEL[error.code],
-            )  # fmt: skip
-            return False
-        return True
-
-    def _load_kernel(self, name: str) -> c_void_p:
-        """The kernel of the .ptx file that is called like it."""
-        ptx = Path(__file__).with_name(f"{name}.ptx").read_bytes() + b"\0"
-        module, function = c_void_p(), c_void_p()
-        self._call("cuModuleLoadData", byref(module), ptx)
-        self._call("cuModuleGetFunction", byref(function), module, name.encode())
-        return function
-
-    def _launch(
-        self, kernel: c_void_p, blocks: int, threads: int, table: int, count: int, stream: int
-    ) -> None:
-        """Begin a kernel that takes a table in device memory and how many things are in it."""
-        values = (c_uint64(table), c_uint(count))
-        pointers = (c_void_p * 2)(*(ctypes.addressof(value) for value in values))
-        self._call(
-            "cuLaunchKernel", kernel,
-            c_uint(blocks), c_uint(1), c_uint(1), c_uint(threads), c_uint(1), c_uint(1),
-            c_uint(0), c_void_p(stream), pointers, None,
-        )  # fmt: skip
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._lib, name)(*arguments)
-        if code:
-            raise self._error(name, code)
-
-    def _error(self, call: str, code: int) -> DriverError:
-        text = ctypes.c_char_p()
-        if self._lib.cuGetErrorName(c_int(code), byref(text)) == INVALID_VALUE or not text.value:
-            return DriverError(call, code)
-        return DriverError(call, code, text.value.decode())
+    def _call(self, name: str, *arguments: object) -> None:
+        self.cuda.call(name, *arguments)

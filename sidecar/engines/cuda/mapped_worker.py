@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sidecar.engines.cuda.driver import DriverError
-from sidecar.engines.cuda.mappings import Mappings, explain
+from sidecar.engines.cuda.mappings import HandleInUse, Mappings, explain
 from sidecar.engines.cuda.plan import GroupTable, Ints, PlaneSet, Runs, Step, plan, runs_of
 from sidecar.engines.cuda.protocol import FileObject, Map, Move, MoveFiles
 
@@ -30,16 +30,19 @@ class MappedWorker:
 
     def __init__(self, order: Map, mappings: Mappings) -> None:
         """Map its allocations. Raises CannotMap, and DriverError if fatal."""
-        self._mappings = mappings
+        self._mappings, self.instance = mappings, order.instance
         self._acquired: list[bytes] = []
         self._most = len(order.allocations) + _KEPT
         self.transfers = 0
         self.is_leaving = False
         try:
             bases = [self._acquire(a.handle, a.reach) for a in order.allocations]
-        except (DriverError, CannotMap) as error:
+        except (CannotMap, HandleInUse) as error:
             self._release()
-            if isinstance(error, CannotMap) or error.is_fatal:
+            raise CannotMap(str(error)) from None
+        except DriverError as error:
+            self._release()
+            if error.is_fatal:
                 raise
             raise CannotMap(explain(error)) from None
         self._groups = [[_plane_set(p.run, p.planes, bases) for p in g] for g in order.groups]
@@ -70,9 +73,12 @@ class MappedWorker:
         return tables
 
     def keep(self, handle: bytes) -> None:
-        """Keep an allocation mapped that its events need again and again. Raises DriverError."""
+        """Keep an allocation mapped that its events need again and again.
+
+        Raises HandleInUse and DriverError.
+        """
         if handle not in self._acquired and len(self._acquired) < self._most:
-            self._mappings.acquire(handle)
+            self._mappings.acquire(handle, self.instance)
             self._acquired.append(handle)
 
     def close(self) -> None:
@@ -80,9 +86,9 @@ class MappedWorker:
         self._release()
 
     def _acquire(self, handle: bytes, reach: int) -> int:
-        address, size = self._mappings.acquire(handle)
+        address, size = self._mappings.acquire(handle, self.instance)
         self._acquired.append(handle)
-        if reach > size:
+        if size is not None and reach > size:
             raise CannotMap(f"tensors reach to {reach} of an allocation of {size} bytes")
         return address
 

@@ -1,5 +1,8 @@
 """Which allocations of other processes are mapped, and how many times they are in use."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from sidecar.engines.cuda.driver import (
     INVALID_CONTEXT,
     INVALID_VALUE,
@@ -16,32 +19,62 @@ _HINTS = {
 }
 
 
+class HandleInUse(Exception):
+    """The handle is that of memory which is mapped for another worker."""
+
+    def __init__(self) -> None:
+        super().__init__("its memory handle is that of another worker, whose memory is mapped")
+
+
+@dataclass(slots=True)
+class _Mapping:
+    """An allocation at `address`, of `size` bytes if that is known, and how often it is in use."""
+
+    owner: int
+    address: int
+    size: int | None
+    uses: int = 0
+
+
 class Mappings:
     """One mapping for each allocation, for the CUDA thread only.
 
     The driver maps an allocation once a process and one close unmaps it for all, so the uses
-    are counted here.
+    are counted here. For a handle that is mapped it gives what is mapped, whoever sends it. But a
+    container that has started anew may send the bytes that it sent in its former life, of which
+    the memory is still mapped: so a mapping is its owner's, by instance id, which clients draw anew
+    in each process, and nobody else gets it.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._mapped: dict[bytes, tuple[int, int]] = {}
-        self._uses: dict[bytes, int] = {}
+        self._mapped: dict[bytes, _Mapping] = {}
 
-    def acquire(self, handle: bytes) -> tuple[int, int]:
-        """Address and size in bytes of an allocation. Raises DriverError."""
+    def are_free(self, handles: Iterable[bytes], owner: int) -> bool:
+        """Whether none of them is mapped for another worker than `owner`."""
+        found = (self._mapped.get(handle) for handle in handles)
+        return all(mapping is None or mapping.owner == owner for mapping in found)
+
+    def acquire(self, handle: bytes, owner: int) -> tuple[int, int | None]:
+        """Address of an allocation, and its size in bytes if the driver tells it.
+
+        Raises HandleInUse and DriverError.
+        """
+        if not self.are_free([handle], owner):
+            raise HandleInUse
         if handle not in self._mapped:
-            self._mapped[handle] = self._driver.map_memory(handle)
-        self._uses[handle] = self._uses.get(handle, 0) + 1
-        return self._mapped[handle]
+            self._mapped[handle] = _Mapping(owner, *self._driver.map_memory(handle))
+        mapping = self._mapped[handle]
+        mapping.uses += 1
+        return mapping.address, mapping.size
 
     def release(self, handle: bytes) -> None:
         """End one use; the last one unmaps. Raises DriverError."""
-        self._uses[handle] -= 1
-        if not self._uses[handle]:
-            del self._uses[handle]
-            address, _ = self._mapped.pop(handle)
-            self._driver.unmap_memory(address)
+        mapping = self._mapped[handle]
+        mapping.uses -= 1
+        if not mapping.uses:
+            del self._mapped[handle]
+            self._driver.unmap_memory(mapping.address)
 
 
 def explain(error: DriverError) -> str:

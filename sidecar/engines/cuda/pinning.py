@@ -1,8 +1,9 @@
 """The arena as the GPU sees it: pinned in pieces, in the background and where it is needed."""
 
 import logging
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from sidecar.engines.cuda.plan import Ints
 
 log = logging.getLogger(__name__)
 
+# Eight processes that pin all the time would keep the driver from everybody else: after a piece
+# each leaves it alone for so many times as long as the piece took.
+_REST = 3
 _REMEDY = (
     "transfers with the rest are slow. Raise the limits of pinned memory: `ulimit -l unlimited` "
     "(docker --ulimit memlock=-1), and the memory of the container beyond --l1-size-gb"
@@ -22,14 +26,21 @@ class PinnedArena:
     """Where copies find the bytes of the arena. For the CUDA thread only.
 
     Pinning a piece takes milliseconds and stops the driver for everybody on the machine, so it
-    is done piece by piece while there is nothing else to do, those near the GPU first, and at
-    once for a piece that a copy needs. A piece that cannot be pinned is copied to and from as it
-    is, slowly.
+    is done piece by piece while there is nothing else to do, those near the GPU first, with
+    pauses, and at once for a piece that a copy needs. A piece that cannot be pinned is copied to
+    and from as it is, slowly.
     """
 
-    def __init__(self, driver: Driver, address: int, size: int, near: range | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        address: int,
+        size: int,
+        near: range | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """The arena of `size` bytes is mapped at `address`; those at `near` are near the GPU."""
-        self._driver = driver
+        self._driver, self._clock = driver, clock
         self._size = size
         self._near = near or range(size)
         self._near_pieces: deque[int] = deque()  # resident, to be pinned when there is time
@@ -38,6 +49,7 @@ class PinnedArena:
         self._address = address + np.arange(pieces, dtype=np.int64) * PIECE_BYTES
         self._is_pinned = np.zeros(pieces, bool)
         self._gave_up = False
+        self._rests_until = 0.0
 
     @property
     def pinned_bytes(self) -> int:
@@ -50,14 +62,22 @@ class PinnedArena:
             is_near = piece * PIECE_BYTES in self._near
             (self._near_pieces if is_near else self._far_pieces).append(piece)
 
-    def advance(self) -> bool:
-        """Pin one more piece; False if there is none to be pinned now."""
+    def advance(self) -> float | None:
+        """Pin one more piece, as there is nothing else to do, if it is time.
+
+        In how many seconds there will be more to do; None if there is none to be pinned now.
+        """
+        began = self._clock()
+        if began < self._rests_until:
+            return self._rests_until - began
         while not self._gave_up and (pieces := self._near_pieces or self._far_pieces):
             piece = pieces.popleft()
             if not self._is_pinned[piece]:
                 self._pin(piece)
-                return True
-        return False
+                pause = _REST * (self._clock() - began)
+                self._rests_until = self._clock() + pause
+                return pause
+        return None
 
     def need(self, offsets: Ints) -> bool:
         """Pin the pieces in which these offsets lie; whether all of them are pinned now."""

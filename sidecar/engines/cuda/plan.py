@@ -15,8 +15,8 @@ from sidecar.cache.arena import PIECE_BYTES  # pinned at once, too; no copy may 
 
 Ints = npt.NDArray[np.int64]
 
-STEP_BYTES = 32 << 20
-STEP_RUNS = 8192
+STEP_BYTES = 16 << 20
+STEP_RUNS = 4096
 # What is published for an H100. `calibration` finds what this GPU's is.
 SHORT_BYTES = 28 << 10
 # Fewer short runs than these are not worth a kernel.

@@ -11,12 +11,19 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from sidecar.cache.arena import parts_of
 from sidecar.engines.cuda import protocol
 from sidecar.engines.cuda.child import Child
-from sidecar.engines.cuda.driver import Device, Driver, DriverError, DriverMissing
+from sidecar.engines.cuda.driver import (
+    Batches,
+    Device,
+    Driver,
+    DriverError,
+    DriverMissing,
+    plain_uuid,
+)
 from sidecar.engines.cuda.lane import Stuck
 from sidecar.engines.cuda.numa import PCI_DEVICES, near_part
 from sidecar.engines.cuda.pinning import PinnedArena
@@ -29,7 +36,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     """Serve the GPU that the environment shows. `arguments`: fds of pipe and arena, its size,
-    1 if copies may be begun many at a time, else 0, and the NUMA nodes that the arena is on.
+    whether copies are begun many at a time (`Batches`), and the NUMA nodes that the arena is on.
 
     Never returns: the end of the process is what lets go of everything on the GPU, and the
     driver's own clean-up may wait for a GPU that does not answer.
@@ -37,11 +44,11 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the server ends us
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
-    pipe_fd, arena_fd, size, use_batches, *nodes = map(int, arguments)
-    pipe = Connection(pipe_fd)
+    pipe_fd, arena_fd, size, batches, *nodes = arguments
+    pipe, arena = Connection(int(pipe_fd)), mmap.mmap(int(arena_fd), int(size))
     code = 0
     try:
-        _serve(driver, pipe, mmap.mmap(arena_fd, size), bool(use_batches), nodes)
+        _serve(driver, pipe, arena, cast(Batches, batches), [int(node) for node in nodes])
     except DriverMissing as error:
         protocol.send(pipe, protocol.Unusable(str(error), error.is_final))
     except (DriverError, Stuck) as error:
@@ -56,9 +63,10 @@ def main(driver: Driver, arguments: Sequence[str]) -> NoReturn:
 
 
 def _serve(
-    driver: Driver, pipe: Connection, arena: mmap.mmap, use_batches: bool, nodes: Sequence[int]
+    driver: Driver, pipe: Connection, arena: mmap.mmap, batches: Batches, nodes: Sequence[int]
 ) -> None:
-    device = driver.open(use_batches)
+    device = driver.open(batches)
+    _expect(os.environ["CUDA_VISIBLE_DEVICES"], device)
     log.info(
         "%s %s, driver for CUDA %d.%d, %s",
         device.name, device.uuid, device.driver // 1000, device.driver % 1000 // 10,
@@ -83,6 +91,13 @@ def _read(pipe: Connection, inbox: "queue.SimpleQueue[protocol.ToChild]") -> Non
         while True:
             inbox.put(protocol.receive_order(pipe))
     os._exit(0)
+
+
+def _expect(uuid: str, device: Device) -> None:
+    """Raises DriverMissing if another device was opened than the one that was asked for."""
+    if plain_uuid(device.uuid) != plain_uuid(uuid):
+        why = "an instance of it, if MIG is on"
+        raise DriverMissing(f"the NVIDIA driver shows {device.uuid} in place of {uuid}: {why}")
 
 
 def _stay_near(device: Device) -> None:

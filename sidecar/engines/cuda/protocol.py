@@ -20,9 +20,13 @@ class Planes(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Map(msgspec.Struct, tag=True, frozen=True):
-    """Map a worker's memory; answered by Mapped. `worker` is never used again for another."""
+    """Map a worker's memory; answered by Mapped.
+
+    `worker` is never used again for another registration, while an `instance` may register again.
+    """
 
     worker: int
+    instance: int
     allocations: list[Allocation]
     groups: list[list[Planes]]
 
