@@ -73,6 +73,16 @@ def split(tokens: Sequence[str]) -> Iterator[Argument]:
         yield Argument(_name(current[0]), tuple(current))
 
 
+def by_name(tokens: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The options in `tokens`, `--x=1` as `--x 1`; of one that is repeated the last counts."""
+    return {argument.name: _spread(argument.tokens) for argument in split(tokens)}
+
+
+def _spread(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    flag, equals, value = tokens[0].partition("=")
+    return (flag, value, *tokens[1:]) if equals else tokens
+
+
 def _name(token: str) -> str:
     """What vLLM's parser makes of a spelling: `--no-x`, `--x_y=1` and `--x-y.key` name options."""
     flag = token.split("=")[0].split(".")[0].replace("_", "-")

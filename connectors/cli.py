@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from connectors import lmcache_v1, roles, versions
+from connectors import hazards, lmcache_v1, roles, versions
 from connectors.arguments import compact
 from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import BufferDevice, Nixl
@@ -49,18 +49,18 @@ def run(given: argparse.Namespace, user_arguments: Sequence[str]) -> int:
     transfer = _nixl(given)
     config = _config(given, transfer)
     program = given.program if given.command == "worker-args" else None
-    if not given.skip_version_check:
-        versions.check(needs(config, program, given.role), versions.installed())
+    have = None if given.skip_version_check else versions.installed()
+    if have:
+        versions.check(needs(config, program, given.role), have)
     if given.command == "connector":
         print(compact(config) if config else "")
         return 0
-    return _print_worker(_worker(given, config, transfer), user_arguments)
-
-
-def _print_worker(worker: Worker, user_arguments: Sequence[str]) -> int:
+    worker = _worker(given, config, transfer)
     line = command(worker, user_arguments)
-    for conflict in line.conflicts:
-        print(f"kv-sidecar: warning: {conflict}", file=sys.stderr)
+    python = sys.executable if have else ""
+    unchecked = hazards.check(worker, line, have, given.salted_requests, python)
+    for warning in (*line.conflicts, *unchecked):
+        print(f"kv-sidecar: warning: {warning}", file=sys.stderr)
     print(line.shell())
     return 0
 
@@ -166,6 +166,11 @@ def _add_worker_options(parser: argparse.ArgumentParser) -> None:
     add("--program", choices=get_args(Program), default="dynamo", help="default %(default)s")
     add("--python", default="python3", help="the interpreter that has Dynamo")
     add("--system-port", type=port, metavar="N", help="Dynamo's health port")
+    add(
+        hazards.SALTED,
+        action="store_true",
+        help="requests for LoRA adapters, or with prompt embeddings, carry a cache_salt each",
+    )
     add("--side-channel-host", default="127.0.0.1", metavar="H", help="as its peers see it")
     add("--side-channel-port", type=port, metavar="N", help="of NIXL's handshake")
     add(

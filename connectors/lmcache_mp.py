@@ -7,6 +7,7 @@ from connectors.errors import ConnectorError
 
 TransferMode = Literal["auto", "engine_driven", "lmcache_driven"]
 NAME = "LMCacheMPConnector"
+TRANSFER_MODE = "lmcache.mp.mp_transfer_mode"
 _TRANSPORTS = ("tcp://", "ipc://")
 
 
@@ -67,7 +68,7 @@ def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
         "kv_connector_module_path": "lmcache.integration.vllm.lmcache_mp_connector",
         "kv_connector_extra_config": {
             **_addresses(server),
-            "lmcache.mp.mp_transfer_mode": server.transfer_mode,
+            TRANSFER_MODE: server.transfer_mode,
             "lmcache.mp.heartbeat_interval": server.heartbeat_seconds,
             "lmcache.mp.mq_timeout": server.timeout_seconds,
         },

@@ -92,6 +92,14 @@ def read(path: Path) -> Model:
         raise ConnectorError(f"{file}: {error}") from None
 
 
+def is_latent(model: str) -> bool:
+    """Whether the directory `model` says MLA; False where there is no config.json to read."""
+    try:
+        return read(Path(model)).latent
+    except ConnectorError:
+        return False
+
+
 def model(config: Config) -> Model:
     """The model that a parsed config.json describes. Raises ConnectorError."""
     text = _text_config(config)

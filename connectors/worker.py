@@ -72,10 +72,15 @@ class Worker:
 class Command:
     """What to run, with which variables set and which removed, and what the user overrode."""
 
-    argv: tuple[str, ...]
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
     environment: dict[str, str]
     unset: tuple[str, ...]
     conflicts: tuple[str, ...]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (*self.program, *self.arguments)
 
     def shell(self) -> str:
         """One line for a POSIX shell's `eval`."""
@@ -94,7 +99,8 @@ def command(worker: Worker, user_arguments: Sequence[str] = ()) -> Command:
             raise ConnectorError("Dynamo rejects --connector since 1.0: use --kv-transfer-config")
     merged = merge(_arguments(worker), user_arguments)
     return Command(
-        (*_program(worker), *merged.tokens),
+        _program(worker),
+        merged.tokens,
         _environment(worker),
         _unset(worker),
         (*merged.conflicts, *_contradictions(worker, merged.tokens)),
@@ -112,7 +118,7 @@ def connectors_of(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 def needs(config: dict[str, Any] | None, program: Program | None, role: Role) -> set[Need]:
     """What the worker's environment must be able to do; no program leaves Dynamo out."""
     names = connectors_of(config)
-    mode = names.get(lmcache_mp.NAME, {}).get("lmcache.mp.mp_transfer_mode")
+    mode = names.get(lmcache_mp.NAME, {}).get(lmcache_mp.TRANSFER_MODE)
     one_of_a_pair = program == "dynamo" and role in ("prefill", "decode")
     found: dict[Need, bool] = {
         "the sidecar's client": lmcache_mp.NAME in names,

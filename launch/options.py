@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
+from connectors.hazards import SALTED
 from connectors.lmcache_mp import TransferMode
 from connectors.roles import Handoff
 from launch.errors import UsageError
@@ -38,6 +39,7 @@ class Options:
     handoff: Handoff
     transfer_mode: TransferMode
     prefix_caching: bool
+    salted_requests: bool
     router_mode: str
     host: str
     http_port: int
@@ -188,6 +190,7 @@ def _add_workers(parser: argparse.ArgumentParser, topology: Topology) -> None:
         action="store_false",
         help="vLLM's own off: all hits are the sidecar's",
     )
+    add(SALTED, action="store_true", help="those for LoRA adapters have a cache_salt each")
     add("--worker-python", default="", help="the interpreter that has vLLM and Dynamo")
     add("--worker-args", type=shlex.split, default=(), metavar="TEXT", help="for all workers")
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from connectors import lmcache_mp, roles, versions, worker
+from connectors import hazards, lmcache_mp, roles, versions, worker
 from connectors.arguments import split
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
@@ -33,7 +33,7 @@ def workers(
 ) -> tuple[tuple[Program, ...], tuple[str, ...]]:
     """The workers, decode first, and what their users' arguments override.
 
-    Raises ConnectorError where the installed versions cannot do their roles.
+    Raises ConnectorError where the installed versions cannot do their roles, or KV would be wrong.
     """
     programs: list[Program] = []
     conflicts: list[str] = []
@@ -43,6 +43,9 @@ def workers(
         port = _http_port(setting, index, spec, ports)
         command = worker.command(spec, _arguments(setting, port))
         conflicts += command.conflicts
+        conflicts += hazards.check(
+            spec, command, have, setting.options.salted_requests, setting.python
+        )
         programs.append(_program(setting, name, index, port, spec, command, cache))
     return tuple(programs), tuple(dict.fromkeys(conflicts))
 

@@ -3,6 +3,7 @@
 import json
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .engine import MODEL_NAME
@@ -17,7 +18,10 @@ class Completion:
     first_token_seconds: float
 
 
-def request_body(prompt: str, max_tokens: int, *, stream: bool) -> bytes:
+def request_body(
+    prompt: str, max_tokens: int, *, stream: bool, fields: Mapping[str, str] | None = None
+) -> bytes:
+    """The JSON of a request; `fields` take the place of the usual ones."""
     return json.dumps(
         {
             "model": MODEL_NAME,
@@ -27,15 +31,22 @@ def request_body(prompt: str, max_tokens: int, *, stream: bool) -> bytes:
             "ignore_eos": True,
             "stream": stream,
             "return_token_ids": True,
+            **(fields or {}),
         }
     ).encode()
 
 
-def complete(url: str, prompt: str, max_tokens: int, timeout: float = 300) -> Completion:
+def complete(
+    url: str,
+    prompt: str,
+    max_tokens: int,
+    timeout: float = 300,
+    fields: Mapping[str, str] | None = None,
+) -> Completion:
     """Send `prompt` to the vLLM at `url` and read the stream to its end."""
     request = urllib.request.Request(
         f"{url}/v1/completions",
-        request_body(prompt, max_tokens, stream=True),
+        request_body(prompt, max_tokens, stream=True, fields=fields),
         {"Content-Type": "application/json"},
     )
     started = time.monotonic()

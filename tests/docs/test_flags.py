@@ -28,6 +28,9 @@ _THEIRS = {
     *("--kv-transfer-config", "--no-enable-prefix-caching", "--tensor-parallel-size"),
     *("--kv-events-config", "--disable-hybrid-kv-cache-manager", "--block-size"),
     *("--disaggregation-mode", "--connector", "--shm-size", "--build-arg"),
+    *("--enable-lora", "--enable-prompt-embeds", "--mm-processor-cache-gb", "--runner"),
+    *("--hf-overrides", "--revision", "--quantization", "--max-model-len"),
+    "--kv-offloading-backend",
 }
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _TOP = ("sidecar", "connectors", "scripts", "launch", "examples", "configs", "tests", "k8s")

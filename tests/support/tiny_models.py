@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from examples.demo.model import (
     HEAD_SIZE,
     Shapes,
     common_config,
     mlp_shapes,
+    tensor,
     with_ends,
     write_model,
 )
 
 HIDDEN, HEADS = 256, 4
+RANK = 8
 WINDOW = 384
 LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention") * 2
 # vLLM's groups have as many layers as there are of the rarest kind: two, and twice two here.
@@ -69,6 +75,29 @@ def make_latent_model(directory: Path) -> Path:
         prefix = f"model.layers.{layer}"
         layers |= _latent_attention(f"{prefix}.self_attn") | mlp_shapes(prefix, config)
     return write_model(directory, config, with_ends(layers, HIDDEN))
+
+
+def make_adapter(directory: Path, number: int) -> Path:
+    """A LoRA adapter for a demo model of 256 x 4; each `number` has other weights."""
+    directory.mkdir(parents=True)
+    said = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 4 * RANK,
+        "target_modules": ["k_proj", "v_proj"],
+        "bias": "none",
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(said))
+    random = np.random.default_rng(number)
+    prefix = "base_model.model.model.layers"
+    tensors = {
+        f"{prefix}.{layer}.self_attn.{name}_proj.lora_{side}.weight": tensor(random, shape, 0.2)
+        for layer in range(4)
+        for name in "kv"
+        for side, shape in (("A", (RANK, HIDDEN)), ("B", (HIDDEN, RANK)))
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
 
 
 def _latent_attention(prefix: str) -> Shapes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -17,7 +19,9 @@ from connectors.worker import DEFAULT_PORTS, Program, Worker, command
 from sidecar.commands.doctor import worker
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.worker.invocation import parse
-from tests.support.doctor import around, doctor
+from sidecar.commands.doctor.worker.reading import as_vllm_reads_it
+from tests.support.doctor import CURRENT, around, doctor
+from tests.support.models import DEEPSEEK_V3
 
 Config = dict[str, Any]
 CLIENT = kv_transfer_config(CacheServer())
@@ -93,13 +97,6 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
     # the config
     ("not JSON", vllm("{kv_connector"), {}, "problem", "not valid JSON"),
     ("not a config", vllm("[]"), {}, "problem", "not an object with a kv_connector"),
-    (
-        "in parts",
-        ["vllm", "serve", "m", "--kv-transfer-config.kv_connector", "X"],
-        {},
-        "problem",
-        "given in parts",
-    ),
     (
         "extra config of another type",
         vllm(client(kv_connector_extra_config=[])),
@@ -230,6 +227,24 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "given together with LMCacheConnectorV1",
     ),
     ("sleep mode", vllm(CLIENT, "--enable-sleep-mode"), {}, "warning", "given"),
+    ("pooling", vllm(CLIENT, "--runner", "pooling"), {}, "warning", "pooling models"),
+    # what no key holds
+    ("adapters", vllm(CLIENT, "--enable-lora"), {}, "problem", "wrong KV"),
+    (
+        "adapters, by vLLM's way",
+        vllm(None, "--kv-offloading-backend", "lmcache", "--enable-lora"),
+        {},
+        "problem",
+        "wrong KV",
+    ),
+    ("embeddings", vllm(CLIENT, "--enable-prompt-embeds"), {}, "problem", "wrong KV"),
+    (
+        "counted images",
+        vllm(CLIENT, "--mm-processor-cache-gb", "0", "--no-enable-prefix-caching"),
+        {},
+        "problem",
+        "wrong KV",
+    ),
     # variables
     (
         "metrics folder",
@@ -282,9 +297,45 @@ def test_every_check_has_a_trap() -> None:
         invocation = parse(line, inherited)
         looked = around(environ=inherited, installed=where.get("installed"))
         triggered |= {each for each in worker.CHECKS if each(invocation, looked)}
-    # It depends on the sidecar's options, and has a test of its own below.
+    # They depend on more than the command, and have tests of their own below.
     missing = {each.__name__ for each in set(worker.CHECKS) - triggered}
-    assert missing == {"transfer_mode"}
+    assert missing == {"transfer_mode", "latent_on_a_cpu"}
+
+
+def test_salts_make_adapters_right() -> None:
+    invocation = parse(vllm(CLIENT, "--enable-lora"), SEED)
+    found = worker.check(invocation, replace(around(environ=SEED), salted_requests=True))
+    assert [finding.level for finding in found] == ["ok"]
+
+
+def test_mla_in_handle_mode_on_a_cpu(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    line = ["vllm", "serve", str(tmp_path), *vllm(settings(mp_transfer_mode="lmcache_driven"))[3:]]
+    (found,) = examined(line)
+    assert (found.level, found.what) == ("problem", "wrong KV is loaded")
+    assert examined(line, installed={"vllm": "0.32.0"}) == []
+    assert examined(["vllm", "serve", str(tmp_path), *vllm(CLIENT)[3:]]) == []
+
+
+def test_what_decides_weights_is_named() -> None:
+    line = vllm(CLIENT, "--quantization", "fp8", "--revision", "x")
+    _, said = worker.check(parse(line, SEED), around(environ=SEED))
+    assert said.level == "ok"
+    assert said.what.startswith("--revision, --quantization: ")
+
+
+@pytest.mark.parametrize("hidden", [["--config", "vllm.yaml"], ["--kv-transfer-config.x", "y"]])
+def test_without_vllm_a_file_and_dotted_options_are_not_checked(hidden: list[str]) -> None:
+    given = parse(["vllm", "serve", "m", *hidden], SEED)
+    read, finding = as_vllm_reads_it(given, {**CURRENT, "vllm": None})
+    assert read is given
+    assert finding and (finding.level, finding.what) == (
+        "warning",
+        "not checked: what --config and dotted options say",
+    )
+    # Nothing is concluded from what is not there.
+    assert examined(["vllm", "serve", "m", *hidden]) == []
+    assert examined(vllm(CLIENT, *hidden[:1], "x.yaml"), "--chunk-size", "64") == []
 
 
 @pytest.mark.parametrize(
@@ -334,3 +385,16 @@ def test_the_whole_command() -> None:
     assert code == 1
     assert findings["chunk size"]["level"] == "problem"
     assert findings["--kv-transfer-config"]["level"] == "warning"
+
+
+def test_vllms_own_reading_of_a_command(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    file = tmp_path / "vllm.yaml"
+    file.write_text("block-size: 96\nenable-lora: true\n")
+    texts = {key: value for key, value in CLIENT.items() if isinstance(value, str)}
+    dotted = [f"--kv-transfer-config.{key}={value}" for key, value in texts.items()]
+    code, findings = doctor("--", "vllm", "serve", "m", "--config", str(file), *dotted)
+    assert code == 1
+    assert findings["chunk size"]["what"] == "chunks of 256 tokens, blocks of 96"
+    assert findings["--enable-lora"]["level"] == "problem"
+    assert "--kv-transfer-config" not in findings

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from connectors.hazards import SALTED
 from sidecar.config import flags
 
 _DESCRIPTION = (
@@ -23,6 +24,12 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument(
+        SALTED,
+        action="store_true",
+        help="the worker's requests for LoRA adapters, or with prompt embeddings, carry a "
+        "cache_salt each",
+    )
     flags.add_options(parser)
 
 

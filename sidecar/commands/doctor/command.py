@@ -14,6 +14,7 @@ from sidecar.commands.doctor.bounded import in_time
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.surroundings import Surroundings, admin_url, running_server
 from sidecar.commands.doctor.worker.invocation import Invocation, parse
+from sidecar.commands.doctor.worker.reading import as_vllm_reads_it
 from sidecar.commands.output import complain
 from sidecar.config import flags
 from sidecar.config.loading import resolve
@@ -27,10 +28,12 @@ _ANY_SIZE = {"l1_size_gb": "1"}
 
 def examine(given: argparse.Namespace, users: Sequence[str]) -> int:
     """Print each finding as it comes; 1 if one of them is a problem. Raises ConfigError."""
-    invocation = parse(users, os.environ) if users else None
+    invocation, unread = None, None
+    if users:
+        invocation, unread = as_vllm_reads_it(parse(users, os.environ), versions.installed())
     around = _surroundings(given, os.environ)
     findings = []
-    for finding in _findings(around, invocation):
+    for finding in _findings(around, invocation, unread):
         findings.append(finding)
         if not given.json:
             print(_text(finding), flush=True)
@@ -54,10 +57,13 @@ def _surroundings(given: argparse.Namespace, environ: Mapping[str, str]) -> Surr
         environ=environ,
         installed=versions.installed(),
         server=running_server(config),
+        salted_requests=given.salted_requests,
     )
 
 
-def _findings(around: Surroundings, invocation: Invocation | None) -> Iterator[Finding]:
+def _findings(
+    around: Surroundings, invocation: Invocation | None, unread: Finding | None
+) -> Iterator[Finding]:
     needs = invocation.needs() if invocation else _ASSUMED
     yield from packages.check(around.installed, needs, named=invocation is not None)
     yield memory.shm(around)
@@ -68,6 +74,8 @@ def _findings(around: Surroundings, invocation: Invocation | None) -> Iterator[F
     yield from in_time("L2", lambda: storage.check(around))
     yield from in_time("GPU", lambda: [gpu.visible(around.environ)])
     yield from ports.check(around)
+    if unread:
+        yield unread
     if invocation:
         yield from worker.check(invocation, around)
     yield from live.check(around, admin_url(around.config))

@@ -16,6 +16,7 @@ class Surroundings:
     """`l1_bytes` is None where nobody has said how large the L1 is to be.
 
     `server` is the configuration that a running sidecar tells (`GET /config`), None without one.
+    `salted_requests`: what the user says of the worker's requests.
     """
 
     config: Config
@@ -23,6 +24,7 @@ class Surroundings:
     environ: Mapping[str, str]
     installed: Installed
     server: Mapping[str, Any] | None
+    salted_requests: bool = False
 
     @property
     def chunk_size(self) -> int:

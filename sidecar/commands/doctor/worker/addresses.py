@@ -76,8 +76,7 @@ def transfer_mode(worker: Invocation, around: Surroundings) -> Finding | None:
     """Who copies must be allowed on both sides."""
     if worker.client is None:
         return None
-    wanted = worker.client_extra.get(f"{_PREFIX}mp_transfer_mode")
-    wanted = wanted or worker.environ.get("LMCACHE_MP_TRANSFER_MODE") or "auto"
+    wanted = worker.transfer_mode
     if "auto" in (wanted, around.transfer_mode) or wanted == around.transfer_mode:
         return None
     return problem(

@@ -10,12 +10,13 @@ from sidecar.commands.doctor.worker.invocation import Invocation
 
 _EVENTS, _PREFIX_CACHE = "--kv-events-config", "--enable-prefix-caching"
 _HYBRID = "--disable-hybrid-kv-cache-manager"
+_OTHER_RUNNERS = ("generate", "draft")
 _CPU_BLOCK, _USUAL_BLOCK = 128, 16  # tokens, where --block-size is not given
 
 
 def chunk_of_whole_blocks(worker: Invocation, around: Surroundings) -> Finding | None:
     """A chunk is made of whole blocks, of all decode-context-parallel ranks together."""
-    if worker.client is None:
+    if worker.client is None or (worker.unread and "--block-size" not in worker.options):
         return None
     block, ranks = (
         _number(worker, "--block-size"),
@@ -77,7 +78,7 @@ def prefill_needs_a_config(worker: Invocation, around: Surroundings) -> Finding 
     """A prefill worker has to hand its KV over somehow."""
     if worker.value("--disaggregation-mode") != "prefill":
         return None
-    if "--kv-transfer-config" in worker.options:
+    if worker.unread or "--kv-transfer-config" in worker.options:
         return None
     return problem(
         "--disaggregation-mode prefill",
@@ -111,6 +112,20 @@ def sleep_mode(worker: Invocation, around: Surroundings) -> Finding | None:
     )
 
 
+def pooling(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Poolers that vLLM gives no cached prefix of its own, and loads one for."""
+    named = [name for name in ("--runner", "--convert", "--pooler-config") if worker.value(name)]
+    if worker.client is None or not named or worker.value("--runner") in _OTHER_RUNNERS:
+        return None
+    return warning(
+        f"{named[0]} {worker.value(named[0])}",
+        "the KV of pooling models is loaded too",
+        "MEAN, CLS and STEP pooling need every token of a prompt: where a part of it is loaded, "
+        "vLLM raises, and ends",
+        "no --kv-transfer-config for a model that pools so",
+    )
+
+
 def _publishes_events(worker: Invocation) -> bool:
     """vLLM's own default is off; a config that cannot be read is vLLM's to refuse."""
     try:
@@ -133,4 +148,5 @@ CHECKS = (
     prefill_needs_a_config,
     hybrid_manager,
     sleep_mode,
+    pooling,
 )

@@ -9,9 +9,10 @@ from pathlib import PurePath
 from typing import Any
 
 from connectors import lmcache_mp
-from connectors.arguments import is_off, split
+from connectors.arguments import by_name, is_off
 from connectors.roles import Role
 from connectors.versions import Need
+from connectors.vllm_options import hidden
 from connectors.worker import Program, needs
 from sidecar.config import ConfigError
 
@@ -22,15 +23,31 @@ Config = Mapping[str, Any]
 class Invocation:
     """`options` by name (`--block-size`), with the tokens that follow; the last one counts.
 
-    `environ` is this process's, changed as the command's own `env` says. `config` is its
-    `--kv-transfer-config`, None without one; `unreadable` says why one that was given is not.
+    `arguments` are those of the program as they stand there. `environ` is this process's, changed
+    as the command's own `env` says. `config` is its `--kv-transfer-config`, None without one;
+    `unreadable` says why one that was given is not. `unread`: there are more options than these,
+    in a file or as parts of others.
     """
 
     program: Program
+    arguments: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
     environ: Mapping[str, str]
     config: Config | None = None
     unreadable: str = ""
+    unread: bool = False
+
+    @property
+    def model(self) -> str:
+        """By name, or by place."""
+        first = self.arguments[0] if self.arguments else ""
+        return self.value("--model") or ("" if first.startswith("-") else first)
+
+    @property
+    def transfer_mode(self) -> str:
+        """Who copies, as the client is told."""
+        said = self.client_extra.get(lmcache_mp.TRANSFER_MODE)
+        return str(said or self.environ.get("LMCACHE_MP_TRANSFER_MODE") or "auto")
 
     def value(self, name: str) -> str | None:
         """The value of an option; None if it is not given."""
@@ -87,12 +104,16 @@ def parse(command: Sequence[str], environ: Mapping[str, str]) -> Invocation:
         command = _words(command[0])
     changed, words = _environment(command, environ)
     program, arguments = _program(words)
-    options = {
-        _LONG.get(argument.name, argument.name): _spread(argument.tokens)
-        for argument in split(arguments)
-    }
+    return of_arguments(program, arguments, changed, unread=hidden(arguments))
+
+
+def of_arguments(
+    program: Program, arguments: Sequence[str], environ: Mapping[str, str], unread: bool = False
+) -> Invocation:
+    """`program` with these arguments."""
+    options = {_LONG.get(name, name): tokens for name, tokens in by_name(arguments).items()}
     config, unreadable = _transfer_config(options)
-    return Invocation(program, options, changed, config, unreadable)
+    return Invocation(program, tuple(arguments), options, environ, config, unreadable, unread)
 
 
 def _environment(
@@ -136,24 +157,21 @@ def _program(words: list[str]) -> tuple[Program, list[str]]:
 
 # vLLM's short form, as `split` names it.
 _LONG = {"---dcp": "--decode-context-parallel-size"}
+_BY_VLLM: Config = {"kv_connector": lmcache_mp.NAME, "kv_role": "kv_both"}
 _MODULES: dict[str, Program] = {
     "dynamo.vllm": "dynamo",
     "vllm.entrypoints.openai.api_server": "vllm",
 }
 
 
-def _spread(tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """`--x=1` as `--x 1`."""
-    flag, equals, value = tokens[0].partition("=")
-    return (flag, value, *tokens[1:]) if equals else tokens
-
-
 def _transfer_config(options: Mapping[str, tuple[str, ...]]) -> tuple[Config | None, str]:
     tokens = options.get("--kv-transfer-config")
     if tokens is None:
-        return None, ""
+        # Another way to the same client, which vLLM then configures itself.
+        backend = options.get("--kv-offloading-backend", ("",))[-1]
+        return (_BY_VLLM if backend == "lmcache" else None), ""
     if "." in tokens[0]:
-        return None, "it is given in parts (--kv-transfer-config.key), which are not read here"
+        return None, ""
     try:
         config = json.loads(" ".join(tokens[1:]))
     except (ValueError, RecursionError) as error:

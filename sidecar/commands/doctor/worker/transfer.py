@@ -21,7 +21,9 @@ def readable(worker: Invocation, around: Surroundings) -> Finding | None:
 
 def uses_the_sidecar(worker: Invocation, around: Surroundings) -> Finding | None:
     """A worker that never asks the sidecar. A decode worker may do without."""
-    if worker.unreadable or worker.client or worker.value("--disaggregation-mode") == "decode":
+    if worker.unreadable or worker.unread or worker.client:
+        return None
+    if worker.value("--disaggregation-mode") == "decode":
         return None
     if worker.connector(lmcache_v1.NAME):
         what = f"{lmcache_v1.NAME} keeps its cache inside the worker"
