@@ -60,9 +60,13 @@ def run(given: argparse.Namespace, user_arguments: Sequence[str]) -> int:
     python = sys.executable if have else ""
     unchecked = hazards.check(worker, line, have, given.salted_requests, python)
     for warning in (*line.conflicts, *unchecked):
-        print(f"kv-sidecar: warning: {warning}", file=sys.stderr)
+        _warn(warning)
     print(line.shell())
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f"kv-sidecar: warning: {text}", file=sys.stderr)
 
 
 def _config(given: argparse.Namespace, transfer: Nixl) -> dict[str, Any] | None:
@@ -76,6 +80,8 @@ def _config(given: argparse.Namespace, transfer: Nixl) -> dict[str, Any] | None:
         heartbeat_seconds=given.heartbeat,
         timeout_seconds=given.timeout,
     )
+    for address in server.ipv6_addresses:
+        _warn(f"the client of lmcache 0.5.6 connects by IPv4 only, and never to {address}")
     return roles.kv_transfer_config(given.role, server, transfer, given.handoff)
 
 

@@ -16,8 +16,9 @@ class CacheServer:
     """Where the worker finds its sidecar, and how long it waits for it.
 
     `host` is what the client prepends to `:port`: `tcp://NAME`, or `ipc:///PATH` for the Unix
-    socket `/PATH:port`. `urls`, where given, are complete (`tcp://NAME:PORT`) and take their
-    place: one sidecar each for an equal share of the worker's ranks, all with one chunk size.
+    socket `/PATH:port`; an IPv6 address may stand without its brackets. `urls`, where given, are
+    complete (`tcp://NAME:PORT`) and take their place: one sidecar each for an equal share of the
+    worker's ranks, all with one chunk size.
 
     `engine_driven` has the worker copy its KV, `lmcache_driven` the sidecar; `auto` leaves it to
     the worker's device. A worker notices a dead sidecar, and its return, within
@@ -44,12 +45,35 @@ class CacheServer:
                 raise ConnectorError(
                     f"a sidecar's address begins with tcp:// or ipc://, not {address!r}"
                 )
+            if address.startswith("tcp://*"):
+                raise ConnectorError(f"{address} is where a sidecar listens: give one address")
+        for url in self.urls:
+            if lacks_brackets(url):
+                raise ConnectorError(f"an IPv6 address stands in brackets, not {url}")
         if not 0 < self.port < 65536:
             raise ConnectorError(f"{self.port} is not a port")
         if self.transfer_mode not in get_args(TransferMode):
             raise ConnectorError(f"{self.transfer_mode!r} is no transfer mode")
         if not (self.heartbeat_seconds > 0 and self.timeout_seconds > 0):
             raise ConnectorError("the heartbeat and the timeout must be more than 0 seconds")
+
+    @property
+    def ipv6_addresses(self) -> list[str]:
+        """Those that the client of lmcache 0.5.6 never reaches: its sockets are IPv4 ones
+        (`transport/zmq_impl/mq.py` does not set ZMQ_IPV6), and it waits.
+        """
+        addresses = self.urls or (_bracketed(self.host),)
+        return [address for address in addresses if address.startswith("tcp://[")]
+
+
+def lacks_brackets(address: str) -> bool:
+    """Whether it is `tcp://` and an IPv6 address as it is, where a port may follow."""
+    return address.startswith("tcp://") and "[" not in address and address.count(":") > 2
+
+
+def _bracketed(host: str) -> str:
+    """`tcp://::1` -> `tcp://[::1]`: the client appends `:port`."""
+    return f"tcp://[{host.removeprefix('tcp://')}]" if lacks_brackets(host) else host
 
 
 def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
@@ -78,4 +102,4 @@ def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
 def _addresses(server: CacheServer) -> dict[str, Any]:
     if server.urls:
         return {"lmcache.mp.server_urls": list(server.urls)}
-    return {"lmcache.mp.host": server.host, "lmcache.mp.port": server.port}
+    return {"lmcache.mp.host": _bracketed(server.host), "lmcache.mp.port": server.port}

@@ -7,7 +7,7 @@ from launch.errors import UsageError
 from launch.options import Options
 from launch.plan import FRONTEND, SIDECAR, Check, Program, own_command
 from launch.ports import Ports
-from sidecar.commands import admin
+from sidecar.addresses import local
 from sidecar.config import Config, load
 
 _USUAL_L1_GB = 4.0
@@ -98,4 +98,4 @@ def frontend(setting: Setting, ports: Ports) -> Program:
 
 def base(host: str, port: int) -> str:
     """The URL of a server that listens on `host`, for a client on this machine."""
-    return f"http://{admin.local(host)}:{port}"
+    return f"http://{local(host)}:{port}"

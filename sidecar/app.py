@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
+from sidecar.addresses import in_url
 from sidecar.admin import AdminServer
 from sidecar.cache.arena import Arena
 from sidecar.cache.entry import Entry
@@ -205,7 +206,7 @@ class App:
         log.info(
             "kv-sidecar ready: %s, http://%s:%d, L1 %.2f GiB in %s",
             wire_url(config),
-            config.http_host,
+            in_url(config.http_host),
             self._admin.port,
             config.l1_size_gb,
             self._segment.name,
@@ -257,8 +258,9 @@ class App:
 
 def wire_url(config: Config) -> str:
     """Where the endpoint listens; a Unix socket's path ends in ":port", as clients build it."""
-    scheme = "" if config.host.startswith("ipc://") else "tcp://"
-    return f"{scheme}{config.host}:{config.port}"
+    if config.host.startswith("ipc://"):
+        return f"{config.host}:{config.port}"
+    return f"tcp://{in_url(config.host)}:{config.port}"
 
 
 def serve(config: Config) -> int:

@@ -7,7 +7,7 @@ import socket
 import threading
 from functools import partial
 
-from sidecar.admin import listeners
+from sidecar import listeners
 from sidecar.admin.core import Service, WireLoop
 from sidecar.admin.health import unhealthy_reason
 from sidecar.config import Config

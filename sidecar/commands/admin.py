@@ -11,12 +11,6 @@ URL = "http://127.0.0.1:8080"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def local(host: str) -> str:
-    """An address to connect to, in a URL, for one to listen on."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
 def get(url: str, path: str, timeout: float) -> Any:
     """The JSON at `url` + `path`. Raises OSError or ValueError; `reason` says it in words."""
     return json.loads(get_text(url, path, timeout))

@@ -58,7 +58,7 @@ class Config:
         "mp",
         values.wire_host,
         "localhost",
-        "address of the ZMQ port, or ipc:///path: the Unix socket /path:PORT",
+        "address of the ZMQ port, * for all, or ipc:///path: the Unix socket /path:PORT",
     )
     port: int = _option("mp", _PORT, 5555, "ZMQ port")
     ipc_mode: int = _option("mp", values.octal_mode, 0o600, "file mode of the Unix socket, octal")
@@ -176,7 +176,9 @@ class Config:
     l2_store_queue_objects: int = _option(
         "l2", values.integer(1, 10_000_000), 65_536, "most objects waiting to be written to L2"
     )
-    http_host: str = _option("http", values.host, "127.0.0.1", "address of the admin port")
+    http_host: str = _option(
+        "http", values.host, "127.0.0.1", "address of the admin port, * for all"
+    )
     http_port: int = _option("http", _FREE_PORT, 8080, "admin port; 0 = any free port")
     disable_metrics: bool = _option("observability", values.boolean, False, "export no metrics")
     otlp_endpoint: str = _option(
@@ -192,7 +194,7 @@ class Config:
         "share of requests whose traces go to --otlp-endpoint, 0 to 1; 0 = off",
     )
     prometheus_host: str = _option(
-        "observability", values.host, "127.0.0.1", "address of --prometheus-port"
+        "observability", values.host, "127.0.0.1", "address of --prometheus-port, * for all"
     )
     prometheus_port: int = _option(
         "observability",

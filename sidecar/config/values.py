@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from sidecar.addresses import is_ipv6, unbracketed
+
 if TYPE_CHECKING:
     from sidecar.tiers.settings import AdapterSettings
 
@@ -126,10 +128,13 @@ def octal_mode(text: str) -> int:
 
 
 def host(text: str) -> str:
-    """A host name or IP address, without scheme or port."""
-    if not text or "/" in text or any(c.isspace() for c in text):
+    """A host name or IP address, without scheme, port or brackets; ``*`` is all addresses."""
+    name = unbracketed(text)
+    if not name or any(c in "/[]" or c.isspace() for c in name):
         raise ValueError(f"{text!r} is not a host name or address")
-    return text
+    if ":" in name and not is_ipv6(name):
+        raise ValueError(f"{text!r} is not a host name or address; the port is another option")
+    return name
 
 
 def wire_host(text: str) -> str:

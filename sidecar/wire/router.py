@@ -7,6 +7,7 @@ turn ends after a bounded time whatever is left. So a heavy peer waits for itsel
 import errno
 import itertools
 import logging
+import resource
 import select
 import socket
 import time
@@ -24,6 +25,8 @@ _PIECE_SECONDS = 0.005
 _HEAD_START_SECONDS = 0.05
 _ACCEPTED_A_TURN = 16
 _MAX_PEERS = 4096
+# Left for the files of the L2 and for HTTP, where there are so many.
+_OTHER_DESCRIPTORS = 1024
 _GREETING_SECONDS = 30.0
 # All peers together may hold this many of the largest messages.
 _LARGEST_MESSAGES = 4
@@ -52,7 +55,7 @@ class Router:
         self._post = post
         self._epoll = select.epoll()
         self._listener: Listener | None = None
-        self._listening = False
+        self._listening: dict[int, socket.socket] = {}  # by descriptor, while we accept
         self._peers: dict[bytes, Peer] = {}
         self._by_fd: dict[int, Peer] = {}
         self._nameless: dict[Peer, float] = {}  # not greeted yet, since when
@@ -76,7 +79,7 @@ class Router:
         for fd, events in self._epoll.poll(0):
             peer = self._by_fd.get(fd)
             if peer is None:
-                self._accept()
+                self._accept(self._listening.get(fd))
             else:
                 if events & ~select.EPOLLIN:
                     self._flush(peer)
@@ -117,24 +120,30 @@ class Router:
 
     def _listen(self) -> None:
         if self._listener is not None and not self._listening:
-            self._epoll.register(self._listener.socket, select.EPOLLIN)
-            self._listening = True
+            self._listening = {each.fileno(): each for each in self._listener.sockets}
+            for fd in self._listening:
+                self._epoll.register(fd, select.EPOLLIN)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _pause_listening(self) -> None:
+        for fd in self._listening:
+            self._epoll.unregister(fd)
+        self._listening = {}
+
+    def _accept(self, listening: socket.socket | None) -> None:
+        if listening is None:
+            return  # of a peer that has gone, or of a socket that is paused, in this turn
         for _ in range(_ACCEPTED_A_TURN):
             try:
-                connection, _ = self._listener.socket.accept()
+                connection, _ = listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _DESCRIPTORS_SPENT:
                     self._on_dropped("no_descriptors", "connections wait until there are some")
-                    self._epoll.unregister(self._listener.socket)
-                    self._listening = False
+                    self._pause_listening()
                     return
                 continue  # it has gone already
-            if len(self._peers) >= _MAX_PEERS:
+            if len(self._peers) >= _most_peers():
                 connection.close()
                 self._on_dropped("too_many_connections", f"{len(self._peers)} are open")
             else:
@@ -254,6 +263,13 @@ class Router:
         self._runnable.pop(peer, None)
         self._nameless.pop(peer, None)
         self.held -= peer.accounted
+
+
+def _most_peers() -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return _MAX_PEERS
+    return min(_MAX_PEERS, max(descriptors // 2, descriptors - _OTHER_DESCRIPTORS))
 
 
 def _tune(connection: socket.socket) -> None:

@@ -79,7 +79,7 @@ def test_ports_and_paths_are_those_of_the_server(overlay: str) -> None:
     mounts = {mount["mountPath"] for mount in server(overlay)["volumeMounts"]}
 
     assert ports["kv-metrics"] == config.prometheus_port
-    assert config.prometheus_host == "0.0.0.0"
+    assert config.prometheus_host == "*"
     # Whoever reaches it can empty the cache.
     assert config.http_host == "127.0.0.1"
     assert "/dev/shm" in mounts
@@ -89,7 +89,7 @@ def test_ports_and_paths_are_those_of_the_server(overlay: str) -> None:
         assert wire_url(config) == f"{IN_POD.host}:{IN_POD.port}"
         assert str(Path(IN_POD.host.removeprefix("ipc://")).parent) in mounts
     else:
-        assert (config.host, config.port) == ("0.0.0.0", ports["kv-mp"])
+        assert (config.host, config.port) == ("*", ports["kv-mp"])
         (service,) = [
             each for each in of_kind(overlay, "Service") if each["metadata"]["name"] == "kv-cache"
         ]

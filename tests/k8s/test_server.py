@@ -41,7 +41,7 @@ class Container:
         flags = ["--http-port", "0", "--prometheus-port", str(self.metrics)]
         flags += ["--l1-size-gb", "0.1", "--prometheus-host", "127.0.0.1"]
         self.socket = root / "run" / "kv-sidecar" / "mp:5555"
-        if "--host=0.0.0.0" in words:
+        if "--host=*" in words:
             flags += ["--port", str(free_port())]
         rendered = {name: self._here(value) for name, value in {**variables, **changes}.items()}
         self.log = root / "log"

@@ -53,6 +53,7 @@ class RawClient:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.ipv6 = "[" in url
         self.socket.connect(url)
         self._uids = itertools.count()
 

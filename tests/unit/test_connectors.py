@@ -1,5 +1,6 @@
 """The kv_transfer_config of each role."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -129,3 +130,27 @@ def test_imports_nothing_outside_the_standard_library() -> None:
     )
 
     assert isolated.stdout.strip() == "['__main__']"
+
+
+@pytest.mark.parametrize("host", ["tcp://::1", "tcp://[::1]", "tcp://fd00::7"])
+def test_an_ipv6_address_stands_in_brackets(host: str) -> None:
+    server = CacheServer(host=host)
+    extra = roles.aggregated(server)["kv_connector_extra_config"]
+    bracketed = host if "[" in host else f"tcp://[{host.removeprefix('tcp://')}]"
+    assert extra["lmcache.mp.host"] == bracketed
+    assert server.ipv6_addresses == [bracketed]
+
+
+def test_an_ipv6_address_without_brackets_has_no_port() -> None:
+    with pytest.raises(ConnectorError, match="stands in brackets, not tcp://::1:5555"):
+        CacheServer(urls=("tcp://[::1]:5555", "tcp://::1:5555"))
+    with pytest.raises(ConnectorError, match=r"give one address"):
+        CacheServer(host="tcp://*")
+    assert CacheServer(urls=("tcp://a:1", "tcp://[::1]:1")).ipv6_addresses == ["tcp://[::1]:1"]
+
+
+def test_the_stock_client_opens_no_ipv6_socket() -> None:
+    """Where it does, the warning about `ipv6_addresses` can go."""
+    mq = pytest.importorskip("lmcache.v1.multiprocess.transport.zmq_impl.mq", exc_type=ImportError)
+    source = inspect.getsource(mq.MessageQueueClient.__init__)
+    assert ".connect(server_url)" in source and "IPV6" not in source.upper()

@@ -31,6 +31,12 @@ def test_an_address_that_is_not_ours() -> None:
     assert "Cannot assign requested address" in problem.what
 
 
+def test_an_ipv6_address_in_brackets() -> None:
+    surroundings = around("--host", "[::1]", "--port", str(free_port()), "--http-port", "0")
+    findings = list(ports.check(surroundings))
+    assert findings[0].what.startswith("[::1]:") or "not supported" in findings[0].what
+
+
 def test_a_unix_socket_without_its_directory(tmp_path: Path) -> None:
     where = f"ipc://{tmp_path}/run/mp"
     (problem,) = only(ports.check(around("--host", where, "--http-port", "0")), "problem")

@@ -398,3 +398,15 @@ def test_vllms_own_reading_of_a_command(tmp_path: Path) -> None:
     assert findings["chunk size"]["what"] == "chunks of 256 tokens, blocks of 96"
     assert findings["--enable-lora"]["level"] == "problem"
     assert "--kv-transfer-config" not in findings
+
+
+@pytest.mark.parametrize(
+    ("host", "do"),
+    [
+        ("tcp://::1", "an IPv6 address stands in brackets"),
+        ("tcp://[::1]", "an IPv4 address or ipc://; serve --host *"),
+    ],
+)
+def test_an_ipv6_address_of_the_sidecar(host: str, do: str) -> None:
+    (found,) = examined(vllm(settings(host=host)))
+    assert (found.check, found.level, found.do) == ("address", "problem", do)

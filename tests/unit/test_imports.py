@@ -11,22 +11,27 @@ ROOT = Path(__file__).parents[2]
 # What each part of `sidecar` may import of the others (besides itself).
 ALLOWED = {
     "cache": set(),
-    "wire": set(),
+    "addresses": set(),
+    "listeners": {"addresses"},
+    "wire": {"addresses", "listeners"},
     "loop": set(),
     "limits": set(),
-    "config": {"tiers"},
+    "config": {"addresses", "tiers"},
     "telemetry": set(),
     "nixl": set(),
     "shared_libraries": set(),
     "engines": {"cache", "nixl"},
     "tiers": {"cache", "nixl", "shared_libraries", "telemetry"},
     "handlers": {"cache", "engines", "tiers", "wire", "telemetry", "config"},
-    "admin": {"config", "telemetry"},
+    "admin": {"config", "listeners", "telemetry"},
     "app": {
-        *("admin", "cache", "config", "engines", "handlers", "limits", "loop", "telemetry"),
-        *("tiers", "wire"),
+        *("addresses", "admin", "cache", "config", "engines", "handlers", "limits", "loop"),
+        *("telemetry", "tiers", "wire"),
     },
-    "commands": {"admin", "app", "cache", "config", "nixl", "shared_libraries", "tiers"},
+    "commands": {
+        *("addresses", "app", "cache", "config", "listeners", "nixl", "shared_libraries"),
+        "tiers",
+    },
     "cli": {"commands", "config"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -37,7 +42,10 @@ PACKAGES = {"connectors", "sidecar", "launch", "examples", "bench", "k8s", "test
 MAY_IMPORT = {
     "connectors": set(),
     "sidecar": {"connectors"},
-    "launch": {"connectors", "sidecar.commands", "sidecar.config", "examples.demo.model"},
+    "launch": {
+        *("connectors", "sidecar.addresses", "sidecar.commands", "sidecar.config"),
+        "examples.demo.model",
+    },
 }
 
 

@@ -9,7 +9,7 @@ const MODES = {
   engine_driven: ["Engine-driven", "the worker copies"],
 };
 // Where a server listens that listens on all addresses.
-const EVERYWHERE = ["0.0.0.0", "::", ""];
+const EVERYWHERE = ["*", "0.0.0.0", "::"];
 const BREAKER = {
   closed: { tone: "ok", text: "Working" },
   open: { tone: "bad", text: "Cut off" },
@@ -156,7 +156,8 @@ function breaker({ state, last_failure: failure }) {
 
 function noWorkers({ host, port }) {
   const name = EVERYWHERE.includes(host) ? location.hostname : host;
-  const url = name.includes("://") ? name : `tcp://${name}`;
+  const isBareIPv6 = /^[^[/]*:[^/]*$/.test(name);
+  const url = name.includes("://") ? name : `tcp://${isBareIPv6 ? `[${name}]` : name}`;
   const flags = `--role aggregated --host ${url} --port ${port}`;
   const command = `vllm serve MODEL --kv-transfer-config "$(kv-sidecar connector ${flags})"`;
   return [

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecar.admin import listeners
+from sidecar import listeners
+from sidecar.addresses import in_url
 from sidecar.commands.doctor.finding import Finding, ok, problem
 from sidecar.commands.doctor.surroundings import Surroundings
 
@@ -22,7 +23,7 @@ def check(around: Surroundings) -> Iterator[Finding]:
         if host.startswith("ipc://"):
             yield unix_socket(name, Path(f"{host.removeprefix('ipc://')}:{port}"))
         elif around.server:
-            yield ok(name, f"{host}:{port}, where a kv-sidecar is running")
+            yield ok(name, f"{in_url(host)}:{port}, where a kv-sidecar is running")
         else:
             yield free(name, host, port)
 
@@ -55,7 +56,7 @@ def free(name: str, host: str, port: int) -> Finding:
             "the server refuses to start",
             f"end what listens there (ss -ltnp 'sport = :{port}'), or choose another port",
         )
-    return ok(name, f"{host}:{port} is free")
+    return ok(name, f"{in_url(host)}:{port} is free")
 
 
 def unix_socket(name: str, path: Path) -> Finding:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.versions import Installed
+from sidecar.addresses import local
 from sidecar.commands import admin
 from sidecar.config import Config
 
@@ -39,14 +40,14 @@ class Surroundings:
 
 def admin_url(config: Config) -> str:
     """Where the configured server's admin port is, for a client on this machine."""
-    return f"http://{admin.local(config.http_host)}:{config.http_port}"
+    return f"http://{local(config.http_host)}:{config.http_port}"
 
 
 def wire_url(config: Config) -> str:
     """Where the configured server listens for workers, for a client on this machine."""
     if config.host.startswith("ipc://"):
         return f"{config.host}:{config.port}"
-    return f"tcp://{admin.local(config.host)}:{config.port}"
+    return f"tcp://{local(config.host)}:{config.port}"
 
 
 def running_server(config: Config) -> Mapping[str, Any] | None:

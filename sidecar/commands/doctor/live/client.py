@@ -27,6 +27,7 @@ class Client:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
+        self._socket.ipv6 = "[" in url  # libzmq resolves to either family, not to both
         self._socket.connect(url)
 
     def close(self) -> None:

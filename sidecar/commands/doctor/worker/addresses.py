@@ -3,7 +3,8 @@
 import difflib
 from urllib.parse import urlsplit
 
-from connectors.lmcache_mp import NAME
+from connectors.lmcache_mp import NAME, lacks_brackets
+from sidecar.addresses import in_url
 from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.invocation import Invocation, extra
@@ -58,11 +59,18 @@ def address(worker: Invocation, around: Surroundings) -> Finding | None:
     urls = _urls(worker)
     if any(url.startswith("grpc") for url in urls):
         return problem("address", urls[0], "the sidecar speaks ZMQ alone", "tcp:// or ipc://")
+    for url in urls:
+        if lacks_brackets(url):
+            why = "the client takes its last part for a port"
+            return problem("address", url, why, "an IPv6 address stands in brackets")
+        if url.startswith("tcp://["):
+            why = "the client of lmcache 0.5.6 connects by IPv4 only, and waits"
+            return problem("address", url, why, "an IPv4 address or ipc://; serve --host *")
     host, port = around.config.host, around.config.port
     is_unix = host.startswith("ipc://")
     if any(_meets(url, f"{host}:{port}" if is_unix else str(port), is_unix) for url in urls):
         return None
-    listens = f"{host}:{port}"
+    listens = f"{in_url(host)}:{port}"
     return problem(
         "address",
         f"the worker connects to {', '.join(urls)}, the sidecar listens on {listens}",
