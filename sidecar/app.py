@@ -13,7 +13,6 @@ from types import FrameType
 from sidecar.addresses import in_url
 from sidecar.admin import AdminServer
 from sidecar.cache.arena import Arena
-from sidecar.cache.entry import Entry
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policy import POLICIES
@@ -133,7 +132,6 @@ class App:
         l1 = L1(
             self._arena.size,
             POLICIES[config.eviction_policy](),
-            self._on_evicted,
             headroom=HEADER_BYTES if config.l2_adapter else 0,
             starts=[part.start for part in self._arena.parts],
         )
@@ -160,6 +158,7 @@ class App:
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
             tiers=tiers,
+            flows=self._loop.flows,
         )
 
     def _build_tiers(self, l1: L1, leases: Leases, copies: CopyPool) -> Tiers:
@@ -175,6 +174,7 @@ class App:
         around = Surroundings(
             post=self._loop.post,
             later=self._loop.call_later,
+            flows=self._loop.flows,
             busy=lambda: copies.idle_seconds() < _PAUSE_SECONDS,
             busy_share=copies.busy_share,
         )
@@ -195,11 +195,6 @@ class App:
             on_answered,
             self._loop.post,
         )
-
-    def _on_evicted(self, entry: Entry, now: float) -> None:
-        self._telemetry.l1_evicted_chunks.add(1)
-        self._telemetry.l1_chunk_lifetime.record(now - entry.stored_at)
-        self._telemetry.l1_chunk_idle_before_evict.record(now - entry.used_at)
 
     def _announce(self) -> None:
         config = self._config

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import TypeVar
 
+from sidecar.flow import Flows
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 # What is due runs for so long in a turn at most; then it is the sockets' turn again.
@@ -24,7 +26,10 @@ _LONGEST_POLL_SECONDS = 60.0
 
 
 class Loop:
-    """A poll loop over descriptors with timers. `run` it on one thread and stay there."""
+    """A poll loop over descriptors with timers. `run` it on one thread and stay there.
+
+    Between two callbacks `flows` go on as far as they can.
+    """
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -32,6 +37,7 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._posted: deque[Callable[[], None]] = deque()
+        self.flows = Flows(self.call_later)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
         self._running = True
@@ -107,8 +113,8 @@ class Loop:
         self._on_stall = on_stall
 
     def count_failures(self, on_failure: Callable[[str], None]) -> None:
-        """Call `on_failure(detail)` for every callback that raises."""
-        self._on_failure = on_failure
+        """Call `on_failure(detail)` for every callback and every flow that raises."""
+        self._on_failure = self.flows.on_failure = on_failure
 
     def run(self) -> None:
         """Serve until `stop`. A callback that raises is logged, counted and costs nobody else."""
@@ -164,3 +170,4 @@ class Loop:
         except Exception as error:
             log.exception("a callback of the wire loop failed")
             self._on_failure(repr(error))
+        self.flows.run()

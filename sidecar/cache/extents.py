@@ -30,7 +30,13 @@ class Extents:
         return start
 
     def give(self, start: int, size: int) -> None:
-        """Free `[start, start + size)`, which must be in use or new."""
+        """Free `[start, start + size)`, which must be in use or new.
+
+        Raises AssertionError where it is seen to be free: at the edge of what is. (A range amid
+        what is free has no owner, and `Slots` frees for owners only.)
+        """
+        if start in self._size_at or start + size in self._start_ending_at:
+            raise AssertionError(f"[{start}, {start + size}) is free already")
         before = self._start_ending_at.get(start)
         if before is not None:
             self._remove(before, start - before)

@@ -1,16 +1,18 @@
-"""L1: reserve, commit, abort, find, lease, pin, evict.
+"""L1: reserve, commit, abort, find, lease, pin, touch, evict.
 
-The invariants live here. An object is published last (`commit`), it leaves the index before
+The invariants live here, and in the table of an entry's states: what would break one raises
+IllegalStep. An object is published last (`publish`), it leaves the index before
 its bytes are freed, and its bytes are freed only when nobody pins them. All calls come from
-one thread.
+one thread, and none calls anybody: who waits for an object goes on after the call.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, Space, State
+from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, IllegalStep, Space, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
 from sidecar.cache.slots import Slots
@@ -18,19 +20,24 @@ from sidecar.cache.slots import Slots
 _VICTIMS_TRIED = 16
 
 
+class Evicted(NamedTuple):
+    """How long an object was there, and unused, when it was evicted; in seconds."""
+
+    lifetime: float
+    idle: float
+
+
 class L1:
     """The index over an arena of `capacity` bytes, which become usable by `grow`.
 
     Every slot begins with `headroom` bytes (whole pages) that are not the object's, and lies in
     one of the arena's parts, which begin at `starts`.
-    `on_evicted(entry, now)` is told of every object that had to go, before it goes.
     """
 
     def __init__(
         self,
         capacity: int,
         policy: EvictionPolicy,
-        on_evicted: Callable[[Entry, float], None] = lambda entry, now: None,
         clock: Callable[[], float] = time.monotonic,
         headroom: int = 0,
         starts: Sequence[int] = (0,),
@@ -43,7 +50,7 @@ class L1:
         self._slots = Slots(starts)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
-        self._on_evicted = on_evicted
+        self._evicted: list[Evicted] = []
         self._clock = clock
         self._headroom = headroom
 
@@ -94,20 +101,56 @@ class L1:
         return entry
 
     def commit(self, entry: Entry) -> None:
-        """All bytes of `entry` are in place: publish it."""
-        del entry.space.writing[entry.hash]
-        entry.space.ready[entry.hash] = entry
-        entry.state = State.READY
-        entry.stored_at = entry.used_at = self._clock()
-        self.writing -= 1
-        self.objects += 1
-        if not (entry.leases or entry.pins):
-            self._policy.add(entry)
-        entry.settle()
+        """All bytes of `entry` are in place: publish it. It is the last to go for now."""
+        self.publish(entry.space.key, [entry], [entry.hash])
+
+    def publish(self, key: SpaceKey, entries: Sequence[Entry], hashes: Sequence[bytes]) -> None:
+        """All bytes of `entries` are in place; a worker has stored the sequence `hashes`."""
+        for entry in entries:
+            if entry.space.writing.get(entry.hash) is not entry or entry.space.key != key:
+                raise IllegalStep(f"publish: chunk {entry.hash.hex()} is {entry.state}")
+        now = self._clock()
+        for entry in entries:
+            entry.step("publish")
+            del entry.space.writing[entry.hash]
+            entry.space.ready[entry.hash] = entry
+            entry.stored_at = now
+        self.writing -= len(entries)
+        self.objects += len(entries)
+        self.touch(key, hashes)
+        for entry in entries:
+            if entry.place < 0:
+                raise IllegalStep(f"chunk {entry.hash.hex()} is not of the sequence it came with")
+            entry.settle()
+
+    def touch(self, key: SpaceKey, hashes: Sequence[bytes]) -> None:
+        """A worker has used the sequence whose first chunks are `hashes`.
+
+        A chunk is worth nothing without those before it. So all of the sequence that is here
+        counts as used, also where a worker took only a part of it, and its tail goes first.
+        """
+        space = self._spaces.get(key)
+        if space is None:
+            return
+        now, policy, is_warm = self._clock(), self._policy, False
+        for hash in reversed(hashes):
+            entry = space.ready.get(hash)
+            if entry is None:
+                continue
+            is_candidate = not (entry.leases or entry.pins)
+            if is_candidate and entry.place >= 0:
+                policy.remove(entry)
+            is_warm = is_warm or not entry.cold
+            entry.cold = not is_warm
+            entry.used_at = now
+            entry.place = policy.next_place(entry)
+            if is_candidate:
+                policy.add(entry)
 
     def abort(self, entry: Entry) -> None:
         """`entry` will not be completed and nobody writes to it any more: free its slot."""
-        self.withdraw(entry)
+        entry.step("abort")
+        self._unreserve(entry)
         self._slots.free(entry)
 
     def withdraw(self, entry: Entry) -> None:
@@ -115,14 +158,12 @@ class L1:
 
         The slot stays taken until `release_withdrawn`.
         """
-        del entry.space.writing[entry.hash]
-        entry.state = State.GONE
-        self.writing -= 1
-        self._forget_if_empty(entry.space)
-        entry.settle()
+        entry.step("withdraw")
+        self._unreserve(entry)
 
     def release_withdrawn(self, entry: Entry) -> None:
         """Whoever could write to the withdrawn `entry` is gone."""
+        entry.step("release")
         self._slots.free(entry)
 
     def lease(self, entry: Entry) -> None:
@@ -130,26 +171,33 @@ class L1:
 
         It may be on its way still; if it is aborted, the lease holds nothing.
         """
+        if entry.state not in MAY_LEASE:
+            raise IllegalStep(f"lease: chunk {entry.hash.hex()} is {entry.state}")
         self._hold(entry)
         entry.leases += 1
         if entry.state is State.READY:
-            entry.cold = False  # somebody came back for it
+            entry.cold = False  # somebody came back for it, which counts when it is used
 
     def unlease(self, entry: Entry) -> None:
+        if entry.leases <= 0:
+            raise IllegalStep(f"unlease: chunk {entry.hash.hex()} is not leased")
         entry.leases -= 1
         self._let_go(entry)
 
     def pin(self, entry: Entry) -> None:
         """A copy of `entry` is under way."""
+        if entry.state not in MAY_PIN:
+            raise IllegalStep(f"pin: chunk {entry.hash.hex()} is {entry.state}")
         self._hold(entry)
         entry.pins += 1
 
-    def unpin(self, entry: Entry, used: bool = True) -> None:
-        """The copy has ended. If a worker `used` it, that counts as its last use."""
+    def unpin(self, entry: Entry) -> None:
+        """The copy has ended."""
+        if entry.pins <= 0:
+            raise IllegalStep(f"unpin: chunk {entry.hash.hex()} is not pinned")
         entry.pins -= 1
-        if used:
-            entry.used_at = self._clock()
-        if entry.state is State.GONE and not entry.pins:
+        if entry.state is State.DROPPED and not entry.pins:
+            entry.step("end of the last copy")
             self._slots.free(entry)
         self._let_go(entry)
 
@@ -162,6 +210,11 @@ class L1:
                 break
             self._evict(victim)
             evicted += 1
+        return evicted
+
+    def take_evicted(self) -> list[Evicted]:
+        """What had to go since the last call."""
+        evicted, self._evicted = self._evicted, []
         return evicted
 
     def spaces(self) -> list[Space]:
@@ -188,7 +241,7 @@ class L1:
             space.ready = kept
             self._forget_if_empty(space)
         for entry in dropped:
-            entry.state = State.GONE
+            entry.state = State.DROPPED if entry.pins else State.GONE
         self.objects -= len(dropped)
         self._policy.clear()
         self._slots.vacate([entry for entry in dropped if not entry.pins])
@@ -217,13 +270,14 @@ class L1:
         return False
 
     def _evict(self, entry: Entry) -> None:
-        self._on_evicted(entry, self._clock())
+        now = self._clock()
+        self._evicted.append(Evicted(now - entry.stored_at, now - entry.used_at))
         self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
+        entry.step("drop pinned" if entry.pins else "drop")
         del entry.space.ready[entry.hash]
         self.objects -= 1
-        entry.state = State.GONE
         self._forget_if_empty(entry.space)
         if not (entry.leases or entry.pins):
             self._policy.remove(entry)
@@ -241,6 +295,12 @@ class L1:
             self.held -= 1
             if entry.state is State.READY:
                 self._policy.add(entry)
+
+    def _unreserve(self, entry: Entry) -> None:
+        del entry.space.writing[entry.hash]
+        self.writing -= 1
+        self._forget_if_empty(entry.space)
+        entry.settle()
 
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.l1 import L1
+from sidecar.flow import Outcome
 
 _ALL = 1 << 30  # more readers than any lookup has
 
@@ -28,9 +29,9 @@ class Lookup:
 
     `objects[rank][chunk]` is a tuple, one entry a layout that the model is served in;
     `readers` retrieves of each are still to come. `deadline` is on the cache's clock. While
-    it is `loading`, objects may be added, and some of them may be on their way; whoever
-    brings them is told by `on_ended` that nobody waits any more. `weight` is what it takes of the
-    room for lookups.
+    it is `loading`, objects may be added, and some of them may be on their way. `ended` is set
+    when all has been given back, also while whoever brings objects is still at it. `weight` is
+    what it takes of the room for lookups.
     """
 
     __slots__ = (
@@ -42,7 +43,6 @@ class Lookup:
         "live",
         "loading",
         "objects",
-        "on_ended",
         "readers",
         "reported",
         "request_id",
@@ -74,8 +74,7 @@ class Lookup:
         self.loading = loading
         self.weight = weight
         self.reported = False
-        self.ended = False
-        self.on_ended: Callable[[], None] | None = None
+        self.ended: Outcome[None] = Outcome()
 
     @property
     def hits(self) -> int:
@@ -121,6 +120,8 @@ class Leases:
         self, lookup: Lookup, chunk_hash: bytes, objects: Sequence[tuple[Entry, ...]]
     ) -> None:
         """Lease one more chunk for a lookup that is loading; `objects` by rank."""
+        if lookup.ended.done:
+            raise RuntimeError("a lookup that has ended gets no more leases")
         lookup.hashes.append(chunk_hash)
         for rank, entries in enumerate(objects):
             lookup.objects[rank].append(entries)
@@ -132,7 +133,7 @@ class Leases:
 
     def settle(self, lookup: Lookup, hits: int) -> None:
         """A lookup has ended loading: the first `hits` chunks are what it found."""
-        if lookup.ended:
+        if lookup.ended.done:
             return
         lookup.loading = False
         for rank in range(len(lookup.objects)):
@@ -208,6 +209,10 @@ class Leases:
         """End the lookups past their deadline; how many leases nobody had come for."""
         return self._end_where(lambda lookup: lookup.deadline <= now)
 
+    def lookups(self) -> Iterator[Lookup]:
+        """All that hold something, or wait for it."""
+        return (lookup for by_client in self._lookups.values() for lookup in by_client.values())
+
     def clients(self) -> set[bytes]:
         """The clients that hold leases."""
         return {client for by_client in self._lookups.values() for client in by_client}
@@ -234,18 +239,15 @@ class Leases:
 
     def _end_where(self, condition: Callable[[Lookup], bool]) -> int:
         before = self.live
-        lookups = [x for by_client in self._lookups.values() for x in by_client.values()]
-        for lookup in lookups:
+        for lookup in list(self.lookups()):
             if condition(lookup):
                 self.end(lookup)
         return before - self.live
 
     def end(self, lookup: Lookup) -> None:
         """Give back all that a lookup holds. Once more is nothing."""
-        lookup.ended = True
-        on_ended, lookup.on_ended = lookup.on_ended, None
-        if on_ended is not None:
-            on_ended()
+        if not lookup.ended.done:
+            lookup.ended.set(None)
         for rank in range(len(lookup.objects)):
             self._release(lookup, rank, range(lookup.hits), readers=_ALL)
         self._mark_reported(lookup)

@@ -1,24 +1,30 @@
-"""Which object goes when room is needed.
+"""Which object goes when room is needed."""
 
-A policy sees only evictable objects: complete, and neither leased nor pinned.
-"""
-
-from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import chain
+from itertools import count
 from typing import Protocol
 
 from sidecar.cache.entry import Entry
+from sidecar.cache.order import Order
+
+_WARM = 1 << 50  # behind the place of whatever is cold
 
 
 class EvictionPolicy(Protocol):
-    """Four methods, so that another policy is one more class and one more line below."""
+    """Five methods, so that another policy is one more class and one more line below.
+
+    Candidates are complete, and neither leased nor pinned. A hold moves nothing: when it ends,
+    an object is back at its `place`.
+    """
+
+    def next_place(self, entry: Entry) -> int:
+        """Where `entry`, which is no candidate at the moment, belongs when it is used now."""
 
     def add(self, entry: Entry) -> None:
-        """`entry` became evictable; it was used just now."""
+        """`entry` has become evictable."""
 
     def remove(self, entry: Entry) -> None:
-        """`entry` is gone or no longer evictable."""
+        """`entry` is gone, or not evictable any more."""
 
     def clear(self) -> None:
         """All that was evictable is gone."""
@@ -27,29 +33,25 @@ class EvictionPolicy(Protocol):
         """What may be evicted, the least valuable first."""
 
 
-class LRU:
+class LRU(Order):
     """Least recently used first; before those what is `cold`, the longest unused first."""
 
     def __init__(self) -> None:
-        self._cold: OrderedDict[Entry, None] = OrderedDict()
-        self._entries: OrderedDict[Entry, None] = OrderedDict()
+        super().__init__()
+        self._uses = count()
 
-    def add(self, entry: Entry) -> None:
-        (self._cold if entry.cold else self._entries)[entry] = None
-
-    def remove(self, entry: Entry) -> None:
-        del (self._cold if entry.cold else self._entries)[entry]
-
-    def clear(self) -> None:
-        self._cold.clear()
-        self._entries.clear()
+    def next_place(self, entry: Entry) -> int:
+        return next(self._uses) if entry.cold else next(self._uses) | _WARM
 
     def candidates(self) -> Iterable[Entry]:
-        return chain(self._cold, self._entries)
+        return self
 
 
 class NoEviction:
     """Nothing ever goes; a full cache stores no more."""
+
+    def next_place(self, entry: Entry) -> int:
+        return 0
 
     def add(self, entry: Entry) -> None:
         pass

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from sidecar.cache.entry import Entry
+from sidecar.cache.entry import Entry, IllegalStep
 from sidecar.cache.extents import Extents
 
 _FREED_A_CALL = 64
@@ -50,6 +50,8 @@ class Slots:
 
     def free(self, entry: Entry) -> None:
         """Nobody uses the bytes of `entry` any more."""
+        if self._at.get(entry.start) is not entry:
+            raise IllegalStep(f"free: chunk {entry.hash.hex()} has no slot at {entry.start}")
         self.used_bytes -= entry.end - entry.start
         self._give(entry)
 

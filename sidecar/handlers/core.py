@@ -12,6 +12,7 @@ from sidecar.config import Config
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Instance, Registry
+from sidecar.flow import Flows
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
@@ -36,6 +37,7 @@ class Core:
     tokens: TokenLists
     refusals: Refusals
     tiers: Tiers
+    flows: Flows
     sessions: dict[str, float] = field(default_factory=dict)
     closing: bool = False
 
@@ -53,14 +55,14 @@ class Core:
             request.on_end = span.end
         return span
 
-    def publish(self, entries: list[Entry], span: Span) -> None:
-        """All bytes of these, in the order of their sequence, are in place.
+    def publish(
+        self, entries: list[Entry], space: SpaceKey, hashes: list[bytes], span: Span
+    ) -> None:
+        """All bytes of these are in place; they are of the sequence `hashes`, in its order.
 
         `span` is of the request that brought them.
         """
-        # The last chunk first: it is the least recently used then, and the one to lose.
-        for entry in reversed(entries):
-            self.l1.commit(entry)
+        self.l1.publish(space, entries, hashes)
         self.telemetry.l1_write_chunks.add(len(entries))
         self.tiers.stored(entries, span)
 

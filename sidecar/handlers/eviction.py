@@ -10,6 +10,15 @@ from sidecar.handlers.core import Core
 _OBJECTS_A_TURN = 128
 
 
+def count_evicted(core: Core) -> None:
+    """Count what has been evicted since the last call."""
+    telemetry = core.telemetry
+    for evicted in core.l1.take_evicted():
+        telemetry.l1_evicted_chunks.add(1)
+        telemetry.l1_chunk_lifetime.record(evicted.lifetime)
+        telemetry.l1_chunk_idle_before_evict.record(evicted.idle)
+
+
 class Eviction:
     """Starts when the L1 is fuller than the trigger watermark, frees `eviction_ratio` of it."""
 
@@ -22,6 +31,7 @@ class Eviction:
         """To be called after every store."""
         l1, config = self._core.l1, self._core.config
         self._core.telemetry.l1_eviction_loop_ticks.add(1)
+        count_evicted(self._core)
         if self._target is not None:
             return
         if l1.used_bytes > config.eviction_trigger_watermark * l1.capacity:
@@ -31,7 +41,9 @@ class Eviction:
 
     def _turn(self) -> None:
         assert self._target is not None
-        if self._core.l1.evict(_OBJECTS_A_TURN, self._target) == _OBJECTS_A_TURN:
+        evicted = self._core.l1.evict(_OBJECTS_A_TURN, self._target)
+        count_evicted(self._core)
+        if evicted == _OBJECTS_A_TURN:
             self._post(self._turn)
         else:
             self._target = None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core
+from sidecar.handlers.eviction import count_evicted
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.slots import Slots
 
@@ -58,6 +59,7 @@ class Liveness:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
         self._core.tiers.tick()
+        count_evicted(self._core)
         self._core.gpus.watch()
 
     def _lost(self, instance: Instance, now: float) -> str | None:

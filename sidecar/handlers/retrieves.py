@@ -116,7 +116,9 @@ class Retrieves:
         below = [copy.entry for copy in copies if copy.entry.file is not None]
         self._count_reuse([copy.entry for copy in copies if copy.entry.file is None])
         core.tiers.loads.direct.ended(below)
-        for copy in reversed(copies):
+        if ok:
+            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
+        for copy in copies:
             core.l1.unpin(copy.entry)
         self._release(key, hashes)
         if not (ok and core.registry.holds(instance)):

@@ -63,7 +63,8 @@ class Slots:
             return store_context([], [])  # being written already, or nothing meant
         core.admit(instance)
         entries, indices = self._reserve(instance, key, hashes, chunks)
-        if not entries:
+        if not entries:  # so no commit follows
+            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
             instance.transfers -= 1
             return store_context([], [])
         deadline = core.now() + core.config.l1_write_ttl_seconds
@@ -75,7 +76,8 @@ class Slots:
         core = self._core
         span = core.trace(request, key)
         core.registry.hear(instance_id, request.client, core.now())
-        name = _name(instance_id, key, core.hashes(key, key.end))
+        hashes = core.hashes(key, key.end)
+        name = _name(instance_id, key, hashes)
         prepared = self._writes.pop(name, None)
         if prepared is None:
             # With data and without slots: it could not map the arena and sends pickles.
@@ -84,7 +86,8 @@ class Slots:
         if prepared.withdrawn or data:
             self._abandon(prepared)
             raise Refused("pickle" if data else "reservation_expired")
-        core.publish(prepared.entries, span)
+        place = space_of(key, key.worker_id or 0, prepared.instance.fingerprint)
+        core.publish(prepared.entries, place, hashes, span)
         core.telemetry.num_finished_stores.add(1, DEVICE)
         self._count_bytes("store", prepared)
         self._eviction.check()
@@ -129,6 +132,8 @@ class Slots:
         if not reads:
             del self._reads[name]
         prepared.instance.transfers -= 1
+        place = space_of(key, key.worker_id or 0, prepared.instance.fingerprint)
+        core.l1.touch(place, hashes)
         self._unpin(prepared)
         count = len(prepared.entries)
         core.telemetry.l1_read_chunks.add(count)
@@ -199,7 +204,7 @@ class Slots:
             self._core.l1.release_withdrawn(entry)
 
     def _unpin(self, prepared: Prepared) -> None:
-        for entry in reversed(prepared.entries):
+        for entry in prepared.entries:
             self._core.l1.unpin(entry)
 
     def _reserve(

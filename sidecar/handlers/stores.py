@@ -9,6 +9,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance
+from sidecar.flow import Outcome
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, space_of
 from sidecar.handlers.eviction import Eviction
@@ -19,10 +20,15 @@ from sidecar.wire.messages import CacheKey
 
 @dataclass(eq=False, slots=True)
 class _Store:
-    """A store under way: its own copy and the copies of others are what it `waits_for`."""
+    """A store under way, of chunks of the sequence `hashes`.
+
+    Its own copy and the copies of others are what it `waits_for`.
+    """
 
     request: Request
     instance: Instance
+    place: SpaceKey
+    hashes: list[bytes]
     answer: tuple[bytes, bool]
     copies: list[ChunkCopy]
     began: float
@@ -58,11 +64,14 @@ class Stores:
         hashes = core.hashes(key, key.end)
         core.admit(instance)
         core.telemetry.num_submitted_stores.add(1, instance.mapped.device)
-        copies, others = self._reserve(instance, key, hashes, tables)
+        place = space_of(key, key.worker_id or 0, instance.fingerprint)
+        copies, others = self._reserve(instance, key, place, hashes, tables)
         answer = instance.mapped.done_event(event), True
-        store = _Store(request, instance, answer, copies, core.now(), span, 1 + len(others))
+        store = _Store(
+            request, instance, place, hashes, answer, copies, core.now(), span, 1 + len(others)
+        )
         for entry in others:
-            _when_settled(entry, partial(self._one_done, store))
+            self._when_settled(entry, partial(self._one_done, store))
         below = [copy.entry for copy in copies if not copy.entry.in_arena]
         core.tiers.direct_stores.prepare(below, span, partial(self._copy, store, event))
         return DEFERRED
@@ -76,6 +85,7 @@ class Stores:
         elif store.copies:
             store.instance.mapped.store(store.copies, event, partial(self._end_store, store))
         else:
+            self._core.l1.touch(store.place, store.hashes)
             self._one_done(store)
 
     def _placed(self, store: _Store, copy: ChunkCopy) -> ChunkCopy | None:
@@ -86,31 +96,29 @@ class Stores:
         place = entry.space.key
         other, is_new = self._claim_l1(store.instance, place, entry.hash, entry.missing)
         if other is not None:
-            # Who waits for this one waits for the other from now on.
-            waiting, entry.on_settled = entry.on_settled or [], None
             if is_new:
-                other.on_settled = []
+                other.settled = Outcome()
             else:
                 store.waits_for += 1
-                waiting.append(partial(self._one_done, store))
-            for callback in waiting:
-                _when_settled(other, callback)
+                self._when_settled(other, partial(self._one_done, store))
+            # Who waits for this one waits for the other from now on.
+            entry.settle(other)
         self._core.tiers.direct_stores.give_up([entry])
         return ChunkCopy(other, copy.blocks, copy.wanted) if is_new and other is not None else None
 
     def _reserve(
-        self, instance: Instance, key: CacheKey, hashes: list[bytes], tables: list[Blocks]
-    ) -> tuple[list[ChunkCopy], list[Entry]]:
+        self, instance: Instance, key: CacheKey, space_key: SpaceKey, hashes: list[bytes],
+        tables: list[Blocks],
+    ) -> tuple[list[ChunkCopy], list[Entry]]:  # fmt: skip
         """Slots for the chunks that are to be written, and the entries others are writing."""
         core, copies, others = self._core, [], []
-        space_key = space_of(key, key.worker_id or 0, instance.fingerprint)
         for row, chunk in enumerate(core.aligned_range(key)):
             blocks = [table[row] for table in tables]
             if all_null(self._core, blocks):
                 continue
             entry, is_new = self._claim(instance, space_key, hashes[chunk], blocks)
             if is_new and entry is not None:
-                entry.on_settled = []
+                entry.settled = Outcome()
                 copies.append(ChunkCopy(entry, blocks, [None] * len(blocks)))
             elif entry is not None:
                 others.append(entry)
@@ -157,9 +165,9 @@ class Stores:
         below = [copy.entry for copy in store.copies if not copy.entry.in_arena]
         store.waits_for += len(below)
         for entry in below:
-            _when_settled(entry, partial(self._one_done, store))
+            self._when_settled(entry, partial(self._one_done, store))
         if ok and self._may_publish(store):
-            core.publish(above, store.span)
+            core.publish(above, store.place, store.hashes, store.span)
             core.tiers.direct_stores.publish(below)
             count_bytes(core, "store", store.instance, store.copies, store.began)
             self._eviction.check()
@@ -201,14 +209,14 @@ class Stores:
             self._lost(store.instance)
         return delivered
 
+    def _when_settled(self, entry: Entry, callback: Callable[[], None]) -> None:
+        """Run `callback` when a copy that another store has begun has ended.
 
-def _when_settled(entry: Entry, callback: Callable[[], None]) -> None:
-    """Run `callback` when a copy that another store has begun has ended.
-
-    Whoever is told "stored" must find it. A slot that a worker fills itself is not waited
-    for: how long that takes is the worker's business.
-    """
-    if entry.on_settled is None:
-        callback()
-    else:
-        entry.on_settled.append(callback)
+        Whoever is told "stored" must find it. A slot that a worker fills itself is not waited
+        for: how long that takes is the worker's business.
+        """
+        if entry.settled is None:
+            callback()
+        else:
+            flows = self._core.flows
+            flows.when(flows.start(entry.when_settled()), callback)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, Space, State, StoredFile
 from sidecar.cache.keys import SpaceKey
+from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.base import TierError
@@ -74,7 +75,7 @@ class DirectReads:
     def begin(self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span) -> Entry:
         """Have the header of an object read that `find` does not know. `pump` begins that."""
         entry = Entry(Space(space), name.hash, range(0), 0, size)
-        entry.on_settled = []
+        entry.settled = Outcome()
         read = self._reads[space, name.hash] = _Read(entry, name, lane, span)
         self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
         self._waiting[lane].append(read)
@@ -160,7 +161,7 @@ class DirectReads:
             self._drop(read)
             return
         entry.file = StoredFile(path, HEADER_BYTES, header.digest)
-        entry.state = State.BELOW
+        entry.step("keep in a file")
         read.lane.catalog.touch(read.name)
         entry.settle()
 
@@ -174,7 +175,7 @@ class DirectReads:
         """It will not be found again; a copy that is under way goes on."""
         self._forget(read)
         if read.entry.state is State.WRITING:
-            read.entry.state = State.GONE
+            read.entry.step("abort")
             read.entry.settle()
 
     def _forget(self, read: _Read) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, Space, State, StoredFile
+from sidecar.cache.entry import Entry, Space, StoredFile
 from sidecar.cache.keys import SpaceKey
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
@@ -227,7 +227,7 @@ class DirectStores:
         store.span.end(error)
         store.lane.catalog.reserved -= store.size
         store.lane.removal.end_change(store.name)
-        store.entry.state = State.GONE
+        store.entry.step("abort")
         store.entry.settle()
 
 

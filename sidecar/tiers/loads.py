@@ -11,6 +11,7 @@ from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
+from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, TierError
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 class Load:
     """An object on its way from `lane`; `others` have not been tried yet.
 
+    It belongs to the sequence of the chunks `hashes`.
     `deadline` is on time.monotonic: when nobody waits for it any more. `running`: a thread is
     at it. `withdrawn`: it will not be published, but the thread still has its slot.
     `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read has
@@ -35,6 +37,7 @@ class Load:
 
     entry: Entry
     name: ObjectName
+    hashes: Sequence[bytes]
     deadline: float
     lane: Lane
     others: list[Lane]
@@ -95,16 +98,19 @@ class Loads:
         return found
 
     def begin(
-        self, space: SpaceKey, name: ObjectName, size: int, deadline: float, lanes: list[Lane],
-        span: Span,
+        self, space: SpaceKey, name: ObjectName, size: int, hashes: Sequence[bytes],
+        deadline: float, lanes: list[Lane], span: Span,
     ) -> Entry | None:  # fmt: skip
-        """Begin to load an object; None if the L1 has no room. `pump` starts it."""
+        """Begin to load an object of the sequence `hashes`; None if the L1 has no room.
+
+        `pump` starts it.
+        """
         entry = self._l1.reserve(space, name.hash, size)
         if entry is None:
             self._count_failure("l1_oom", space.model_name)
             return None
-        entry.on_settled = []
-        load = Load(entry, name, deadline, lanes[0], lanes[1:], span)
+        entry.settled = Outcome()
+        load = Load(entry, name, hashes, deadline, lanes[0], lanes[1:], span)
         self._loads[entry] = load
         self._enqueue(load)
         return entry
@@ -226,6 +232,9 @@ class Loads:
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
         self.direct.trust(load.name)
         self._l1.commit(entry)
+        if not entry.leases:  # nobody waits any more who would see to it that heads outlive tails
+            known = load.hashes.index(entry.hash) + 1
+            self._l1.touch(entry.space.key, load.hashes[:known])
         self._on_loaded(entry, lane)
 
     def _lost(self, lane: Lane, load: Load, error: TierError) -> None:

@@ -10,6 +10,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
+from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
@@ -49,6 +50,7 @@ class Surroundings:
 
     post: Callable[[Callable[[], None]], None]
     later: Callable[[float, Callable[[], None]], None]
+    flows: Flows
     busy: Callable[[], bool]
     busy_share: Callable[[], float]
 
@@ -75,7 +77,7 @@ class Tiers:
         )  # fmt: skip
         self.direct_stores = DirectStores(self._direct_lane(), self.loads, telemetry, around.later)
         self.prefetches = Prefetches(
-            l1, leases, self.loads, self.lanes, telemetry, around.later,
+            l1, leases, self.loads, self.lanes, telemetry, around.later, around.flows,
             policy.timeout_seconds, policy.max_in_flight,
         )  # fmt: skip
 

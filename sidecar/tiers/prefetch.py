@@ -17,6 +17,7 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup
+from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.lane import Lane
@@ -28,6 +29,7 @@ _CHUNKS_ASKED, _NAMES_ASKED = 32, 4096
 # How many objects are planned in one go: about 20 ms.
 _PLANNED_AT_ONCE = 1024
 _COMPLETE = {State.READY, State.BELOW}
+_MAY_STILL_COME = {State.WRITING, *_COMPLETE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,19 @@ class Prefetch:
     finished: bool = False
     waiters: list[Callable[[], None]] = field(default_factory=list)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may be added to the lookup any more."""
+        return self.finished or self.lookup.ended.done
+
 
 class Prefetches:
     """All lookups that wait for L2, `max_in_flight` of them at once. Loop thread only."""
 
     def __init__(
         self, l1: L1, leases: Leases, loads: Loads, lanes: Sequence[Lane], telemetry: Telemetry,
-        later: Callable[[float, Callable[[], None]], None], timeout: float, max_in_flight: int,
+        later: Callable[[float, Callable[[], None]], None], flows: Flows,
+        timeout: float, max_in_flight: int,
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._leases = leases
@@ -80,6 +88,7 @@ class Prefetches:
         self._lanes = lanes
         self._telemetry = telemetry
         self._later = later
+        self._flows = flows
         self._timeout = timeout
         self._max_in_flight = max_in_flight
         self._waiting: deque[Prefetch] = deque()
@@ -106,7 +115,7 @@ class Prefetches:
         prefetch.arrived = lookup.hits
         prefetch.from_l2 = [False] * lookup.hits
         self._under_way[lookup] = prefetch
-        lookup.on_ended = partial(self._finish, prefetch)
+        self._flows.when(lookup.ended, partial(self._finish, prefetch))
         self._telemetry.l2_prefetch_lookup_requests.add(1)
         missing = (len(hashes) - lookup.hits) * sum(map(len, wants))
         self._telemetry.l2_prefetch_lookup_objects_chunks.add(missing)
@@ -149,7 +158,7 @@ class Prefetches:
         """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""
         lookup = prefetch.lookup
         pause_at = lookup.hits + max(1, _PLANNED_AT_ONCE // sum(map(len, prefetch.wants)))
-        while not prefetch.finished and lookup.hits < len(prefetch.hashes):
+        while not prefetch.is_over and lookup.hits < len(prefetch.hashes):
             chunk = lookup.hits
             if chunk == pause_at:
                 prefetch.asking += 1
@@ -161,8 +170,8 @@ class Prefetches:
             from_l2 = [e for of_rank in objects for e in of_rank if e.state is not State.READY]
             prefetch.from_l2.append(bool(from_l2))
             for entry in from_l2:
-                if entry.on_settled is not None:  # else its header is known already
-                    entry.on_settled.append(partial(self._progress, prefetch))
+                if entry.settled is not None:  # else its header is known already
+                    self._flows.when(entry.settled, partial(self._progress, prefetch))
         prefetch.planned = not prefetch.asking
         self._loads.pump()
         self._progress(prefetch)
@@ -230,7 +239,9 @@ class Prefetches:
         direct, span = self._loads.direct, prefetch.span
         if want.direct and direct.allows(lanes[0], name, want.size):
             return direct.begin(want.space, name, want.size, lanes[0], span)
-        return self._loads.begin(want.space, name, want.size, prefetch.deadline, lanes, span)
+        return self._loads.begin(
+            want.space, name, want.size, prefetch.hashes, prefetch.deadline, lanes, span
+        )
 
     def _ask(self, prefetch: Prefetch) -> None:
         """Ask the backends that have to be asked for the next chunks, unless they were."""
@@ -256,7 +267,7 @@ class Prefetches:
 
     def _asked(self, prefetch: Prefetch) -> None:
         prefetch.asking -= 1
-        if not (prefetch.asking or prefetch.finished):
+        if not (prefetch.asking or prefetch.is_over):
             self._advance(prefetch)
 
     def _progress(self, prefetch: Prefetch) -> None:
@@ -272,7 +283,7 @@ class Prefetches:
                 break
             prefetch.arrived += 1
         everything = prefetch.planned and prefetch.arrived == lookup.hits
-        if everything or State.GONE in states:
+        if everything or not states <= _MAY_STILL_COME:
             self._finish(prefetch)
 
     def _give_up(self, prefetch: Prefetch) -> None:
@@ -295,7 +306,9 @@ class Prefetches:
             self._telemetry.l2_prefetch_load_submitted_requests.add(1)
             if prefetch.planned and prefetch.arrived == len(prefetch.from_l2):
                 self._telemetry.l2_load_completed_requests.add(1)
-        if not prefetch.lookup.ended:
+        if any(prefetch.from_l2):
+            self._order(prefetch)
+        if not prefetch.lookup.ended.done:
             hits = prefetch.on_finished(prefetch, prefetch.arrived)
             self._leases.settle(prefetch.lookup, hits)
         prefetch.span.end()
@@ -304,3 +317,10 @@ class Prefetches:
         if prefetch.arrived < len(prefetch.from_l2):
             self._loads.drop_unwanted()
         self._start_waiting()
+
+    def _order(self, prefetch: Prefetch) -> None:
+        """What was loaded came in any order: its head is to outlive its tail all the same."""
+        arrived = prefetch.hashes[: prefetch.arrived]
+        for of_rank in prefetch.wants:
+            for want in of_rank:
+                self._l1.touch(want.space, arrived)

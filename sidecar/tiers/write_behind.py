@@ -231,7 +231,7 @@ class WriteBehind:
         self.objects -= 1
         if self._queued[lane].get(write.name) is write:
             del self._queued[lane][write.name]
-        self._l1.unpin(write.entry, used=False)
+        self._l1.unpin(write.entry)
         write.batch.end_one()
 
 

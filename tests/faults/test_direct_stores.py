@@ -142,7 +142,8 @@ def test_a_stuck_disk_does_not_hold_a_store_after_its_copy(tmp_path: Path, threa
     write(*entries)
     settled: list[bool] = []
     for entry in entries:
-        entry.on_settled = [lambda: settled.append(True)]
+        assert entry.settled is not None
+        site.bench.flows.when(entry.settled, lambda: settled.append(True))
     site.files.stuck = "keep"
     site.stores.publish(entries)
     site.turn_until(lambda: len(settled) == 3)

@@ -143,8 +143,7 @@ class Walk:
                     self._write(entry, number)
                     entries.append(entry)
                     self.clean.add(number)
-        for entry in reversed(entries):
-            self.bench.l1.commit(entry)
+        self.bench.l1.publish(SPACE, entries, [entry.hash for entry in entries])
         self.bench.tiers.stored(entries)
 
     def _write(self, entry: Entry, number: int) -> None:
@@ -215,6 +214,7 @@ class Walk:
         self.clean = set()
 
     def turn(self) -> None:
+        self.bench.flows.run()
         while not self.bench._posted.empty():
             self.bench._turn()
 

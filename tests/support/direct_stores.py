@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 from sidecar.cache.entry import Entry
+from sidecar.flow import Outcome
 from sidecar.telemetry.spans import NO_SPAN
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectIO
@@ -60,7 +61,7 @@ class Site:
             return None
         entry, is_new = claimed
         assert entry is not None and is_new
-        entry.on_settled = []
+        entry.settled = Outcome()
         return entry
 
     def begin(self, *numbers: int) -> list[Entry]:

@@ -12,11 +12,13 @@ from contextlib import suppress
 
 import numpy as np
 
+from sidecar.cache.check import problems
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup, Scope
 from sidecar.cache.policy import LRU
+from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, TierError, batches
 from sidecar.tiers.names import ObjectName
@@ -139,8 +141,9 @@ class Bench:
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self.flows = Flows(self.later)
         around = Surroundings(
-            self._posted.put, self._later, lambda: self.busy, lambda: float(self.busy)
+            self.post, self.later, self.flows, lambda: self.busy, lambda: float(self.busy)
         )
         given = [
             GivenSettings(type="memory", adapter=adapter, **(settings or {}))  # type: ignore[arg-type]
@@ -148,6 +151,10 @@ class Bench:
         ]
         self.tiers = Tiers(given, policy, self.l1, self.arena, self.leases, self.telemetry, around)
         self.results: dict[str, int] = {}
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Run it in a later turn. Any thread."""
+        self._posted.put(callback)
 
     def start(self) -> Bench:
         """Scan, and wait until that is done."""
@@ -164,8 +171,7 @@ class Bench:
             assert entry is not None
             self.arena[entry.offset : entry.offset + entry.size] = number % 251
             entries.append(entry)
-        for entry in reversed(entries):
-            self.l1.commit(entry)
+        self.l1.publish(space, entries, [entry.hash for entry in entries])
         self.tiers.stored(entries)
         return entries
 
@@ -227,17 +233,25 @@ class Bench:
             if set(labels) <= set(series.values())
         )
 
-    def _later(self, seconds: float, callback: Callable[[], None]) -> None:
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))
 
     def _turn(self) -> None:
+        self.flows.run()
         posted = None
         with suppress(queue.Empty):
             posted = self._posted.get(timeout=0.01)
         if posted is not None:
             posted()
+            self.flows.run()
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
+            self.flows.run()
+        self.check()
+
+    def check(self) -> None:
+        """The accounts of the L1 are true."""
+        assert not problems(self.l1, self.leases)
 
 
 __all__ = ["DEFAULTS", "OBJECT_BYTES", "SPACE", "Bench", "Memory", "TierError", "hash_of"]

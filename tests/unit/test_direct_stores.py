@@ -31,8 +31,8 @@ def test_what_is_published_is_an_object_like_any_other(site: Site, tmp_path: Pat
     write(*entries)
     settled: list[Entry] = []
     for entry in entries:
-        assert entry.on_settled is not None
-        entry.on_settled.append(lambda entry=entry: settled.append(entry))
+        assert entry.settled is not None
+        site.bench.flows.when(entry.settled, lambda entry=entry: settled.append(entry))
     site.stores.publish(entries)
     site.turn_until(lambda: len(settled) == 2)
     assert site.has(1) and site.has(2)

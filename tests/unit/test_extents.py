@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -64,3 +65,12 @@ def test_a_freed_slot_is_used_before_fresh_memory() -> None:
     assert slots == [0, 10, 20]
     extents.give(10, 10)
     assert extents.take(10) == 10
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 4), (4, 4), (0, 8)])
+def test_what_is_free_is_not_given_again(start: int, size: int) -> None:
+    extents = Extents()
+    extents.give(0, 8)
+    with pytest.raises(AssertionError, match="free already"):
+        extents.give(start, size)
+    assert (extents.ranges(), extents.free_bytes) == ([(0, 8)], 8)

@@ -1,16 +1,20 @@
 """The invariants of the index: publish last, no reuse under a reader or writer."""
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.cache.arena import ALIGNMENT
-from sidecar.cache.entry import Entry, State
+from sidecar.cache.check import problems
+from sidecar.cache.entry import STEPS, Entry, IllegalStep, Space, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases
 from sidecar.cache.policy import LRU, NoEviction
 
 KEY = SpaceKey("m", 1, 0, "", b"layout")
@@ -76,8 +80,7 @@ def test_the_least_recently_used_goes_first() -> None:
     l1 = make(2)
     first = store(l1, b"1")
     store(l1, b"2")
-    l1.pin(first)
-    l1.unpin(first)
+    l1.touch(KEY, [first.hash])
     store(l1, b"3")
     assert visible(l1, b"1") and not visible(l1, b"2") and visible(l1, b"3")
 
@@ -125,8 +128,7 @@ def test_making_room_for_a_large_object_costs_about_its_size() -> None:
     l1 = make(256)
     entries = [store(l1, bytes([i])) for i in range(256)]
     for entry in random.Random(1).sample(entries, 256):
-        l1.pin(entry)
-        l1.unpin(entry)
+        l1.touch(KEY, [entry.hash])
     held = entries[::40]
     for entry in held:
         l1.lease(entry)
@@ -289,7 +291,7 @@ class L1Machine(RuleBasedStateMachine):
     @invariant()
     def what_is_leased_stays_unless_forced(self) -> None:
         for entry in [*self.leased, *self.pinned]:
-            assert entry.state in (State.READY, State.GONE)
+            assert entry.state in (State.READY, State.GONE, State.DROPPED)
             if entry.state is State.READY:
                 assert entry.space.ready[entry.hash] is entry
 
@@ -298,6 +300,9 @@ class L1Machine(RuleBasedStateMachine):
         assert self.l1.writing == len(self.writing)
         assert self.l1.held == len({*self.leased, *self.pinned})
         assert 0 <= self.l1.used_bytes <= self.l1.capacity
+        # The leases here are of no lookup.
+        found = [line for line in problems(self.l1, Leases(self.l1)) if "leases" not in line]
+        assert not found
 
     def teardown(self) -> None:
         for end in (self.unlease, self.unpin, self.release_withdrawn):
@@ -357,17 +362,104 @@ def test_the_cold_go_first_until_somebody_comes_back_for_them() -> None:
         l1.commit(entry)
         entries.append(entry)
     l1.lease(entries[1])
+    l1.touch(KEY, [b"b"])
     l1.unlease(entries[1])
     store(l1, b"d")
     assert [visible(l1, name) for name in (b"a", b"b", b"c")] == [True, True, False]
 
 
-def test_a_background_reader_does_not_count_as_use() -> None:
-    now = [1.0]
-    l1 = L1(ALIGNMENT, LRU(), clock=lambda: now[0])
-    l1.grow(0, ALIGNMENT)
+CALLS: dict[str, Callable[[L1, Entry], object]] = {
+    "publish": L1.commit,
+    "abort": L1.abort,
+    "withdraw": L1.withdraw,
+    "release": L1.release_withdrawn,
+    "drop": lambda l1, entry: l1.discard(entry, force=True),
+    "drop pinned": lambda l1, entry: l1.discard(entry, force=True),
+    "end of the last copy": L1.unpin,
+    "lease": L1.lease,
+    "pin": L1.pin,
+    "unlease": L1.unlease,
+    "unpin": L1.unpin,
+}
+
+
+def in_state(l1: L1, state: State) -> Entry:
+    entry = l1.reserve(KEY, b"a", ALIGNMENT)
+    assert entry is not None
+    ways: dict[State, list[str]] = {
+        State.WRITING: [],
+        State.WITHDRAWN: ["withdraw"],
+        State.READY: ["publish"],
+        State.DROPPED: ["publish", "pin", "drop"],
+        State.GONE: ["abort"],
+    }
+    for call in ways[state]:
+        CALLS[call](l1, entry)
+    assert entry.state is state
+    return entry
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("state", [state for state in State if state is not State.BELOW])
+def test_what_the_table_does_not_allow_changes_nothing(state: State, call: str) -> None:
+    l1 = make(2)
+    entry = in_state(l1, state)
+    allowed = {
+        "lease": state in (State.WRITING, State.READY),
+        "pin": state is State.READY,
+        "unlease": False,
+        "unpin": state is State.DROPPED,
+        "drop pinned": state is State.READY,
+    }
+    used = l1.used_bytes
+    if allowed.get(call, call in STEPS[state]):
+        CALLS[call](l1, entry)
+        found = [line for line in problems(l1, Leases(l1)) if "leases" not in line]
+    else:
+        with pytest.raises(IllegalStep, match="chunk 61"):
+            CALLS[call](l1, entry)
+        assert (entry.state, l1.used_bytes) == (state, used)
+        found = problems(l1, Leases(l1))
+    assert not found
+
+
+def test_a_slot_is_freed_by_who_has_it() -> None:
+    l1 = make(2)
     entry = store(l1, b"a")
-    l1.pin(entry)
-    now[0] = 9.0
-    l1.unpin(entry, used=False)
-    assert entry.used_at == 1.0
+    impostor = Entry(Space(KEY), b"b", range(entry.start, entry.end), entry.offset, entry.size)
+    with pytest.raises(IllegalStep):
+        l1._slots.free(impostor)
+    l1.discard(entry)
+    with pytest.raises(IllegalStep):
+        l1._slots.free(entry)
+    assert not problems(l1, Leases(l1))
+
+
+def test_the_check_finds_what_is_wrong() -> None:
+    """Whichever account is falsified."""
+    falsify: list[Callable[[L1, Entry], object]] = [
+        lambda l1, e: l1._slots._parts[0].give(e.start, ALIGNMENT),
+        lambda l1, e: setattr(l1, "objects", 7),
+        lambda l1, e: setattr(l1, "writing", 7),
+        lambda l1, e: setattr(l1, "held", -1),
+        lambda l1, e: setattr(e, "leases", 1),
+        lambda l1, e: setattr(e, "pins", -1),
+        lambda l1, e: setattr(e, "state", State.GONE),
+        lambda l1, e: setattr(e, "hash", b"z"),
+        lambda l1, e: l1._policy.remove(e),
+        lambda l1, e: l1._slots._at.pop(e.start),
+        lambda l1, e: l1._slots._ending_at.pop(e.end),
+        lambda l1, e: setattr(l1._slots, "used_bytes", 0),
+        lambda l1, e: e.space.ready.clear(),
+    ]
+    for change in falsify:
+        l1 = make(3)
+        store(l1, b"a")
+        entry = store(l1, b"b")
+        l1.lease(store(l1, b"c"))
+        space = l1.space(KEY)
+        assert space is not None
+        l1.unlease(space.ready[b"c"])
+        assert not problems(l1, Leases(l1))
+        change(l1, entry)
+        assert problems(l1, Leases(l1))

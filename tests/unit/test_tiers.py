@@ -585,8 +585,10 @@ def test_who_waits_hears_of_a_lookup_that_had_to_give_way() -> None:
     memory.before = on("load", lambda: gate.wait(20) or None)
     bench = Bench(memory).start()
     lookup, heard = bench.begin("r", 1), []
-    bench.tiers.prefetches.when_settled(lookup, lambda: heard.append(lookup.ended))
+    bench.tiers.prefetches.when_settled(lookup, lambda: heard.append(lookup.ended.done))
     assert bench.leases.make_room(lookup.client, 1, 2)
+    assert not heard, "not in the middle of it"
+    bench.flows.run()
     assert heard == [True]
     gate.set()
 
@@ -623,3 +625,24 @@ def test_a_probe_that_cannot_begin_is_a_failure_and_no_wait(
     assert bench.l1.used_bytes == stuck * RECORD_BYTES
     gate.set()
     bench.run_until(ticked(lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8))
+
+
+def test_a_load_that_lets_the_next_one_evict_it_is_no_slot_of_two() -> None:
+    """The end of a load answers a lookup, whose end begins another load, which needs the slot."""
+    near, far = Memory(), Memory()
+    old = Bench(far).start()
+    old.store(1, 2, 3)
+    old.settle()
+    policy = replace(DEFAULTS, max_in_flight=1, queue_ratio=4.0)
+    bench = Bench(near, far, slots=1, policy=policy).start()
+    first = bench.begin("first", 1)
+    bench.tiers.prefetches.when_settled(first, lambda: bench.leases.end(first))
+    second = bench.begin("second", 2)
+    bench.run_until(lambda: len(bench.results) == 2)
+    bench.settle()
+    # The first one is on its way to the near backend, and has the only slot.
+    assert bench.results == {"first": 1, "second": 0} and not second.hits
+    assert bench.lookup(2) == 1
+    bench.settle()
+    assert bench.l1.used_bytes == bench.l1.capacity
+    assert not any(part.free_bytes for part in bench.l1._slots._parts)
