@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sidecar.telemetry.instruments import Counter, Description, Gauge, Histogram  # noqa: E402
-from sidecar.telemetry.pipeline import Pipeline, resource  # noqa: E402
+from sidecar.telemetry.instruments import Counter, Gauge, Histogram  # noqa: E402
+from sidecar.telemetry.page import Page  # noqa: E402
 from sidecar.telemetry.table import Instruments  # noqa: E402
 
 PAGE = ROOT / "docs" / "metrics.md"
@@ -55,20 +55,15 @@ def row(instrument: Counter | Histogram | Gauge) -> str:
 
 
 def exported(instrument: Counter | Histogram | Gauge) -> tuple[str, str]:
-    """Name and kind as a scraper sees them, asked of the exporter itself."""
-    # The SDK has nothing to collect where there are only histograms.
-    only = SimpleNamespace(
-        counters=[Counter(Description("filler", "", ""))], histograms=[], gauges={}
-    )
+    """Name and kind as a scraper sees them, asked of the page itself."""
+    only = SimpleNamespace(counters=[], histograms=[], gauges={})
     if isinstance(instrument, Counter):
         only.counters.append(instrument)
     elif isinstance(instrument, Histogram):
         only.histograms.append(instrument)
     else:
         only.gauges["it"] = instrument
-    pipeline = Pipeline(only, "", resource(""))  # type: ignore[arg-type]
-    text = pipeline.render().decode()
-    pipeline.close()
+    text = Page(only, "").render().decode()  # type: ignore[arg-type]
     (family,) = [f for f in text_string_to_metric_families(text) if f.name.startswith("lmcache")]
     return family.name + ("_total" if family.type == "counter" else ""), family.type
 

@@ -1,24 +1,22 @@
-"""The instruments through the OpenTelemetry SDK: Prometheus text on demand, OTLP by push."""
+"""The instruments through the OpenTelemetry SDK, pushed by OTLP."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     HistogramDataPoint,
     Metric,
-    MetricReader,
     MetricsData,
     PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar import __version__
 from sidecar.telemetry.instruments import Counter, Distribution, Gauge, Histogram
@@ -40,16 +38,13 @@ def resource(instance_id: str) -> Resource:
 
 
 class Pipeline:
-    """A meter provider that reads the instruments, with its readers."""
+    """A meter provider that reads the instruments, and pushes them once a minute."""
 
     def __init__(self, instruments: Instruments, otlp_endpoint: str, resource: Resource) -> None:
         source = _HistogramSource(instruments.histograms)
-        self._registry = CollectorRegistry()
-        readers: list[MetricReader] = [_PrometheusReader(source, self._registry)]
-        if otlp_endpoint:
-            readers.append(_otlp_reader(source, otlp_endpoint))
+        reader = _PushReader(source, OTLPMetricExporter(endpoint=otlp_endpoint))
         self._provider = MeterProvider(
-            metric_readers=readers,
+            metric_readers=[reader],
             resource=resource,
             exemplar_filter=AlwaysOffExemplarFilter(),
             # The server closes it, within a bound.
@@ -60,10 +55,6 @@ class Pipeline:
             _observe_counter(meter, counter)
         for gauge in instruments.gauges.values():
             _observe_gauge(meter, gauge)
-
-    def render(self) -> bytes:
-        """The page that a Prometheus server reads."""
-        return generate_latest(self._registry)
 
     def close(self) -> None:
         """Push once more and stop, within two seconds."""
@@ -127,18 +118,6 @@ class _HistogramSource:
         )
 
 
-class _PrometheusReader(PrometheusMetricReader):
-    def __init__(self, source: _HistogramSource, registry: CollectorRegistry) -> None:
-        super().__init__(registry=registry)
-        self._source = source
-
-    # The hook that every reader implements to get what was collected.
-    def _receive_metrics(
-        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
-    ) -> None:
-        super()._receive_metrics(self._source.added_to(metrics_data), timeout_millis, **kwargs)
-
-
 class _PushReader(PeriodicExportingMetricReader):
     def __init__(self, source: _HistogramSource, exporter: Any) -> None:
         super().__init__(exporter)
@@ -148,10 +127,3 @@ class _PushReader(PeriodicExportingMetricReader):
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> None:
         super()._receive_metrics(self._source.added_to(metrics_data), timeout_millis, **kwargs)
-
-
-def _otlp_reader(source: _HistogramSource, endpoint: str) -> MetricReader:
-    # An extra: gRPC is large, and most deployments are scraped.
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-
-    return _PushReader(source, OTLPMetricExporter(endpoint=endpoint))

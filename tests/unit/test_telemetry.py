@@ -1,5 +1,8 @@
 """What a scraper sees: the names of LMCache 0.5.6, zeros before first use, bounded labels."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -243,3 +246,30 @@ def test_disabled_metrics_can_be_recorded_and_export_nothing() -> None:
     telemetry.start()
     assert telemetry.render() == b""
     telemetry.close()
+
+
+def test_the_page_is_the_same_whatever_otel_variables_are_inherited() -> None:
+    """A platform sets them for everybody."""
+    code = """
+from sidecar.telemetry import Telemetry
+telemetry = Telemetry(instance_id="me")
+telemetry.l1_write_chunks.add(4)
+telemetry.request_latency.record(0.01, "store")
+print(telemetry.render().decode())
+"""
+    hostile = {
+        "OTEL_SDK_DISABLED": "true",
+        "OTEL_SERVICE_NAME": "another",
+        "OTEL_RESOURCE_ATTRIBUTES": "team=x,service.version=9",
+        "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "nonsense",
+        "OTEL_METRICS_EXEMPLAR_FILTER": "always_on",
+        "OTEL_ATTRIBUTE_COUNT_LIMIT": "0",
+    }
+    pages = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | more, check=True, stdout=subprocess.PIPE
+        ).stdout
+        for more in ({}, hostile)
+    ]
+    assert pages[0] == pages[1]
+    assert b'lmcache_mp_l1_write_chunks_total{l1_tag="default"' in pages[0]

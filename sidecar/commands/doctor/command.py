@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from connectors import versions
 from connectors.versions import Need
-from sidecar.commands.doctor import gpu, libraries, live, memory, packages, ports, storage, worker
+from sidecar.commands.doctor import (
+    gpu,
+    libraries,
+    live,
+    memory,
+    packages,
+    ports,
+    storage,
+    telemetry,
+    worker,
+)
 from sidecar.commands.doctor.bounded import in_time
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.surroundings import Surroundings, admin_url, running_server
@@ -74,6 +84,7 @@ def _findings(
     yield from in_time("L2", lambda: storage.check(around))
     yield from in_time("GPU", lambda: [gpu.visible(around.environ)])
     yield from ports.check(around)
+    yield telemetry.check(around)
     if unread:
         yield unread
     if invocation:
