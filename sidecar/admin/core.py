@@ -52,6 +52,25 @@ class Objects(Protocol):
         """How many of these went, and how many somebody holds."""
 
 
+class Cleared(Protocol):
+    """One L2 adapter after a clear; ``detail`` says why something could not be done."""
+
+    @property
+    def adapter(self) -> str: ...
+    @property
+    def lasts(self) -> bool:
+        """Whether it holds for others, and after a restart."""
+
+    @property
+    def deleted(self) -> int: ...
+    @property
+    def deleting(self) -> int: ...
+    @property
+    def undeletable(self) -> int: ...
+    @property
+    def detail(self) -> str: ...
+
+
 class Job(Protocol):
     """A prefetch; ``found_keys`` is None while it is under way."""
 
@@ -95,8 +114,11 @@ class Service(Protocol):
     def snapshot(self) -> dict[str, Any]:
         """The state as plain values, in the shape that ``status.document`` reads."""
 
-    def clear(self, tiers: Sequence[str], force: bool) -> None:
-        """Drop what is cached in ``tiers`` (l1, l2), with ``force`` also what is in use."""
+    def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Any]]":
+        """Drop what is cached in ``tiers`` (l1, l2), with ``force`` also what was promised.
+
+        What came of it in each L2 adapter, if that was among them.
+        """
 
     def block_checksums(
         self,

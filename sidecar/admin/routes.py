@@ -3,10 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from sidecar import __version__
 from sidecar.admin import checksums, dashboard, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
-from sidecar.admin.core import Service, WireLoop
+from sidecar.admin.core import Cleared, Service, WireLoop
 from sidecar.admin.health import Health
 from sidecar.admin.metrics import metrics_response
 from sidecar.config import Config
@@ -27,6 +27,7 @@ from sidecar.telemetry import Telemetry
 LMCACHE_VERSION = "0.5.6"
 _LOOP_SECONDS = 5.0
 _HASH_SECONDS = 60.0
+_CLEAR_SECONDS = 30.0
 T = TypeVar("T")
 
 
@@ -125,8 +126,12 @@ class _Routes:
     async def clear(self, body: ClearRequest | None = None) -> Response:
         body = body or ClearRequest()
         tiers = ("l1", "l2") if body.tier == "all" else (body.tier,)
-        await self.on_loop(partial(self._service.clear, tiers, force=body.force))
-        return JSONResponse({"status": "ok", "cleared": {"tier": body.tier}})
+        clearing = await self.on_loop(partial(self._service.clear, tiers, force=body.force))
+        try:
+            adapters = await asyncio.wait_for(asyncio.wrap_future(clearing), _CLEAR_SECONDS)
+        except TimeoutError:
+            return _unavailable("L2 was not cleared in time")
+        return _cleared(body.tier, adapters)
 
     async def checksums(self, body: ChecksumRequest) -> Response:
         hashing = partial(
@@ -153,6 +158,29 @@ class _Routes:
     async def on_loop(self, fn: Callable[[], T]) -> T:
         """What `fn` returns or raises on the wire thread; TimeoutError if it does not answer."""
         return await asyncio.to_thread(self._loop.call, fn, timeout=_LOOP_SECONDS)
+
+
+def _cleared(tier: str, adapters: Sequence[Cleared]) -> Response:
+    """LMCache's answer, with what came of it in each L2 adapter; 503 if that may not last."""
+    outcome: dict[str, Any] = {"tier": tier}
+    if tier != "l1":
+        outcome["adapters"] = [
+            {
+                "adapter": each.adapter,
+                "lasts": each.lasts,
+                "deleted": each.deleted,
+                "deleting": each.deleting,
+                "undeletable": each.undeletable,
+                "detail": each.detail,
+            }
+            for each in adapters
+        ]
+    if all(each.lasts for each in adapters):
+        return JSONResponse({"status": "ok", "cleared": outcome})
+    return JSONResponse(
+        {"status": "error", "error": "the clear does not last yet", "cleared": outcome},
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    )
 
 
 def _unavailable(reason: str | None) -> Response:

@@ -229,14 +229,14 @@ class L1:
         return True
 
     def clear(self, force: bool) -> int:
-        """Drop every object that nobody holds; with `force`, held ones too. How many went.
+        """Drop every object but those promised to somebody; with `force`, these too. How many went.
 
-        Bytes that a copy is reading are freed when it ends, forced or not.
+        Bytes that a copy is reading, to wherever, are freed when it ends.
         """
         dropped = []
         for space in self.spaces():
             ready = space.ready
-            kept = {} if force else {h: e for h, e in ready.items() if e.leases or e.pins}
+            kept = {} if force else {h: e for h, e in ready.items() if e.leases}
             dropped += [entry for h, entry in ready.items() if h not in kept]
             space.ready = kept
             self._forget_if_empty(space)

@@ -1,11 +1,13 @@
 """The small operations: handshake, heartbeat, clear, and what is only acknowledged."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import msgspec
 
 from sidecar.handlers.core import Core
-from sidecar.wire.endpoint import Request
+from sidecar.tiers.clearing import Cleared
+from sidecar.wire.endpoint import DEFERRED, Request
 
 _CONNECTIONS_REMEMBERED = 10_000
 
@@ -51,13 +53,18 @@ class Control:
     def noop(self, request: Request) -> str:
         return "OK"
 
-    def clear(self, request: Request, force: bool = False) -> None:
+    def clear(self, request: Request, force: bool = False) -> object:
         """An engine says that what is cached means nothing any more (new weights, say).
 
-        So it must not come back from L2 either.
+        So it must not come back from L2 either, by way of another sidecar or after a restart.
         """
+
+        def answer(cleared: Sequence[Cleared]) -> None:
+            request.reply(None)
+
         self._core.l1.clear(force)
-        self._core.tiers.clear(owned_only=True)
+        self._core.tiers.clear(answer)
+        return DEFERRED
 
     def report_block_allocation(
         self, request: Request, instance_id: int, model_name: str, records: msgspec.Raw

@@ -19,6 +19,7 @@ from sidecar.handlers.slots import Slots
 from sidecar.handlers.snapshot import snapshot
 from sidecar.handlers.stored_objects import StoredObjects
 from sidecar.handlers.stores import Stores
+from sidecar.tiers.clearing import Cleared
 
 # A piece takes milliseconds, mapping a very large worker some seconds.
 _STUCK_SECONDS = 120.0
@@ -67,15 +68,19 @@ class Service:
         """The state of the cache, for people and dashboards."""
         return snapshot(self._core, self._slots)
 
-    def clear(self, tiers: Sequence[str], force: bool) -> None:
-        """Drop everything from `tiers` (l1, l2).
+    def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Cleared]]":
+        """Drop everything from `tiers` (l1, l2); what came of it in each L2 adapter.
 
-        The L1 keeps what somebody holds, but with `force` only what is pinned.
+        The L1 keeps what was promised to somebody, but not with `force`.
         """
+        future: Future[list[Cleared]] = Future()
         if "l1" in tiers:
             self._core.l1.clear(force)
         if "l2" in tiers:
-            self._core.tiers.clear(owned_only=False)
+            self._core.tiers.clear(future.set_result)
+        else:
+            future.set_result([])
+        return future
 
     @property
     def history(self) -> History:

@@ -89,19 +89,30 @@ class Adapter(Protocol):
         """
 
     def delete(self, names: Sequence[ObjectName]) -> None:
-        """Remove these; those that are not there are removed already.
+        """Remove these, so that they are Missing, now and later; some may be so already.
 
-        If one cannot be removed, it is not certain which of the others are.
+        Where objects can be written but not removed, each is replaced by a small one that is
+        known to be none. If one cannot be removed, it is not certain which of the others are.
         """
 
     def scan(self) -> Iterator[list[Found]]:
-        """All objects, in batches, in any order; what is stored meanwhile may be missing."""
+        """All objects, of all generations, in batches, in any order; nothing where the backend
+        does not list. What is stored meanwhile may be missing.
+        """
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
         """Take a bad object away from its name, keeping it for inspection where possible.
 
         What is kept is bounded. Returns whether it was kept.
         """
+
+    def read_mark(self) -> str | None:
+        """What was given to `write_mark` last, by whoever uses this backend; None if nothing was,
+        or if it is lost. "" where it is certain that nothing was.
+        """
+
+    def write_mark(self, mark: str) -> None:
+        """Keep this text, of at most 64 ASCII characters. It is durable when this returns."""
 
     def room(self) -> int | None:
         """How many bytes may still be written, None if the backend does not know."""

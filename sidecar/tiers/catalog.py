@@ -3,7 +3,6 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName
@@ -26,19 +25,17 @@ class Catalog:
     """Names and record sizes of a backend's objects, the least recently used first.
 
     With a `capacity`, room is made by giving up what was not used for longest. What is given
-    up is not found any more, and `doomed` until it is gone. After `sweep` that is all there was,
-    of which `doom_swept` dooms a few at a time: there may be millions. `reserved` bytes are
-    being written. For one thread.
+    up is not found any more, and `doomed` until it is gone. `reserved` bytes are being written,
+    `left_over` bytes are of earlier generations and cannot be removed. For one thread.
     """
 
     def __init__(self, capacity: int | None, eviction: Eviction) -> None:
-        self.reserved = 0
+        self.reserved = self.left_over = 0
         self.doomed: dict[ObjectName, Doomed] = {}
         # Not what is wanted, or could not be read: to be stored again when there is a chance.
         self.suspects: set[ObjectName] = set()
         self._sizes: OrderedDict[ObjectName, int] = OrderedDict()
         self._spaces: Counter[str] = Counter()
-        self._swept: OrderedDict[ObjectName, int] = OrderedDict()
         self._kept_bytes = self._stuck_bytes = 0
         self._recovered: dict[ObjectName, None] = {}
         self._evicts = eviction.eviction_policy == "LRU"
@@ -54,12 +51,12 @@ class Catalog:
     @property
     def leaving(self) -> int:
         """How many objects are still to be removed."""
-        return len(self.doomed) + len(self._swept)
+        return len(self.doomed)
 
     @property
     def used_bytes(self) -> int:
         """What is kept, what is being written, and what could not be removed."""
-        return self._kept_bytes + self.reserved + self._stuck_bytes
+        return self._kept_bytes + self.reserved + self._stuck_bytes + self.left_over
 
     def names(self) -> list[ObjectName]:
         """All of them, the least recently used first."""
@@ -93,29 +90,21 @@ class Catalog:
 
     def is_leaving(self, name: ObjectName) -> bool:
         """Whether it is to be removed, or to be stored anew before that."""
-        return name in self.doomed or name in self._swept
+        return name in self.doomed
 
-    def sweep(self) -> None:
-        """All that is known is to be removed."""
-        if self._swept:
-            self._swept.update(self._sizes)
-        else:
-            self._swept = self._sizes
-        self._sizes, self._kept_bytes = OrderedDict(), 0
+    def sweep(self) -> dict[ObjectName, int]:
+        """Forget everything: all that was there, with its size. There may be millions."""
+        swept = self._sizes
+        swept.update((name, doomed.size) for name, doomed in self.doomed.items())
+        self._sizes, self._kept_bytes, self._stuck_bytes = OrderedDict(), 0, 0
         self._spaces.clear()
         self._recovered.clear()
         self.suspects.clear()
-
-    def doom_swept(self, limit: int) -> list[ObjectName]:
-        """Doom some of what was swept; which."""
-        names = list(islice(self._swept, limit))
-        for name in names:
-            self.doom(name)
-        return names
+        self.doomed.clear()
+        return swept
 
     def remove(self, name: ObjectName) -> bool:
         """It is not there any more; whether it was known."""
-        self._swept.pop(name, None)
         doomed = self.doomed.pop(name, None)
         if doomed is not None and doomed.failed:
             self._stuck_bytes -= doomed.size
@@ -124,9 +113,8 @@ class Catalog:
     def doom(self, name: ObjectName, reason: str | None = None) -> bool:
         """It is to be removed, known or not; whether it was known."""
         size = self._forget(name)
-        swept = self._swept.pop(name, 0)
         if name not in self.doomed:
-            self.doomed[name] = Doomed(size or swept, reason)
+            self.doomed[name] = Doomed(size or 0, reason)
         return size is not None
 
     def stuck(self, name: ObjectName) -> bool:

@@ -1,57 +1,33 @@
-"""One adapter with all that the server keeps of it: catalog, threads, breakers.
+"""One adapter with all that the server keeps of it: catalog, threads, breakers, generation.
 
-Reads and writes have threads and a breaker each: a full or read-only disk still serves, and a
-load is never behind a store. All methods belong to the loop thread.
+Reads, writes and removals have threads and a breaker each: a full or read-only disk still
+serves, a load is never behind a store, and a backend that refuses to delete still stores. All
+methods belong to the loop thread.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.adapters.directory import Files
-from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, NoSpace, TierError
-from sidecar.tiers.breaker import Breaker
+from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, TierError
+from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
+from sidecar.tiers.generations import CHECKED_SECONDS, Generation, Marks, Replaced, new_tag
+from sidecar.tiers.leftovers import Leftovers
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.removal import Removal
+from sidecar.tiers.scanning import Scanner
 from sidecar.tiers.settings import AdapterSettings
 from sidecar.tiers.workers import Workers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Post = Callable[[Callable[[], None]], None]
 _SCAN_AGAIN_SECONDS = 30.0
-_ORDERED_A_TURN = 512
-
-
-class _Side:
-    """The threads and the breaker of one direction, `load` or `store`."""
-
-    def __init__(self, kind: str, workers: Workers) -> None:
-        self.kind = kind
-        self.workers = workers
-        self.breaker = Breaker(time.monotonic)
-
-
-class _Call:
-    """A call that waits for a thread, or was taken by one: when it began there, whether it is
-    overdue. `give_up` ends it if no thread has taken it.
-    """
-
-    __slots__ = ("asked", "began", "give_up", "late", "on_late", "side", "taken")
-
-    def __init__(self, side: _Side, on_late: Callable[[], None]) -> None:
-        self.side = side
-        self.on_late = on_late
-        self.give_up: Callable[[], None] = lambda: None
-        self.taken = threading.Lock()  # by the thread, or by who gives it up; never released
-        self.asked = time.monotonic()
-        self.began: float | None = None
-        self.late = False
+_REMOVERS = 2  # a new mark does not wait for what is being removed
 
 
 class Lane:
@@ -70,37 +46,42 @@ class Lane:
         self.files = adapter if settings.gpu_mover and isinstance(adapter, Files) else None
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
-        self.removal = Removal(self.catalog, adapter, self.write, self._put_aside)
+        self._marks = Marks(adapter, label)
+        self.generation = Generation(self._marks)  # what is asked of it is not older than a clear
         self.scanned = False
-        self.epoch = 0  # counts how often everything was cleared
         self.on_scanned: Callable[[], None] = lambda: None
+        self.on_replaced: Callable[[], None] = lambda: None  # others have cleared the backend
         self.busy: Callable[[], set[ObjectName]] = set  # what may not be evicted now
-        self._post = post
         readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
-        self._reading = _Side("load", Workers(f"l2-{label}-read", readers, post))
-        self._writing = _Side("store", Workers(f"l2-{label}-write", writers, post))
+        self._calls = Calls(label, settings.timeout_seconds, telemetry, self._adopt)
+        self._reading = Side("load", Workers(f"l2-{label}-read", readers, post), awaited=True)
+        self._writing = Side("store", Workers(f"l2-{label}-write", writers, post))
+        self._removing = Side("delete", Workers(f"l2-{label}-delete", _REMOVERS, post))
         self.reads, self.writes = self._reading.breaker, self._writing.breaker
-        self._calls: set[_Call] = set()
-        self._scanner: Workers | None = None
-        self._scanning = False
-        self._next_scan = 0.0
+        self.deletes = self._removing.breaker
+        self.removal = Removal(
+            self.catalog, lambda: self.generation, self._remove, self.deletes.allows,
+            self._put_aside,
+        )  # fmt: skip
+        self.leftovers = Leftovers(adapter, self._remove, self.deletes.allows, self._count_stuck)
+        self._scanner = Scanner(label, adapter, post, self._found, self._order, self._scan_ended)
+        self._next_scan = self._next_check = 0.0
+        self._marking = False
+        self.unmarked = ""  # why the last clear would not survive this process, if it would not
 
     @property
     def read_slots(self) -> int:
         """How many reads keep all threads busy, with one more each in wait."""
-        return 2 * self._reading.workers.size
+        return 2 * self._reading.threads.size
 
     @property
     def write_slots(self) -> int:
-        return self._writing.workers.size + 1
+        return self._writing.threads.size + 1
 
     @property
     def must_ask(self) -> bool:
-        """Whether what the catalog does not name may be there all the same.
-
-        What was there before everything was cleared is on its way out, whoever finds it.
-        """
-        return self.adapter.shared or not (self.scanned or self.epoch)
+        """Whether what the catalog does not name may be there all the same."""
+        return self.adapter.shared or not self.scanned
 
     @property
     def counted(self) -> bool:
@@ -115,24 +96,24 @@ class Lane:
 
         `on_late` is called if it is overdue, before it has ended.
         """
-        self._run(self._reading, call, done, on_late)
+        self._calls.run(self._reading, call, done, on_late)
 
     def write(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
         """The same for a call that writes."""
-        self._run(self._writing, call, done, lambda: None)
+        self._calls.run(self._writing, call, done)
 
     def find(self, names: Sequence[ObjectName], done: Callable[[], None]) -> None:
         """Ask the backend for `names`; what it has is in the catalog when `done` is called."""
-        epoch = self.epoch
+        generation = self.generation
 
         def found(sizes: list[int | None], error: TierError | None) -> None:
-            if error is None and epoch == self.epoch:
+            if error is None and generation is self.generation:
                 for name, size in zip(names, sizes, strict=True):
                     if size is not None and not self.catalog.is_leaving(name):
                         self.catalog.add(name, size)
             done()
 
-        self.read(partial(self.adapter.find, names), found)
+        self.read(partial(generation.find, names), found)
 
     def evict(self, names: Sequence[ObjectName]) -> None:
         """The catalog has doomed these for want of room."""
@@ -163,63 +144,136 @@ class Lane:
             self.catalog.distrust(name)
 
     def clear(self) -> None:
-        """Remove everything, and what a scan or a store still brings from before now."""
-        self.epoch += 1
-        self.catalog.sweep()
-        self.removal.pump()
+        """Begin a new generation: nothing that was stored before now is found any more.
+
+        It holds for others, and after a restart, once `unmarked` is empty. What is left over is
+        removed in the background, as far as the backend knows or lists it.
+        """
+        self.leftovers.deleted = 0
+        self._begin(Generation(self._marks, new_tag()))
+        self._mark()
+        if self.adapter.shared or not self.scanned:
+            self.start_scan(time.monotonic())
+
+    @property
+    def clearing(self) -> bool:
+        """Whether something of the last clear is still under way."""
+        return self._marking or self._scanner.running or bool(self.leftovers.waiting)
+
+    def leave(self, generation: Generation, name: ObjectName, size: int) -> None:
+        """This was stored in a generation that is over."""
+        if generation.tag is not None:
+            self.leftovers.add(generation.tag, {name: size})
 
     def tick(self, now: float) -> None:
         """Once a second: look for what is overdue, and for what is to be tried again."""
-        for call in list(self._calls):
-            since = call.asked if call.began is None else call.began
-            if now - since > self.settings.timeout_seconds and not call.late:
-                self._overdue(call)
-        if self.writes.allows():
+        self._calls.tick(now)
+        if self.deletes.allows():
             self.removal.retry()
-        if not (self.scanned or self.adapter.shared or self._scanning) and now >= self._next_scan:
+            self.leftovers.retry()
+            if self.unmarked:
+                self._mark()
+        if self.adapter.shared and now >= self._next_check and self.reads.allows():
+            self._next_check = now + CHECKED_SECONDS / 2
+            self.read(self.generation.check, lambda _, error: None)
+        if not (self.scanned or self.adapter.shared) and now >= self._next_scan:
             self.start_scan(now)
 
     def start_scan(self, now: float) -> None:
-        """Find out in the background what is there."""
-        self._scanning = True
+        """Find out in the background what is there, and what is left over."""
         self._next_scan = now + _SCAN_AGAIN_SECONDS
-        self._scanner = Workers(f"l2-{self.label}-scan", 1, self._post)
-        self._scanner.submit(self._scan, self._scan_ended)
-        self._scanner.stop()
+        self._scanner.start(self.generation)
 
     def stop(self) -> None:
         """End the threads after what is queued; `stopped` tells when they have."""
-        self._reading.workers.stop()
-        self._writing.workers.stop()
+        for side in (self._reading, self._writing, self._removing):
+            side.threads.stop()
+        if self.unmarked:
+            log.error(
+                "L2 %s: the clear is lost, what it hid may be found: %s", self.label, self.unmarked
+            )
 
     def stopped(self) -> bool:
         """Whether no thread uses the arena, or the adapter, any more."""
-        pools = [self._reading.workers, self._writing.workers, self._scanner]
-        return not any(pool is not None and pool.alive() for pool in pools)
+        sides = (self._reading, self._writing, self._removing)
+        return not (self._scanner.alive() or any(side.threads.alive() for side in sides))
 
     def _put_aside(self, name: ObjectName) -> None:
         self.telemetry.l2_quarantined_objects.add(1, self.label)
 
-    def _scan(self) -> None:
-        newest_first: list[tuple[float, ObjectName]] = []
-        for batch in self.adapter.scan():
-            self._post(partial(self._recover, batch))
-            newest_first += [(found.used_at, found.name) for found in batch]
-        newest_first.sort(key=lambda item: item[0], reverse=True)
-        for at in range(0, len(newest_first), _ORDERED_A_TURN):
-            names = [name for _, name in newest_first[at : at + _ORDERED_A_TURN]]
-            self._post(partial(self.catalog.order_recovered, names))
+    def _begin(self, generation: Generation) -> None:
+        """From now on `generation` counts, of which nothing is known."""
+        over, self.generation = self.generation, generation
+        over.end()
+        swept = self.catalog.sweep()
+        if over.tag is not None:
+            self.leftovers.add(over.tag, swept)
 
-    def _recover(self, batch: list[Found]) -> None:
-        if self.epoch:  # it is from before a clear, or known
-            self.delete(found.name for found in batch if found.name not in self.catalog)
-        else:
-            self.catalog.recover(batch)
+    def _mark(self) -> None:
+        """Make the generation the one that the backend names."""
+        self.unmarked = self.unmarked or "the backend has not answered yet"
+        if self._marking:
+            return  # then it is this one's turn
+        generation, self._marking = self.generation, True
 
-    def _scan_ended(self, _: None, error: TierError | None) -> None:
-        self._scanning = False
+        def marked(_: None, error: TierError | None) -> None:
+            self._marking = False
+            if generation is not self.generation:
+                self._mark()
+            elif error is None:
+                self.unmarked = ""
+            else:
+                log.error("L2 %s: a clear is not durable yet: %s", self.label, error)
+                self.unmarked = str(error)
+
+        self._remove(generation.publish, marked)
+
+    def _adopt(self, error: Replaced) -> None:
+        """Others have cleared the backend: what they find is what is found here."""
+        if error.generation is self.generation:
+            log.warning("L2 %s: it has been cleared by others", self.label)
+            self._begin(Generation(self._marks))
+            self.scanned = False
+            self.on_replaced()
+
+    def _remove(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
+        self._calls.run(self._removing, call, done)
+
+    def _count_stuck(self, size: int) -> None:
+        self.catalog.left_over = size
+
+    def _found(self, batch: list[Found]) -> None:
+        tag, shared = self.generation.tag, self.adapter.shared
+        if tag is None:
+            return  # it has begun meanwhile: there is another scan for it
+        if not shared:
+            self.catalog.recover(
+                found._replace(name=found.name._replace(generation=""))
+                for found in batch
+                if found.name.generation == tag
+            )
+        over = [found for found in batch if found.name.generation != tag]
+        # Others may have begun newer ones.
+        self.leftovers.add(
+            None, {name: size for name, size, _ in over if not shared or name.generation < tag}
+        )
+
+    def _order(self, names: list[ObjectName]) -> None:
+        tag = self.generation.tag
+        self.catalog.order_recovered(
+            name._replace(generation="") for name in names if name.generation == tag
+        )
+
+    def _scan_ended(self, generation: Generation, error: TierError | None) -> None:
+        if isinstance(error, Replaced):
+            self._adopt(error)
+        if generation is not self.generation:
+            self.start_scan(time.monotonic())
+            return
         if error is not None:
-            self._failed(self._reading, error)
+            self._scan_failed(error)
+            return
+        if self.adapter.shared:
             return
         self.scanned = True
         # A crash may have come between a store and the removal of what it took the place of.
@@ -228,57 +282,8 @@ class Lane:
         log.info("L2 %s: %d objects, %.2f GiB", self.label, count, size)
         self.on_scanned()
 
-    def _run(
-        self, side: _Side, work: Callable[[], T], done: Callable[[T, TierError | None], None],
-        on_late: Callable[[], None],
-    ) -> None:  # fmt: skip
-        call = _Call(side, on_late)
-
-        def timed() -> T | None:
-            if not call.taken.acquire(blocking=False):
-                return None
-            call.began = time.monotonic()
-            return work()
-
-        def ended(result: T | None, error: TierError | None) -> None:
-            if call in self._calls:
-                self._calls.discard(call)
-                self._judge(call, error)
-                done(cast(T, result), error)
-
-        call.give_up = lambda: ended(None, TierError("no_thread", "all threads are stuck"))
-        self._calls.add(call)
-        side.breaker.begin()
-        side.workers.submit(timed, ended)
-
-    def _judge(self, call: _Call, error: TierError | None) -> None:
-        """What the outcome of a call says about the backend."""
-        if error is not None and not isinstance(error, Missing | Corrupt):
-            self.telemetry.l2_errors.add(1, self.label, call.side.kind, error.cause)
-        if call.late:
-            return  # it was judged when it became overdue
-        if error is None or isinstance(error, Missing | Corrupt | NoSpace):
-            call.side.breaker.succeeded()
+    def _scan_failed(self, error: TierError) -> None:
+        if self.adapter.shared:
+            log.warning("L2 %s: what a clear has left over stays: %s", self.label, error)
         else:
-            self._failed(call.side, error)
-
-    def _overdue(self, call: _Call) -> None:
-        if call.began is None:
-            # It waits for its turn; not for threads that may be stuck for ever.
-            if self._is_stuck(call.side) and call.taken.acquire(blocking=False):
-                call.give_up()
-            return
-        call.late = True
-        self.telemetry.l2_timeouts.add(1, self.label)
-        # With no thread left there will be no third failure.
-        self._failed(call.side, TierError("timeout"), hopeless=self._is_stuck(call.side))
-        call.on_late()
-
-    def _is_stuck(self, side: _Side) -> bool:
-        """Whether all threads are in calls that are overdue."""
-        return sum(call.late for call in self._calls if call.side is side) >= side.workers.size
-
-    def _failed(self, side: _Side, error: TierError, hopeless: bool = False) -> None:
-        if side.breaker.failed(str(error), hopeless):
-            log.warning("L2 %s is cut off for %ss: %s", self.label, side.kind, error)
-            self.telemetry.l2_breaker_opened.add(1, self.label, side.kind)
+            self._calls.failed(self._reading, error)

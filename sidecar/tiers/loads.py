@@ -191,14 +191,14 @@ class Loads:
 
     def _start(self, lane: Lane, load: Load) -> None:
         entry, queue, began = load.entry, self._queues[lane], time.monotonic()
-        record = self._arena[entry.start : entry.end]
+        record, generation = self._arena[entry.start : entry.end], lane.generation
         load.running = True
         load.span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
         queue.running.add(load)
         queue.bytes += len(record)
 
         def work() -> frozenset[int]:
-            lane.adapter.load(load.name, record)
+            generation.load(load.name, record)
             return verify(record, entry.space.key, entry.hash, entry.size)
 
         def done(missing: frozenset[int], error: TierError | None) -> None:

@@ -1,6 +1,7 @@
-"""How an object is called in a backend: `space/hash`, readable, safe as a path and as a key.
+"""How an object is called in a backend: `[generation/]space/hash`, readable, safe as a path and
+as a key.
 
-    meta-llama=2FLlama-3.1-8B@1.0@<layout fingerprint>[@salt]/<chunk hash>
+    g20261130T101500-<12 digits>/meta-llama=2FLlama-3.1-8B@1.0@<layout fingerprint>[@salt]/<hash>
 
 The space says model, world size and rank, layout and tenant: all that the hash does not
 cover. Neither model names nor salts may contain "@".
@@ -18,26 +19,35 @@ _MAX_COMPONENT = 240  # bytes; file systems allow 255
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAMED = re.compile(r"([^@]+)@(\d+)\.(\d+)@([0-9a-f]{32})(?:@([^@]+))?")
 _DIGEST_MARK = "=="
+_TAG = re.compile(r"g\d{8}T\d{6}-[0-9a-f]{12}")
 
 
 class ObjectName(NamedTuple):
-    """The name of one record."""
+    """The name of one record. Only adapters are given a generation (`generations`)."""
 
     space: str
     hash: bytes
+    generation: str = ""
 
     @property
     def path(self) -> str:
         """As one string."""
-        return f"{self.space}/{self.hash.hex()}"
+        path = f"{self.space}/{self.hash.hex()}"
+        return f"{self.generation}/{path}" if self.generation else path
+
+
+def is_tag(text: str) -> bool:
+    """Whether it is a generation's tag; "" is that of the records of earlier versions."""
+    return not text or _TAG.fullmatch(text) is not None
 
 
 def parse_path(path: str) -> ObjectName | None:
     """The inverse of `ObjectName.path`; None for what is no such path."""
-    space, _, digits = path.rpartition("/")
-    if not space or "/" in space or not _HASH.fullmatch(digits):
+    rest, _, digits = path.rpartition("/")
+    generation, slash, space = rest.rpartition("/")
+    if not space or not _HASH.fullmatch(digits) or bool(slash) != bool(generation):
         return None
-    return ObjectName(space, bytes.fromhex(digits))
+    return ObjectName(space, bytes.fromhex(digits), generation) if is_tag(generation) else None
 
 
 @lru_cache(maxsize=4096)

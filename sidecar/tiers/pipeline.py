@@ -14,6 +14,7 @@ from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
+from sidecar.tiers.clearing import Cleared, when_cleared
 from sidecar.tiers.direct_stores import DirectStores
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
@@ -68,6 +69,7 @@ class Tiers:
         """Open all adapters. Raises AdapterUnusable for the first that cannot be."""
         self._l1 = l1
         self._policy = policy
+        self._later = around.later
         self.lanes = _open(settings, arena, around, telemetry)
         self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
@@ -91,6 +93,7 @@ class Tiers:
         """Begin to find out what the backends have from before."""
         for lane in self.lanes:
             lane.on_scanned = self.writes.pump
+            lane.on_replaced = self._replaced
             lane.busy = partial(self.loads.busy, lane)
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
@@ -111,15 +114,16 @@ class Tiers:
         for lane in self.lanes:
             lane.catalog.distrust(object_name(space, chunk_hash))
 
-    def clear(self, owned_only: bool) -> None:
-        """Remove everything; with `owned_only` not from backends that others use too."""
+    def clear(self, then: Callable[[list[Cleared]], None] = lambda cleared: None) -> None:
+        """Nothing that was stored before now is found any more, by anybody.
+
+        `then` is told what came of it, in seconds at the most.
+        """
         for lane in self.lanes:
-            if owned_only and lane.adapter.shared:
-                log.warning("clear does not reach L2 %s: it is shared with others", lane.label)
-            else:
-                lane.clear()
+            lane.clear()
         # After the lanes: a lookup that gives up a load lets the next one begin.
         self.loads.forget_all()
+        when_cleared(self.lanes, self._later, then)
 
     def tick(self) -> None:
         """Once a second."""
@@ -158,6 +162,11 @@ class Tiers:
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""
         return self.writes.in_flight(lane) + self.direct_stores.in_flight(lane)
+
+    def _replaced(self) -> None:
+        """Others have cleared a backend: what came from there may be what they meant."""
+        self._l1.clear(force=False)
+        self.loads.forget_all()
 
     def _direct_lane(self) -> Lane | None:
         """Where GPUs write files past the L1: it is the only one that wants the objects, who is

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from sidecar.tiers.base import Adapter, TierError
+from sidecar.tiers.base import TierError
 from sidecar.tiers.catalog import Catalog
+from sidecar.tiers.generations import Generation
 from sidecar.tiers.names import ObjectName
 
 _DELETED_A_CALL = 256
@@ -20,16 +21,19 @@ Run = Callable[[Callable[[], Any], Callable[[Any, TierError | None], None]], Non
 class Removal:
     """The doomed objects of one catalog, on their way out. Loop thread only.
 
-    `run(call, done)` runs a call that writes on a thread; `on_aside(name)` is told of a bad
-    object that was kept for inspection.
+    `generation()` is the one that the catalog is of. `run(call, done)` runs a call that removes
+    on a thread, if `allowed()`; `on_aside(name)` is told of a bad object that was kept for
+    inspection.
     """
 
     def __init__(
-        self, catalog: Catalog, adapter: Adapter, run: Run, on_aside: Callable[[ObjectName], None]
-    ) -> None:
+        self, catalog: Catalog, generation: Callable[[], Generation], run: Run,
+        allowed: Callable[[], bool], on_aside: Callable[[ObjectName], None],
+    ) -> None:  # fmt: skip
         self._catalog = catalog
-        self._adapter = adapter
+        self._generation = generation
         self._run = run
+        self._allowed = allowed
         self._on_aside = on_aside
         self._waiting: deque[ObjectName] = deque()
         self._failed: list[ObjectName] = []
@@ -62,17 +66,14 @@ class Removal:
         self.add(failed)
 
     def pump(self) -> None:
-        """Begin to remove what waits for it, and what was swept."""
-        while not self._busy and self._has_more():
-            batch = self._next_batch()
+        """Begin to remove what waits for it."""
+        while self._waiting and not self._busy and self._allowed():
+            batch, generation = self._next_batch(), self._generation()
             if batch:
                 self._busy = True
-                self._run(partial(self._remove, batch), partial(self._removed, batch))
-
-    def _has_more(self) -> bool:
-        if not self._waiting:
-            self._waiting.extend(self._catalog.doom_swept(_DELETED_A_CALL))
-        return bool(self._waiting)
+                self._run(
+                    partial(_remove, generation, batch), partial(self._removed, generation, batch)
+                )
 
     def _next_batch(self) -> list[tuple[ObjectName, str | None]]:
         """Names to remove now: some good ones together, or a bad one alone."""
@@ -93,24 +94,28 @@ class Removal:
                 break
         return batch
 
-    def _remove(self, batch: Sequence[tuple[ObjectName, str | None]]) -> bool:
-        """On a thread. Whether it was kept for inspection."""
-        name, reason = batch[0]
-        if reason is not None:
-            return self._adapter.set_aside(name, reason)
-        self._adapter.delete([name for name, _ in batch])
-        return False
-
     def _removed(
-        self, batch: Sequence[tuple[ObjectName, str | None]], kept: bool, error: TierError | None
-    ) -> None:
+        self, generation: Generation, batch: Sequence[tuple[ObjectName, str | None]], kept: bool,
+        error: TierError | None,
+    ) -> None:  # fmt: skip
         self._busy = False
+        # After a clear the names are those of other records, which are not to be forgotten.
+        is_current = generation is self._generation()
         for name, _ in batch:
-            if error is None:
+            if is_current and error is None:
                 self._catalog.remove(name)
-            elif self._catalog.stuck(name):
+            elif is_current and self._catalog.stuck(name):
                 self._failed.append(name)
             self.end_change(name)
         if kept:
             self._on_aside(batch[0][0])
         self.pump()
+
+
+def _remove(generation: Generation, batch: Sequence[tuple[ObjectName, str | None]]) -> bool:
+    """On a thread. Whether it was kept for inspection."""
+    name, reason = batch[0]
+    if reason is not None:
+        return generation.set_aside(name, reason)
+    generation.delete([name for name, _ in batch])
+    return False

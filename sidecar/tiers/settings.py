@@ -88,3 +88,8 @@ class AdapterSettings(
     def capacity_bytes(self) -> int | None:
         """The limit on what is kept, None without one."""
         return int(self.max_capacity_gb * 2**30) or None
+
+
+def without_brackets(host: str) -> str:
+    """A host as sockets take it: an IPv6 address has brackets beside a port only."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host

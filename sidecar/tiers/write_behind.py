@@ -16,6 +16,7 @@ from sidecar.cache.l1 import L1
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, TierError
+from sidecar.tiers.generations import Generation
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
@@ -34,7 +35,7 @@ class _Write:
     name: ObjectName
     batch: Batch
     since: float
-    epoch: int
+    generation: Generation
     span: Span
 
     @property
@@ -90,13 +91,13 @@ class WriteBehind:
                 lane.catalog.touch(name)
             elif not self._is_queued(lane, name):
                 now = time.monotonic()
-                self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
+                self._enqueue(lane, _Write(entry, name, batch, now, lane.generation, span))
         batch.begin_all()
 
     def _is_queued(self, lane: Lane, name: ObjectName) -> bool:
         """What was queued before everything was cleared does not count: it is dropped."""
         write = self._queued[lane].get(name)
-        return write is not None and write.epoch == lane.epoch
+        return write is not None and write.generation is lane.generation
 
     def _enqueue(self, lane: Lane, write: _Write) -> None:
         reason = self._why_not(lane, write.bytes)
@@ -156,7 +157,7 @@ class WriteBehind:
         reason = None
         if not lane.writes.allows():
             reason = "breaker"
-        elif write.entry.state is not State.READY or write.epoch != lane.epoch:
+        elif write.entry.state is not State.READY or write.generation is not lane.generation:
             reason = "cleared"
         elif not lane.removal.begin_change(write.name):
             lane.removal.when_changed(write.name, partial(self._again, lane, write))
@@ -187,12 +188,12 @@ class WriteBehind:
         self._writing[lane] += 1
 
         def work() -> bool:
-            if ask_first and lane.adapter.find([write.name]) != [None]:
+            if ask_first and write.generation.find([write.name]) != [None]:
                 return False  # somebody else has stored it
             check_room(lane, size)
             if not entry.sealed:
                 _seal(record, entry)
-            lane.adapter.store(write.name, record)
+            write.generation.store(write.name, record)
             return True
 
         def done(is_new: bool, error: TierError | None) -> None:
@@ -211,7 +212,7 @@ class WriteBehind:
 
     def _kept(self, lane: Lane, write: _Write, is_new: bool, seconds: float) -> None:
         write.entry.sealed = write.entry.sealed or is_new
-        if not kept(lane, self._loads, write.name, write.bytes, write.epoch):
+        if not kept(lane, self._loads, write.name, write.bytes, write.generation):
             self._drop(lane, write, "cleared")
             return
         self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sidecar.tiers.base import NoSpace, TierError
+from sidecar.tiers.generations import Generation, Replaced
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName
@@ -50,16 +51,16 @@ def give_way(lane: Lane, size: int) -> None:
 def not_kept(lane: Lane, size: int, error: TierError) -> str:
     """A record of `size` bytes could not be written; the reason for the metrics."""
     if not isinstance(error, NoSpace):
-        return "error"
+        return "cleared" if isinstance(error, Replaced) else "error"
     give_way(lane, size)
     return "no_space"
 
 
-def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, epoch: int) -> bool:
-    """A record that was begun in `epoch` is there; False if it goes with a clear since then."""
+def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, generation: Generation) -> bool:
+    """A record is there, in `generation`; False if it goes with a clear since then."""
+    if generation is not lane.generation:
+        lane.leave(generation, name, size)
+        return False
     lane.catalog.add(name, size)
     loads.replaced(lane, name)
-    if epoch == lane.epoch:
-        return True
-    lane.delete([name])
-    return False
+    return True

@@ -82,7 +82,7 @@ def test_a_clear_comes_before_what_is_on_its_way(site: Site, when: str) -> None:
     if when == "kept":
         site.files.stuck = "keep"
         site.stores.publish(entries)
-    site.bench.tiers.clear(owned_only=False)
+    site.bench.tiers.clear()
     if when == "written":
         site.stores.publish(entries)
     site.files.released.set()
@@ -95,7 +95,7 @@ def test_a_clear_comes_before_what_is_on_its_way(site: Site, when: str) -> None:
 def test_what_is_stored_again_after_a_clear_is_not_what_the_clear_takes(site: Site) -> None:
     (entry,) = site.begin(1)
     write(entry)
-    site.bench.tiers.clear(owned_only=False)
+    site.bench.tiers.clear()
     assert site.stores.claim(SPACE, hash_of(1), OBJECT_BYTES) is None, "through the L1"
 
 

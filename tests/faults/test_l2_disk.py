@@ -5,6 +5,7 @@ Nothing bad is ever a hit; it is counted, put aside, and replaced by the next st
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -110,12 +111,21 @@ def unreadable(file: Path, _: Path) -> None:
     file.symlink_to(file)
 
 
+def fifo(file: Path, _: Path) -> None:
+    """Who opens it waits for its other end."""
+    file.unlink()
+    os.mkfifo(file)
+
+
 def removed(file: Path, _: Path) -> None:
     file.unlink()
 
 
 class Case(NamedTuple):
-    """A damage and the reasons given for it; none where no bytes can be read to be judged."""
+    """A damage and the reasons given for it; none where nothing is found to be judged.
+
+    A server that has not known the file does not find what is no file, either.
+    """
 
     damage: Damage
     reasons: set[str]
@@ -133,8 +143,9 @@ CASES = {
     "another model": Case(of_another_model, {"key"}),
     "another format": Case(of_another_format, {"version"}),
     "garbage": Case(garbage, {"magic"}),
-    "a directory": Case(a_directory, set()),
-    "unreadable": Case(unreadable, set()),
+    "a directory": Case(a_directory, {"type"}),
+    "unreadable": Case(unreadable, {"type"}),
+    "a FIFO": Case(fifo, {"type"}),
     "removed": Case(removed, set()),
 }
 NUMBERS = {label: number for number, label in enumerate(CASES)}
@@ -226,9 +237,10 @@ def test_a_damaged_file_is_no_hit(outcomes: Outcomes, label: str) -> None:
 
 @pytest.mark.parametrize("label", CASES)
 def test_a_damaged_file_is_counted_and_put_aside(outcomes: Outcomes, label: str) -> None:
-    expected = CASES[label].reasons
-    assert outcomes[label].reasons.keys() == expected
-    assert outcomes[label].put_aside >= len(expected)
+    found, expected = outcomes[label].reasons.keys(), CASES[label].reasons
+    unseen = [set()] if expected == {"type"} else []
+    assert found in [expected, *unseen]
+    assert outcomes[label].put_aside >= len(found)
 
 
 @pytest.mark.parametrize("label", CASES)

@@ -10,6 +10,7 @@ import httpx
 from sidecar.admin import AdminServer
 from sidecar.config import Config
 from sidecar.telemetry import Telemetry
+from sidecar.tiers.clearing import Cleared
 
 T = TypeVar("T")
 GROUP = {
@@ -222,7 +223,9 @@ class Service:
     def reset(self) -> None:
         """Healthy, with one worker of each kind and no L2."""
         self.reason: str | None = None
+        self.outcome: list[Cleared] = []  # of a clear of L2
         self.cleared: list[tuple[tuple[str, ...], bool]] = []
+        self.outcome: list[Cleared] = []  # of a clear of L2
         self.workers: list[dict[str, Any]] = [HANDLE, ENGINE_DRIVEN]
         self.l2: list[dict[str, Any]] = []
         self.objects = Objects()
@@ -235,8 +238,11 @@ class Service:
     def snapshot(self) -> dict[str, Any]:
         return {**SNAPSHOT, "workers": self.workers, "l2": self.l2}
 
-    def clear(self, tiers: Sequence[str], force: bool) -> None:
+    def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Cleared]]":
         self.cleared.append((tuple(tiers), force))
+        future: Future[list[Cleared]] = Future()
+        future.set_result(self.outcome if "l2" in tiers else [])
+        return future
 
     def block_checksums(
         self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool

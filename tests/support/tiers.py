@@ -59,6 +59,7 @@ class Memory:
         self.aside: list[tuple[ObjectName, str]] = []
         self.calls: list[str] = []
         self.free: int | None = None
+        self.mark: str | None = ""
         self.before: Callable[[str, ObjectName | None], None] = lambda op, name: None
 
     def _call(self, op: str, name: ObjectName | None = None) -> None:
@@ -102,6 +103,14 @@ class Memory:
         self._call("set_aside", name)
         self.aside.append((name, reason))
         return self.records.pop(name, None) is not None
+
+    def read_mark(self) -> str | None:
+        self.before("read_mark", None)
+        return self.mark
+
+    def write_mark(self, mark: str) -> None:
+        self.before("write_mark", None)
+        self.mark = mark
 
     def room(self) -> int | None:
         return self.free

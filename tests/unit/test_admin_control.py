@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.tiers.clearing import Cleared
 from tests.support.admin_site import Site
 
 
@@ -21,8 +22,33 @@ def test_clear_reaches_l2_only_if_it_is_named(
     site: Site, tier: str, tiers: tuple[str, ...]
 ) -> None:
     reply = site.http.post("/cache/clear", json={"tier": tier, "force": True})
-    assert reply.json() == {"status": "ok", "cleared": {"tier": tier}}
+    assert reply.json() == {"status": "ok", "cleared": {"tier": tier, "adapters": []}}
     assert site.service.cleared == [(tiers, True)]
+
+
+def test_a_clear_tells_what_came_of_it(site: Site) -> None:
+    lasting = Cleared("s3", True, deleted=7, deleting=0, undeletable=2, detail="http_403")
+    site.service.outcome = [lasting]
+    reply = site.http.post("/cache/clear", json={"tier": "l2"})
+    told = {
+        "adapter": "s3", "lasts": True, "deleted": 7, "deleting": 0, "undeletable": 2,
+        "detail": "http_403",
+    }  # fmt: skip
+    assert reply.status_code == 200
+    assert reply.json() == {"status": "ok", "cleared": {"tier": "l2", "adapters": [told]}}
+
+
+def test_a_clear_that_may_not_last_is_no_success(site: Site) -> None:
+    lasting = Cleared("fs", True, 0, 0, 0, "")
+    site.service.outcome = [lasting, Cleared("s3", False, 0, 0, 0, "timeout")]
+    reply = site.http.post("/cache/clear", json={"tier": "all"})
+    assert reply.status_code == 503
+    assert reply.json()["error"] == "the clear does not last yet"
+    adapters = reply.json()["cleared"]["adapters"]
+    assert [(each["lasts"], each["detail"]) for each in adapters] == [
+        (True, ""),
+        (False, "timeout"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
 
 def test_a_clear_forgets_them(bench: Bench) -> None:
     _, lookup = look_up(bench, 1)
-    bench.tiers.clear(owned_only=False)
+    bench.tiers.clear()
     assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
     bench.leases.end(lookup)
     assert look_up(bench, 1)[0] == 0 and bench.l1.held == 0
@@ -244,7 +244,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def test_a_clear_overtakes_a_header(bench: Bench, gate: threading.Event) -> None:
     bench.begin("r", 1, direct=True)
-    bench.tiers.clear(owned_only=False)
+    bench.tiers.clear()
     bench.run_until(lambda: bench.results == {"r": 0})
     gate.set()
     bench.run_until(lambda: not bench.tiers.loads.busy(bench.tiers.lanes[0]))

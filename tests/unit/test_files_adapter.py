@@ -73,7 +73,7 @@ def test_trying_the_disk_leaves_the_arena_and_the_directory_as_they_were(
     opened(tmp_path)
     assert np.array_equal(arena, before)
     assert files_below(tmp_path) == [".kv-sidecar.lock"]
-    assert (tmp_path / "objects").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / ".tmp").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_second_owner_is_refused_until_the_first_is_gone(

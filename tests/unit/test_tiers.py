@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.cache.entry import State
 from sidecar.cache.keys import SpaceKey
-from sidecar.tiers import removal
+from sidecar.tiers import leftovers
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
@@ -478,7 +478,7 @@ def test_clear_removes_what_is_kept_and_what_is_on_its_way() -> None:
     memory.before = on("store", lambda: gate.wait(20) or None)
     bench.store(3, 4, 5, 6, 7)
     bench.l1.clear(force=True)
-    bench.tiers.clear(owned_only=True)
+    bench.tiers.clear()
     gate.set()
     bench.settle()
     bench.run_until(lambda: not memory.records)
@@ -488,7 +488,7 @@ def test_clear_removes_what_is_kept_and_what_is_on_its_way() -> None:
 
 def test_a_clear_is_at_once_and_spares_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects are removed a few at a time, after a second clear, too."""
-    monkeypatch.setattr(removal, "_DELETED_A_CALL", 2)
+    monkeypatch.setattr(leftovers, "_DELETED_A_CALL", 2)
     memory, gate = Memory(), threading.Event()
     bench = Bench(memory, slots=32).start()
     bench.store(*range(1, 9))
@@ -497,13 +497,13 @@ def test_a_clear_is_at_once_and_spares_what_comes_after(monkeypatch: pytest.Monk
     catalog = bench.tiers.lanes[0].catalog
     for stored in ([1, 8, 9], [2, 7, 10]):
         bench.l1.clear(force=True)
-        bench.tiers.clear(owned_only=True)
+        bench.tiers.clear()
         assert (len(catalog), catalog.used_bytes, catalog.spaces()) == (0, catalog.reserved, [])
         assert [bench.lookup(number) for number in range(1, 11)] == [0] * 10
         bench.store(*stored)
     gate.set()
     bench.settle()
-    bench.run_until(lambda: not catalog.leaving)
+    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
     assert {name.hash for name in memory.records} == {hash_of(number) for number in stored}
     assert catalog.used_bytes == sum(map(len, memory.records.values()))
     bench.l1.clear(force=True)
@@ -519,20 +519,27 @@ def test_a_load_that_a_clear_overtakes_is_not_published() -> None:
     bench = Bench(memory).start()
     bench.begin("r", 1)
     bench.run_until(lambda: "load" in memory.calls)
-    bench.tiers.clear(owned_only=True)
+    bench.tiers.clear()
     gate.set()
     bench.run_until(lambda: "r" in bench.results)
     assert bench.results["r"] == 0
     assert bench.l1.objects == bench.l1.writing == 0
 
 
-def test_clear_on_a_clients_word_spares_what_is_shared() -> None:
+def test_a_clear_reaches_what_is_shared() -> None:
+    """What others have stored there, too, and also for others: theirs is the same model."""
     memory = Memory(shared=True)
+    other = Bench(memory).start()
+    other.store(2)
+    other.settle()
     bench = Bench(memory).start()
     bench.store(1)
     bench.settle()
-    bench.tiers.clear(owned_only=True)
-    assert memory.records
+    bench.l1.clear(force=True)
+    bench.tiers.clear()
+    assert [bench.lookup(1), bench.lookup(2)] == [0, 0]
+    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
+    assert not memory.records
 
 
 def test_closing_writes_what_is_queued() -> None:

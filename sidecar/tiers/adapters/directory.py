@@ -1,6 +1,7 @@
 """A directory as a backend: one file per record, in place only when it is complete.
 
-<base>/objects/<space>/<first hash byte>/<hash>.kv    the records
+<base>/objects[-<generation>]/<space>/<first hash byte>/<hash>.kv    the records
+<base>/generation                                     the one that counts, if there was a clear
 <base>/.tmp/                                          being written
 <base>/quarantine/                                    bad ones, for inspection
 <base>/.kv-sidecar.lock                               held by the one server that owns this
@@ -21,8 +22,10 @@ from sidecar.tiers.adapters.file_calls import (
     in_directory,
     in_threads,
     open_regular,
+    read_text,
     size_of,
     sync_directory,
+    write_text,
 )
 from sidecar.tiers.adapters.file_io import PAGE, FileIO, os_errors
 from sidecar.tiers.adapters.quarantine import Quarantine
@@ -35,7 +38,7 @@ from sidecar.tiers.base import (
     Missing,
     TierError,
 )
-from sidecar.tiers.names import ObjectName, parse_path
+from sidecar.tiers.names import ObjectName, is_tag, parse_path
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Files:
     ) -> None:
         self.shared = shared
         self._base = base
-        self._objects = f"{base}/objects"
+        self._mark = f"{base}/generation"
         self._temp = TempFiles(f"{base}/{temp}", shared)
         self._quarantine = Quarantine(f"{base}/quarantine")
         self._io = mover
@@ -131,7 +134,7 @@ class Files:
 
     def discard(self, temp: str) -> None:
         """A new file is not wanted. One that cannot be removed is at the next start."""
-        with os_errors():
+        with os_errors(), suppress(FileNotFoundError):
             os.unlink(temp)
 
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
@@ -139,10 +142,30 @@ class Files:
             return [size_of(self._file(name)) for name in names]
 
     def delete(self, names: Sequence[ObjectName]) -> None:
+        """And folders that are empty then; a store that is about to use one makes it again."""
         with os_errors():
             for name in names:
                 with suppress(FileNotFoundError):
                     os.unlink(self._file(name))
+            for folder in {os.path.dirname(self._file(name)) for name in names}:
+                with suppress(OSError):
+                    for path in (folder, *map(str, Path(folder).parents[:2])):
+                        os.rmdir(path)
+
+    def read_mark(self) -> str | None:
+        """An earlier version wrote none, and had no records of generations either."""
+        with os_errors():
+            mark = read_text(self._mark)
+            if mark is None and all(not tag for tag, _ in self._generations()):
+                return ""
+            return mark
+
+    def write_mark(self, mark: str) -> None:
+        temp = self._temp.new_path()
+        with self._temp.or_removed(temp):
+            write_text(temp, mark)
+            os.replace(temp, self._mark)
+            sync_directory(self._base)
 
     def scan(self) -> Iterator[list[Found]]:
         """Several folders at a time: a cold disk answers one question about as soon as eight."""
@@ -196,13 +219,12 @@ class Files:
             os.replace(temp, file)
         if self._sync_policy == "full":
             # Its parents may be new, too.
-            for directory in (folder, os.path.dirname(folder), self._objects):
+            for directory in (folder, *map(str, Path(folder).parents[:3])):
                 sync_directory(directory)
 
     def _take(self) -> None:
         for directory in (
             self._base,
-            self._objects,
             self._temp.directory,
             self._quarantine.directory,
         ):
@@ -246,13 +268,22 @@ class Files:
 
     def _file(self, name: ObjectName) -> str:
         digits = name.hash.hex()
-        return f"{self._objects}/{name.space}/{digits[:2]}/{digits}{_SUFFIX}"
+        objects = f"objects-{name.generation}" if name.generation else "objects"
+        return f"{self._base}/{objects}/{name.space}/{digits[:2]}/{digits}{_SUFFIX}"
+
+    def _generations(self) -> Iterator[tuple[str, str]]:
+        """The tag of each generation that there are records of, and its folder."""
+        for entry in entries(self._base):
+            kind, _, tag = entry.name.partition("-")
+            if kind == "objects" and is_tag(tag):
+                yield tag, entry.path
 
     def _folders(self) -> Iterator[tuple[str, str]]:
-        """Each folder of records: its space and its path."""
-        for space in entries(self._objects):
-            for folder in entries(space.path):
-                yield space.name, folder.path
+        """Each folder of records: its generation with its space, and its path."""
+        for tag, objects in self._generations():
+            for space in entries(objects):
+                for folder in entries(space.path):
+                    yield f"{tag}/{space.name}" if tag else space.name, folder.path
 
     def _scan_folder(self, where: tuple[str, str]) -> list[Found]:
         space, path = where

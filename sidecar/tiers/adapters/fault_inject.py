@@ -19,7 +19,7 @@ from sidecar.tiers.settings import AdapterSettings, NotNegative, Ratio
 
 log = logging.getLogger(__name__)
 
-Op = Literal["store", "load", "find", "delete", "scan"]
+Op = Literal["store", "load", "find", "delete", "scan", "mark"]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -122,6 +122,14 @@ class _FaultInject:
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
         return self._inner.set_aside(name, reason)
+
+    def read_mark(self) -> str | None:
+        self._strike("mark")
+        return self._inner.read_mark()
+
+    def write_mark(self, mark: str) -> None:
+        self._strike("mark")
+        self._inner.write_mark(mark)
 
     def room(self) -> int | None:
         return self._inner.room()

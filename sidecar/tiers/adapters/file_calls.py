@@ -14,6 +14,8 @@ from sidecar.tiers.base import Corrupt
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+_TRIES = 3
+_SMALL = 256  # bytes
 
 
 def size_of(file: str) -> int | None:
@@ -51,12 +53,35 @@ def entries(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def in_directory(directory: str, action: Callable[[], _T]) -> _T:
-    """Do `action`, making `directory` if that is what it needs."""
+    """Do `action`, making `directory` if that is what it needs.
+
+    More than once: an empty one may be removed again before there is something in it.
+    """
+    for _ in range(_TRIES):
+        try:
+            return action()
+        except FileNotFoundError:
+            os.makedirs(directory, 0o700, exist_ok=True)
+    return action()
+
+
+def read_text(file: str) -> str | None:
+    """What a small regular file holds, None if there is no such file."""
     try:
-        return action()
+        fd = open_regular(file, os.O_RDONLY)
     except FileNotFoundError:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        return action()
+        return None
+    with os.fdopen(fd, "rb") as opened:
+        return opened.read(_SMALL).decode("ascii", "replace").strip()
+
+
+def write_text(file: str, text: str) -> None:
+    """A new file that holds `text`, durable when this returns."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as opened:
+        opened.write(text.encode("ascii") + b"\n")
+        opened.flush()
+        os.fsync(fd)
 
 
 def sync_directory(path: str) -> None:

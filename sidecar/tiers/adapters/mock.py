@@ -38,6 +38,7 @@ class _Mock:
         self._kept: dict[ObjectName, tuple[bytes, float]] = {}
         self._quarantine: dict[ObjectName, tuple[bytes, float]] = {}
         self._bytes = 0
+        self._mark = ""
 
     def open(self, arena: Bytes) -> None:
         pass
@@ -89,6 +90,12 @@ class _Mock:
             while len(self._quarantine) > _QUARANTINED:
                 del self._quarantine[next(iter(self._quarantine))]
             return True
+
+    def read_mark(self) -> str:
+        return self._mark
+
+    def write_mark(self, mark: str) -> None:
+        self._mark = mark
 
     def room(self) -> int | None:
         return None if self._limit is None else self._limit - self._bytes

@@ -28,7 +28,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.settings import AdapterSettings, Name
+from sidecar.tiers.settings import AdapterSettings, Name, without_brackets
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ _ENVIRONMENT = {
 # Closing one whose master is dead takes 7 to 14 s, and so does dropping the last reference to it.
 # It happens when the process ends, after everything else.
 _left_open: list[Any] = []
-_EXISTS, _GONE, _LEASED = 1, -704, -706
+_MARK = "kv-sidecar-generation"
+_EXISTS, _GONE = 1, -704
 _SIZE = re.compile(r"(\d+)\s*([kmg]?)b?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
 
@@ -158,19 +159,34 @@ class _Mooncake:
         return [0 if code == _EXISTS else None for code in codes]
 
     def delete(self, names: Sequence[ObjectName]) -> None:
-        """Those that somebody has just read or looked up stay: their lease has not ended."""
-        self._remove(names, force=False)
+        """Those that somebody has just read or looked up go later: their lease has not ended."""
+        self._remove([name.path for name in names], force=False)
 
-    def _remove(self, names: Sequence[ObjectName], force: bool) -> None:
-        for code in self._connected().batch_remove([name.path for name in names], force):
-            if code not in (_GONE, _LEASED):
+    def _remove(self, keys: list[str], force: bool) -> None:
+        if not keys:
+            return
+        for code in self._connected().batch_remove(keys, force):
+            if code != _GONE:
                 _check(code)
+
+    def read_mark(self) -> str | None:
+        [exists] = self._connected().batch_is_exist([_MARK])
+        _check(exists)
+        if exists != _EXISTS:
+            return None
+        # One that has gone meanwhile is read as nothing.
+        return self._connected().get(_MARK).decode("ascii", "replace") or None
+
+    def write_mark(self, mark: str) -> None:
+        """What is there is not overwritten: between the two calls there is none, which is safe."""
+        self._remove([_MARK], force=True)
+        _check(self._connected().put(_MARK, mark.encode("ascii")))
 
     def scan(self) -> Iterator[list[Found]]:
         return iter(())  # the master cannot list keys, and it evicts by itself
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
-        self._remove([name], force=True)
+        self._remove([name.path], force=True)
         return False
 
     def room(self) -> int | None:
@@ -203,7 +219,8 @@ class _Mooncake:
 
     def _master_answers(self) -> bool:
         try:
-            socket.create_connection(self._settings.master(), _PROBE_SECONDS).close()
+            host, port = self._settings.master()
+            socket.create_connection((without_brackets(host), port), _PROBE_SECONDS).close()
         except OSError:
             return False
         return True
@@ -220,6 +237,7 @@ def _check(code: int) -> None:
     if code == -200:
         raise NoSpace("pool_full")
     causes = {
+        -706: "leased",
         -707: "lease_expired",
         -800: "segment_lost",
         -900: "master_down",

@@ -14,12 +14,12 @@ Kind = Literal["FILE", "OBJ"]
 
 
 class Agent:
-    """Moves records of the arena; thread-safe as far as its backend is.
+    """Moves records of the arena, and of `more` memory; thread-safe as far as its backend is.
 
     Raises AdapterUnusable without NIXL, TierError if the backend cannot be created.
     """
 
-    def __init__(self, backend: str, params: Mapping[str, str], arena: Bytes) -> None:
+    def __init__(self, backend: str, params: Mapping[str, str], arena: Bytes, *more: Bytes) -> None:
         try:
             api = nixl.load()
         except nixl.NixlMissing as error:
@@ -28,8 +28,8 @@ class Agent:
         self._backend = backend
         with self._errors():
             self._agent = nixl.new_agent(api, backend, params)
-            region = [(_address(arena), arena.nbytes, 0, "")]
-            self._arena = self._agent.register_memory(region, "DRAM")
+            regions = [(_address(memory), memory.nbytes, 0, "") for memory in (arena, *more)]
+            self._memory = self._agent.register_memory(regions, "DRAM")
 
     def write(self, record: Bytes, kind: Kind, device: int, key: str = "") -> None:
         """To the file whose descriptor is `device`, or to the object `key`."""
@@ -47,7 +47,7 @@ class Agent:
 
     def close(self) -> None:
         with suppress(*self._failures):
-            self._agent.deregister_memory(self._arena)
+            self._agent.deregister_memory(self._memory)
         del self._agent
 
     def _move(self, operation: str, record: Bytes, kind: Kind, device: int, key: str) -> None:

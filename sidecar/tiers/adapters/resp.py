@@ -21,11 +21,12 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName, parse_path
-from sidecar.tiers.settings import AdapterSettings, Positive
+from sidecar.tiers.settings import AdapterSettings, Positive, without_brackets
 
 _PORT = 6379
 _MAX_VALUE = 512 << 20  # bytes; the protocol's own limit on a string
 _READ_BYTES = 1 << 20
+_NO_RIGHT = "no_permission"
 _QUARANTINED = 16  # objects
 _QUARANTINE_SECONDS = 24 * 3600
 _GLOB = re.compile(r"([*?\[\]\\^])")
@@ -78,9 +79,12 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
 
     def _node(self) -> Address:
         host, _, port = self.startup_nodes.rpartition(":")
+        bare = without_brackets(host)
         if self.host or "," in host or not host or not port.isdigit():
             raise ValueError("startup_nodes is one host:port, instead of host and port")
-        return Address(host, int(port))
+        if ":" in host and bare == host:
+            raise ValueError("startup_nodes has an IPv6 address without brackets: [::1]:6379")
+        return Address(bare, int(port))
 
     def address(self) -> Address:
         """Where the server is. Raises AdapterUnusable."""
@@ -92,7 +96,7 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
             raise AdapterUnusable("resp: no host is given, nor LMCACHE_RESP_HOST set")
         if not port.isdigit():
             raise AdapterUnusable(f"resp: LMCACHE_RESP_PORT is no port: {port!r}")
-        return Address(host, int(port))
+        return Address(without_brackets(host), int(port))
 
     def build(self) -> Adapter:
         return _Resp(self, library("redis", "resp"))
@@ -106,6 +110,7 @@ class _Resp:
         self._client = redis.Redis(**_arguments(settings, redis))
         self._prefix = settings.key_prefix + "/"
         self._quarantine = settings.key_prefix + "-quarantine/"
+        self._mark = settings.key_prefix + "-generation"
         self._ttl = settings.ttl_seconds
 
     def open(self, arena: Bytes) -> None:
@@ -123,7 +128,7 @@ class _Resp:
     def load(self, name: ObjectName, record: Bytes) -> None:
         with _translated():
             value = self._client.get(self._key(name))
-        if value is None:
+        if not value:
             raise Missing
         if len(value) != record.nbytes:
             raise Corrupt("length", f"{len(value)} bytes")
@@ -142,9 +147,34 @@ class _Resp:
         return sizes
 
     def delete(self, names: Sequence[ObjectName]) -> None:
-        if names:
+        """Where the rights allow to write but not to delete, an empty value takes its place."""
+        keys = [self._key(name) for name in names]
+        if keys and not self._unlinked(keys):
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.set(key, b"", xx=True)
             with _translated():
-                self._client.unlink(*[self._key(name) for name in names])
+                pipeline.execute()
+
+    def _unlinked(self, keys: Sequence[str]) -> bool:
+        """False if the rights do not allow it."""
+        try:
+            with _translated():
+                self._client.unlink(*keys)
+        except TierError as error:
+            if error.cause != _NO_RIGHT:
+                raise
+            return False
+        return True
+
+    def read_mark(self) -> str | None:
+        with _translated():
+            mark = self._client.get(self._mark)
+        return None if mark is None else mark.decode("ascii", "replace")
+
+    def write_mark(self, mark: str) -> None:
+        with _translated():
+            self._client.set(self._mark, mark)
 
     def scan(self) -> Iterator[list[Found]]:
         cursor = None
@@ -213,7 +243,9 @@ def _translated() -> Iterator[None]:
         raise NoSpace("maxmemory", str(error)) from None
     except exceptions.TimeoutError as error:
         raise TierError("timeout", str(error)) from None
-    except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
+    except exceptions.NoPermissionError as error:
+        raise TierError(_NO_RIGHT, str(error)) from None
+    except exceptions.AuthenticationError as error:
         raise TierError("unauthenticated", str(error)) from None
     except exceptions.ConnectionError as error:
         raise TierError("connection", str(error)) from None

@@ -1,26 +1,21 @@
-"""Records as objects of an S3 bucket, or of a server that speaks S3's protocol."""
+"""Settings of the adapter type `s3`: a bucket of S3, or of a server that speaks its protocol."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import numpy as np
 from msgspec import Meta
 
 from sidecar.tiers.adapters.libraries import library
-from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, NoSpace, TierError
-from sidecar.tiers.names import ObjectName, parse_path
+from sidecar.tiers.adapters.s3_bucket import Bucket
+from sidecar.tiers.base import Adapter, AdapterUnusable
 from sidecar.tiers.settings import AdapterSettings
 
-_QUARANTINED = 16  # objects
-_HEADS_AT_ONCE = 32
 _CONNECT_SECONDS = 2.0
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
 _URL = re.compile(r"(https?)://[^/\s]+/?")
-_STATUS = re.compile(r"status code: (\d{3})")
+_AWS_HOST = re.compile(r"(.+)\.(s3[.-][a-z0-9.-]*amazonaws\.com(?:\.cn)?)")
 
 
 class Place(NamedTuple):
@@ -90,99 +85,30 @@ class S3Settings(AdapterSettings, frozen=True, kw_only=True):
         return Place(self.bucket, self.endpoint_url.rstrip("/"))
 
     def _from_endpoint(self) -> Place:
-        host = (self.s3_endpoint or self.bucket).removeprefix("s3://").rstrip("/")
+        host = self.s3_endpoint.removeprefix("s3://").rstrip("/")
         if "/" in host:
             raise ValueError("s3_endpoint is s3://bucket or s3://bucket.host[:port]")
-        bucket, dot, _ = host.partition(".")
-        if dot:
-            scheme = "http" if self.disable_tls else "https"
-            return Place(bucket, f"{scheme}://{host}", in_host=True)
-        if self.disable_tls:
-            raise ValueError("disable_tls needs the host: s3://bucket.host[:port]")
-        return Place(bucket)
+        if self.bucket or "." not in host:
+            if self.disable_tls:
+                raise ValueError("disable_tls needs the host: s3://bucket.host[:port]")
+            return Place(self.bucket or host)
+        scheme = "http" if self.disable_tls else "https"
+        at_aws = _AWS_HOST.fullmatch(host)
+        bucket = at_aws[1] if at_aws else host.partition(".")[0]
+        if at_aws and "." in bucket:  # whose name no certificate of AWS's covers
+            return Place(bucket, f"{scheme}://{at_aws[2]}")
+        return Place(bucket, f"{scheme}://{host}", in_host=True)
 
     def build(self) -> Adapter:
-        return _S3(self, library("obstore", "s3"), library("obstore.store", "s3"))
-
-
-class _S3:
-    def __init__(self, settings: S3Settings, obstore: Any, stores: Any) -> None:
-        self.shared = settings.shared
-        self._obstore = obstore
-        self._prefix = settings.prefix
-        # Connects at the first request: a bucket that is down does not keep a sidecar down.
-        self._store = stores.S3Store(**_arguments(settings))
-
-    def open(self, arena: Bytes) -> None:
-        self._pool = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="s3-head")
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def store(self, name: ObjectName, record: Bytes) -> None:
-        with _translated():
-            # In one request: what a broken multipart upload leaves behind stays, and is paid for.
-            self._obstore.put(self._store, self._key(name), record.data, use_multipart=False)
-
-    def load(self, name: ObjectName, record: Bytes) -> None:
-        with _translated():
-            reply = self._obstore.get(self._store, self._key(name))
-            if reply.meta["size"] != record.nbytes:
-                raise Corrupt("length", f"{reply.meta['size']} bytes")
-            record[:] = np.frombuffer(reply.bytes(), np.uint8)
-
-    def find(self, names: Sequence[ObjectName]) -> list[int | None]:
-        return list(self._pool.map(self._size, names))
-
-    def _size(self, name: ObjectName) -> int | None:
-        try:
-            with _translated():
-                return int(self._obstore.head(self._store, self._key(name))["size"])
-        except Missing:
-            return None
-
-    def delete(self, names: Sequence[ObjectName]) -> None:
-        self._remove([self._key(name) for name in names])
-
-    def _remove(self, keys: list[str]) -> None:
-        with _translated():
-            self._obstore.delete(self._store, keys)
-
-    def scan(self) -> Iterator[list[Found]]:
-        for objects in self._list(self._prefix):
-            paths = [item["path"].removeprefix(self._prefix + "/") for item in objects]
-            yield [
-                Found(name, item["size"], item["last_modified"].timestamp())
-                for item, path in zip(objects, paths, strict=True)
-                if (name := parse_path(path)) is not None
-            ]
-
-    def _list(self, prefix: str) -> Iterator[list[Any]]:
-        with _translated():
-            yield from self._obstore.list(self._store, prefix, chunk_size=512)
-
-    def set_aside(self, name: ObjectName, reason: str) -> bool:
-        kept = self._quarantine(name)
-        self.delete([name])
-        return kept
-
-    def _quarantine(self, name: ObjectName) -> bool:
-        place = self._prefix + "-quarantine"
-        try:
-            with _translated():
-                self._obstore.copy(self._store, self._key(name), f"{place}/{name.path}")
-            kept = [item for objects in self._list(place) for item in objects]
-            kept.sort(key=lambda item: item["last_modified"], reverse=True)
-            self._remove([item["path"] for item in kept[_QUARANTINED:]])
-        except TierError:
-            return False  # that a bad object is gone matters more than that it can be looked at
-        return True
-
-    def room(self) -> int | None:
-        return None
-
-    def _key(self, name: ObjectName) -> str:
-        return f"{self._prefix}/{name.path}"
+        obstore, stores = library("obstore", "s3"), library("obstore.store", "s3")
+        arguments = _arguments(self)
+        return Bucket(
+            obstore,
+            stores.S3Store(**arguments),
+            stores.S3Store(**arguments, disable_bulk_delete=True),
+            prefix=self.prefix,
+            shared=self.shared,
+        )
 
 
 def _arguments(settings: S3Settings) -> dict[str, Any]:
@@ -195,6 +121,7 @@ def _arguments(settings: S3Settings) -> dict[str, Any]:
         "secret_access_key": settings.aws_secret_access_key,
     }
     seconds = settings.timeout_seconds
+    authorities = _authorities()
     return {
         "bucket": place.bucket,
         "virtual_hosted_style_request": place.in_host,
@@ -205,33 +132,20 @@ def _arguments(settings: S3Settings) -> dict[str, Any]:
             "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, seconds)),
             "allow_http": (place.endpoint or "").startswith("http:"),
+            **({"root_certificate": authorities} if authorities else {}),
         },
         # Once more for a connection that was lost, and not after a request that timed out.
         "retry_config": {"max_retries": 1, "retry_timeout": timedelta(seconds=seconds / 2)},
     }
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What obstore raises, as TierError."""
-    from obstore.exceptions import BaseError
-
+def _authorities() -> bytes | None:
+    """The certificates that AWS_CA_BUNDLE names, for a server whose authority is a private one."""
+    path = os.environ.get("AWS_CA_BUNDLE")
+    if not path:
+        return None
     try:
-        yield
-    except (BaseError, OSError) as error:
-        raise _failure(error) from None
-
-
-def _failure(error: Exception) -> TierError:
-    text = str(error)
-    line = text.partition("\n")[0][:300]
-    status = _STATUS.search(text)
-    if "NoSuchBucket" in text:
-        return TierError("no_bucket", line)
-    if isinstance(error, FileNotFoundError):
-        return Missing()
-    if status is not None:
-        return (NoSpace if status[1] == "507" else TierError)(f"http_{status[1]}", line)
-    if "Timeout" in text or "TimedOut" in text:
-        return TierError("timeout", line)
-    return TierError("connection" if "Connect" in text else "s3", line)
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise AdapterUnusable(f"AWS_CA_BUNDLE={path}: {error.strerror}") from None

@@ -1,0 +1,173 @@
+"""Generations: nothing that was stored before a clear is ever found again, by anybody."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from sidecar.tiers import generations
+from sidecar.tiers.base import Missing, TierError
+from sidecar.tiers.generations import Generation, Marks, Replaced, new_tag
+from sidecar.tiers.names import ObjectName, is_tag, parse_path
+from tests.support.tiers import Memory, page_aligned
+
+RECORD = page_aligned(4096)
+NAMES = [ObjectName("space@1.0@" + "0" * 32, bytes([n]) * 32) for n in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def _always_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have cleared is seen at once, so that the test need not wait."""
+    monkeypatch.setattr(generations, "CHECKED_SECONDS", 0.0)
+
+
+class Sidecar:
+    """The generations of one process, and the few lines of a lane that change them."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.marks = Marks(memory, "memory")
+        self.generation = Generation(self.marks)
+
+    def clear(self) -> None:
+        self.begin(Generation(self.marks, new_tag()))
+        self.generation.publish()
+
+    def begin(self, generation: Generation) -> None:
+        self.generation.end()
+        self.generation = generation
+
+    def adopting(self, call: Callable[[], object]) -> object:
+        """What `call` returns, None if it fails; as a lane does, it follows others."""
+        try:
+            return call()
+        except Replaced:
+            self.begin(Generation(self.marks))
+        except TierError:
+            pass
+        return None
+
+    def store(self, name: ObjectName) -> bool:
+        stored = self.adopting(lambda: self.generation.store(name, RECORD) or True)
+        return bool(stored)
+
+    def finds(self, name: ObjectName) -> bool:
+        return self.adopting(lambda: self.generation.find([name])) not in (None, [None])
+
+
+def test_tags_are_read_back_as_part_of_a_name() -> None:
+    tag = new_tag()
+    assert is_tag(tag) and is_tag("") and not is_tag(tag.upper())
+    name = NAMES[1]._replace(generation=tag)
+    assert parse_path(name.path) == name
+    assert parse_path(NAMES[1].path) == NAMES[1]
+    assert parse_path(f"x{name.path}") is None and parse_path(f"/{NAMES[1].path}") is None
+    assert "" < tag < new_tag().replace("g2", "g3", 1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whoever_stores_clears_and_restarts_no_clear_is_undone(seed: int) -> None:
+    """Nothing can be deleted. The backend loses its mark, or returns to an earlier one."""
+    draw, memory = random.Random(seed), Memory(shared=True)
+    sidecars = [Sidecar(memory) for _ in range(3)]
+    cleared: set[ObjectName] = set()  # their full names: what was there at a clear
+    marks: list[str] = []
+    for _ in range(120):
+        who = draw.randrange(3)
+        sidecar, name = sidecars[who], draw.choice(NAMES)
+        match draw.choice(["store", "store", "find", "find", "clear", "restart", "lose", "return"]):
+            case "store":
+                sidecar.store(name)
+            case "clear":
+                sidecar.clear()
+                cleared |= memory.records.keys()
+                marks.append(memory.mark or "")
+            case "restart":
+                sidecars[who] = Sidecar(memory)
+            case "lose":
+                memory.mark = None
+            case "return" if marks:
+                # A backend that forgets its last writes: who has seen them puts that right.
+                if len({id(s) for s in sidecars}) and memory.mark in sidecar.marks.replaced:
+                    memory.mark = marks[-1]
+                    continue
+            case _:
+                if sidecar.finds(name):
+                    tag = sidecar.generation.tag
+                    assert tag is not None and name._replace(generation=tag) not in cleared
+    for sidecar in sidecars:
+        for name in NAMES:
+            assert (
+                not sidecar.finds(name)
+                or name._replace(generation=sidecar.generation.tag or "") not in cleared
+            )
+
+
+def test_what_was_begun_before_a_clear_stays_before_it() -> None:
+    """Also where it was not known yet which generation counts."""
+    memory = Memory()
+    memory.mark = None
+    sidecar = Sidecar(memory)
+    before = sidecar.generation
+    sidecar.clear()
+    with pytest.raises(Missing):
+        before.store(NAMES[0], RECORD)
+    assert not memory.records
+    sidecar.store(NAMES[1])
+    before = sidecar.generation
+    sidecar.clear()
+    before.store(NAMES[0], RECORD)
+    assert not sidecar.finds(NAMES[0]) and not Sidecar(memory).finds(NAMES[0])
+
+
+def test_a_mark_that_was_replaced_does_not_count_again() -> None:
+    """A backend that was restarted without its last writes."""
+    memory = Memory()
+    sidecar = Sidecar(memory)
+    sidecar.store(NAMES[0])
+    sidecar.clear()
+    memory.mark = ""
+    sidecar.finds(NAMES[0])  # sees it, and begins anew
+    assert not sidecar.finds(NAMES[0])
+    assert memory.mark and not Sidecar(memory).finds(NAMES[0])
+
+
+def test_a_mark_that_cannot_be_written_is_no_clear() -> None:
+    memory = Memory()
+
+    def full(op: str, _: ObjectName | None) -> None:
+        if op == "write_mark":
+            raise TierError("ENOSPC")
+
+    memory.before = full
+    with pytest.raises(TierError, match="ENOSPC"):
+        Sidecar(memory).clear()
+
+
+def test_a_backend_that_drops_what_is_written_is_found_out() -> None:
+    class Forgetful(Memory):
+        def write_mark(self, mark: str) -> None:
+            pass
+
+    with pytest.raises(TierError, match="does not keep"):
+        Sidecar(Forgetful()).clear()
+
+
+def test_the_mark_is_not_read_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations, "CHECKED_SECONDS", 60.0)
+    memory, reads = Memory(), []
+    memory.before = lambda op, _: reads.append(op) if op == "read_mark" else None
+    sidecar = Sidecar(memory)
+    for name in NAMES:
+        sidecar.store(name)
+        assert sidecar.finds(name)
+    assert len(reads) == 1
+
+
+def test_nonsense_for_a_mark_is_none() -> None:
+    memory = Memory()
+    memory.mark = "../../etc"
+    sidecar = Sidecar(memory)
+    sidecar.store(NAMES[0])
+    assert is_tag(memory.mark) and memory.mark
