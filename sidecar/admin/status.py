@@ -118,6 +118,8 @@ def _l2_adapter(adapter: Mapping[str, Any]) -> Json:
         "used_bytes": adapter["used_bytes"],
         "capacity_bytes": capacity,
         "usage_ratio": adapter["used_bytes"] / capacity if capacity else None,
+        "clear_lasts": adapter["clear_lasts"],
+        "left_over_object_count": adapter["left_over"],
         "inflight_loads": adapter["reading"],
         "inflight_load_bytes": adapter["reading_bytes"],
         "inflight_stores": adapter["writing"],

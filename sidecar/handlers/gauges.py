@@ -31,6 +31,7 @@ def _observe_lane(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
     gauge("l2_objects", lambda: len(lane.catalog), label)
     gauge("l2_breaker_open", lambda: int(lane.reads.state != "closed"), label, "load")
     gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
+    gauge("l2_breaker_open", lambda: int(lane.deletes.state != "closed"), label, "delete")
     gauge("num_inflight_l2_stores", lambda: tiers.in_flight(lane), label)
     gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
     gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(lane), label)

@@ -58,6 +58,11 @@ class Catalog:
         """What is kept, what is being written, and what could not be removed."""
         return self._kept_bytes + self.reserved + self._stuck_bytes + self.left_over
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something that is to go could not be removed so far."""
+        return bool(self._stuck_bytes)
+
     def names(self) -> list[ObjectName]:
         """All of them, the least recently used first."""
         return list(self._sizes)

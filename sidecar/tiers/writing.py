@@ -31,7 +31,8 @@ class Batch:
 
 def make_room(lane: Lane, size: int) -> bool:
     """Evict what must go for a record of `size` bytes; whether it fits then."""
-    if not lane.catalog.fits(size):  # else nobody need ask what is busy
+    # Else nobody need ask what is busy; and what cannot be removed makes no room.
+    if not (lane.catalog.fits(size) or lane.catalog.is_stuck):
         lane.evict(lane.catalog.make_room(size, lane.busy()))
     return lane.catalog.fits(size)
 

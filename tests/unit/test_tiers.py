@@ -34,6 +34,16 @@ def on(op: str, action: Callable[[], None]) -> Callable[[str, ObjectName | None]
     return before
 
 
+def ticks(bench: Bench, condition: Callable[[], bool]) -> Callable[[], bool]:
+    """`condition`, after what is done once a second."""
+
+    def ticked() -> bool:
+        bench.tiers.tick()
+        return condition()
+
+    return ticked
+
+
 def failing(op: str, error: Exception) -> Callable[[str, ObjectName | None], None]:
     def raise_it() -> None:
         raise error
@@ -614,24 +624,17 @@ def test_a_probe_that_cannot_begin_is_a_failure_and_no_wait(
     bench = Bench(memory, settings={"num_workers": 2, "timeout_seconds": 0.1}, policy=policy)
     lane = bench.start().tiers.lanes[0]
 
-    def ticked(condition: Callable[[], bool]) -> Callable[[], bool]:
-        def turn() -> bool:
-            bench.tiers.tick()
-            return condition()
-
-        return turn
-
     assert bench.lookup(*range(1, 9)) == 0
     stuck = 2
-    bench.run_until(ticked(lambda: bench.l1.used_bytes == stuck * RECORD_BYTES))
+    bench.run_until(ticks(bench, lambda: bench.l1.used_bytes == stuck * RECORD_BYTES))
     for _ in range(3):
-        bench.run_until(ticked(lane.reads.allows))
+        bench.run_until(ticks(bench, lane.reads.allows))
         assert bench.lookup(8) == 0
-        bench.run_until(ticked(lambda: lane.reads.state == "open"))
+        bench.run_until(ticks(bench, lambda: lane.reads.state == "open"))
     assert "stuck" in lane.reads.last_failure
     assert bench.l1.used_bytes == stuck * RECORD_BYTES
     gate.set()
-    bench.run_until(ticked(lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8))
+    bench.run_until(ticks(bench, lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8))
 
 
 def test_a_load_that_lets_the_next_one_evict_it_is_no_slot_of_two() -> None:
@@ -653,3 +656,24 @@ def test_a_load_that_lets_the_next_one_evict_it_is_no_slot_of_two() -> None:
     bench.settle()
     assert bench.l1.used_bytes == bench.l1.capacity
     assert not any(part.free_bytes for part in bench.l1._slots._parts)
+
+
+def test_a_backend_that_refuses_to_delete_is_not_cut_off_for_stores() -> None:
+    """At capacity every eviction fails. What is there stays, is counted, and is served."""
+    memory = Memory()
+    settings = {"max_capacity_gb": 4 * RECORD_BYTES / 2**30}
+    bench = Bench(memory, settings=settings).start()
+    bench.store(1, 2, 3)
+    bench.settle()
+    memory.before = failing("delete", TierError("http_403"))
+    (lane,) = bench.tiers.lanes
+    for number in range(4, 12):
+        bench.store(number)
+        bench.settle()
+        bench.run_until(lambda: not lane._calls)
+    bench.run_until(ticks(bench, lambda: lane.deletes.state == "open"))
+    assert lane.writes.state == "closed"
+    assert bench.count("l2_breaker_opened", "store") == 0
+    assert len(memory.records) <= 5  # one is written while the first eviction fails
+    assert lane.catalog.used_bytes == len(memory.records) * RECORD_BYTES
+    assert bench.count("l2_dropped_objects", "capacity") >= 6
