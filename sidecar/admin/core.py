@@ -114,6 +114,9 @@ class Service(Protocol):
     def snapshot(self) -> dict[str, Any]:
         """The state as plain values, in the shape that ``status.document`` reads."""
 
+    def problems(self) -> list[str]:
+        """What of the L1's accounts is not true, one line each."""
+
     def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Any]]":
         """Drop what is cached in ``tiers`` (l1, l2), with ``force`` also what was promised.
 

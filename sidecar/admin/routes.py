@@ -28,6 +28,7 @@ LMCACHE_VERSION = "0.5.6"
 _LOOP_SECONDS = 5.0
 _HASH_SECONDS = 60.0
 _CLEAR_SECONDS = 30.0
+_PROBLEMS_SHOWN = 100
 T = TypeVar("T")
 
 
@@ -56,6 +57,7 @@ def create_app(
         (("/version",), "GET", routes.version),
         (("/lmc_version",), "GET", routes.lmc_version),
         (("/cache/clear", "/clear-cache", "/api/clear-cache"), "POST", routes.clear),
+        (("/cache/check",), "POST", routes.check),
         (("/cache/checksums",), "POST", routes.checksums),
     ):
         for path in paths:
@@ -132,6 +134,13 @@ class _Routes:
         except TimeoutError:
             return _unavailable("L2 was not cleared in time")
         return _cleared(body.tier, adapters)
+
+    async def check(self) -> Response:
+        problems = await self.on_loop(self._service.problems)
+        if not problems:
+            return JSONResponse({"status": "ok"})
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return JSONResponse({"status": "broken", "problems": problems[:_PROBLEMS_SHOWN]}, status)
 
     async def checksums(self, body: ChecksumRequest) -> Response:
         hashing = partial(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from sidecar.cache.check import problems
 from sidecar.engines.host_memory import HostMemory
 from sidecar.handlers.checksums import Hashing
 from sidecar.handlers.control import Control
@@ -67,6 +68,13 @@ class Service:
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
         return snapshot(self._core, self._slots)
+
+    def problems(self) -> list[str]:
+        """What of the L1's accounts is not true: nothing, unless the server has a bug.
+
+        Keeps everybody waiting meanwhile, for some microseconds an object.
+        """
+        return problems(self._core.l1, self._core.leases)
 
     def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Cleared]]":
         """Drop everything from `tiers` (l1, l2); what came of it in each L2 adapter.

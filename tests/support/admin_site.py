@@ -226,6 +226,7 @@ class Service:
         self.outcome: list[Cleared] = []  # of a clear of L2
         self.cleared: list[tuple[tuple[str, ...], bool]] = []
         self.outcome: list[Cleared] = []  # of a clear of L2
+        self.wrong: list[str] = []
         self.workers: list[dict[str, Any]] = [HANDLE, ENGINE_DRIVEN]
         self.l2: list[dict[str, Any]] = []
         self.objects = Objects()
@@ -237,6 +238,9 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         return {**SNAPSHOT, "workers": self.workers, "l2": self.l2}
+
+    def problems(self) -> list[str]:
+        return self.wrong
 
     def clear(self, tiers: Sequence[str], force: bool) -> "Future[list[Cleared]]":
         self.cleared.append((tuple(tiers), force))

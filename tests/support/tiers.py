@@ -258,6 +258,21 @@ class Bench:
             self.flows.run()
         self.check()
 
+    def run_posted(self) -> bool:
+        """Run what was posted first, and the flows that go on then; whether there was something."""
+        with suppress(queue.Empty):
+            self._posted.get_nowait()()
+            self.flows.run()
+            return True
+        return False
+
+    def fire_timers(self) -> None:
+        """Run all timers that have been set, as if their time had come."""
+        timers, self._timers = sorted(self._timers, key=lambda timer: timer[:2]), []
+        for _, _, callback in timers:
+            callback()
+            self.flows.run()
+
     def check(self) -> None:
         """The accounts of the L1 are true."""
         assert not problems(self.l1, self.leases)

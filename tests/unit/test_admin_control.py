@@ -81,6 +81,16 @@ def test_clear_while_the_loop_hangs(site: Site) -> None:
     assert reply.json()["error"] == "the wire loop has not answered for 5 s"
 
 
+def test_the_check_of_the_accounts(site: Site) -> None:
+    assert site.http.get("/cache/check").status_code == 405
+    reply = site.http.post("/cache/check")
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+    site.service.wrong = ["byte 4096 belongs to two"]
+    reply = site.http.post("/cache/check")
+    assert reply.status_code == 500
+    assert reply.json() == {"status": "broken", "problems": ["byte 4096 belongs to two"]}
+
+
 def test_checksums_of_chunks_and_of_layers(site: Site) -> None:
     body = {"block_ids": [1, 2, 3, 9, 8], "chunk_size": 4, "instance_id": 7, "layerwise": False}
     assert site.http.post("/cache/checksums", json=body).json() == {

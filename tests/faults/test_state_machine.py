@@ -1,0 +1,434 @@
+"""Whatever workers, L2 and eviction do, in any order: no byte belongs to two, and no hit lies.
+
+Both transfer modes over one L1 with two backends that fail. Copies, calls of the backends and
+their results happen one by one, as hypothesis says. An object holds its own hash, over and over, so
+each byte in the L1 can be checked after each step. KV_SIDECAR_MACHINE_EXAMPLES raises the number
+of runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sidecar.cache.entry import State
+from sidecar.cache.keys import SpaceKey, chunk_hashes
+from sidecar.tiers.base import TierError
+from sidecar.tiers.names import ObjectName
+from sidecar.tiers.record import HEADER_BYTES
+from tests.support.node import CHUNK, EngineDrivenWorker, HandleWorker, Node
+from tests.support.raw import EVENT
+from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
+from tests.support.turned_threads import TurnedThreads
+
+EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
+SLOTS = 7  # fewer than there are objects
+CHUNKS = 4
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Prompt(list[int]):
+    """Tokens, the first `shared` chunks of which others have, too."""
+
+    def __init__(self, shared: int) -> None:
+        super().__init__([*range(shared * CHUNK), *[900 + shared] * (CHUNKS - shared) * CHUNK])
+        self.shared = shared
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.shared})"
+
+
+PROMPTS = [Prompt(shared) for shared in (0, 1, 3, 4)]
+
+
+def hashes_of(tokens: Sequence[int]) -> list[bytes]:
+    encoded = np.array(tokens, ">u4").tobytes()
+    return chunk_hashes([], encoded, CHUNK, CHUNKS)
+
+
+def content(space: SpaceKey | str, chunk_hash: bytes) -> Bytes:
+    """What an object is made of: its hash, and whose it is."""
+    model = space if isinstance(space, str) else space.model_name
+    whole = chunk_hash[:28] + model.encode()[:4]
+    return np.frombuffer(whole * (OBJECT_BYTES // len(whole)), np.uint8)
+
+
+@dataclass(eq=False)
+class Request:
+    """A lookup: the `hits` that were reported are promised until they are taken or given back."""
+
+    name: str
+    worker: HandleWorker | EngineDrivenWorker
+    tokens: list[int]
+    hits: int | None = None
+
+
+@dataclass(eq=False)
+class Copy:
+    """A store or a retrieve of handle mode that has not been answered."""
+
+    uid: bytes
+    worker: HandleWorker
+    tokens: list[int]
+    chunks: range
+    blocks: list[int]
+    is_load: bool
+    must_succeed: bool
+
+
+@dataclass(eq=False)
+class Slots:
+    """What an engine-driven worker was given: chunk and bytes of each slot."""
+
+    worker: EngineDrivenWorker
+    key: dict[str, Any]
+    slots: list[tuple[bytes, Bytes]]
+    is_read: bool
+    written: bool = False
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize(
+        retain=st.booleans(),
+        skip_l1=st.booleans(),
+        shared=st.booleans(),
+        in_flight=st.sampled_from([1, 8]),
+    )
+    def begin(self, retain: bool, skip_l1: bool, shared: bool, in_flight: int) -> None:
+        self.cleanup, self.threads = ExitStack(), TurnedThreads()
+        self.cleanup.enter_context(self.threads)
+        self.cleanup.enter_context(patch("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.0))
+        self.cleanup.enter_context(patch("sidecar.tiers.breaker._LONGEST_PAUSE_SECONDS", 0.0))
+        tags = (f"g20260101T000000-{number:012x}" for number in itertools.count())
+        for module in ("lane", "generations"):
+            made = patch(f"sidecar.tiers.{module}.new_tag", lambda: next(tags))
+            self.cleanup.enter_context(made)
+        self.adapters = [Memory(), Memory(shared)]
+        self.failing = False
+        for adapter in self.adapters:
+            adapter.before = self._mood
+        policy = replace(
+            DEFAULTS, retain=retain, skip_l1=skip_l1, max_in_flight=in_flight,
+            timeout_seconds=1000.0, queue_ratio=1.0,
+        )  # fmt: skip
+        capacity = 0.0 if shared else 5 * (HEADER_BYTES + OBJECT_BYTES) / 2**30
+        limits = {"num_workers": 2, "timeout_seconds": 500.0, "max_capacity_gb": capacity}
+        self.bench = Bench(*self.adapters, slots=SLOTS, policy=policy, settings=limits)
+        self.node = Node(self.bench)
+        self.handle, self.driven = HandleWorker(self.node, 1), EngineDrivenWorker(self.node, 2)
+        self.bench.tiers.start()
+        self.requests: list[Request] = []
+        self.copies: list[Copy] = []
+        self.slots: list[Slots] = []
+        self.number = 0
+
+    def _mood(self, op: str, name: ObjectName | None) -> None:
+        if self.failing and op != "scan":
+            raise TierError("EIO")
+
+    def _next(self) -> str:
+        self.number += 1
+        return f"r{self.number}"
+
+    def _pick(self, items: list[Any], data: st.DataObject) -> Any:
+        return items.pop(data.draw(st.integers(0, len(items) - 1)))
+
+    # --- Stores ---
+
+    @rule(tokens=st.sampled_from(PROMPTS), start=st.integers(0, 3), count=st.integers(1, 4))
+    def store(self, tokens: list[int], start: int, count: int) -> None:
+        self._begin_copy("store", self._next(), tokens, range(start, min(start + count, CHUNKS)))
+
+    def _begin_copy(
+        self, operation: str, request: str, tokens: list[int], chunks: range, promised: bool = False
+    ) -> None:
+        worker, is_load = self.handle, operation == "retrieve"
+        used = {block for copy in self.copies for block in copy.blocks}
+        blocks = [block for block in range(1, 64) if block not in used][: len(chunks)]
+        for block, chunk in zip(blocks, chunks, strict=True):
+            full = content(worker.model, hashes_of(tokens)[chunk])
+            worker.memory.blocks[block] = 0 if is_load else full
+        key = worker.key(tokens, chunks.start, chunks.stop, request)
+        more = [0] if is_load else []
+        uid = self.node.call(operation, key, worker.number, [blocks], EVENT, *more)
+        self.copies.append(Copy(uid, worker, tokens, chunks, blocks, is_load, promised))
+
+    @precondition(lambda self: self.node.copies.waiting)
+    @rule(data=st.data(), fails=st.integers(0, 9))
+    def a_copy_ends(self, data: st.DataObject, fails: int) -> None:
+        self.handle.memory.fails = not fails
+        self.node.copies.run(data.draw(st.integers(0, len(self.node.copies.waiting) - 1)))
+        if not fails:
+            for copy in self.copies:
+                copy.must_succeed = False
+
+    @rule(tokens=st.sampled_from(PROMPTS), start=st.integers(0, 3), count=st.integers(1, 4))
+    def prepare_store(self, tokens: list[int], start: int, count: int) -> None:
+        end, request = min(start + count, CHUNKS), self._next()
+        found = self.driven.prepare("prepare_store", tokens, start, end, request)
+        slots = [(hashes_of(tokens)[chunk], slot) for chunk, slot in found]
+        if slots:
+            key = self.driven.key(tokens, start, end, request)
+            self.slots.append(Slots(self.driven, key, slots, is_read=False))
+
+    @precondition(lambda self: any(not s.is_read for s in self.slots))
+    @rule(data=st.data())
+    def a_worker_writes(self, data: st.DataObject) -> None:
+        """Also after its reservation has expired."""
+        slots = data.draw(st.sampled_from([s for s in self.slots if not s.is_read]))
+        for chunk_hash, slot in slots.slots:
+            slot[:] = content(self.driven.model, chunk_hash)
+        slots.written = True
+
+    @precondition(lambda self: any(s.written or s.is_read for s in self.slots))
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        slots = data.draw(st.sampled_from([s for s in self.slots if s.written or s.is_read]))
+        self.slots.remove(slots)
+        number = slots.worker.number
+        if slots.is_read:
+            assert self.node.ask("commit_retrieve", slots.key, number) is True
+        else:
+            assert self.node.ask("commit_store", slots.key, number, b"") in (True, False)
+
+    @rule()
+    def reservations_expire(self) -> None:
+        self.node.service._slots.expire(float("inf"))
+
+    # --- Lookups and loads ---
+
+    @rule(tokens=st.sampled_from(PROMPTS), chunks=st.integers(1, 4), of_handle=st.booleans())
+    def lookup(self, tokens: list[int], chunks: int, of_handle: bool) -> None:
+        worker = self.handle if of_handle else self.driven
+        request = Request(self._next(), worker, tokens[: chunks * CHUNK])
+        key = worker.key(request.tokens, 0, chunks, request.name)
+        self.node.ask("lookup", {**key, "worker_id": None}, 1)
+        self.requests.append(request)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def query(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        if request.hits is None:
+            request.hits = self.node.ask("query_prefetch_status", request.name)
+
+    @precondition(lambda self: any(r.hits for r in self.requests))
+    @rule(data=st.data())
+    def retrieve(self, data: st.DataObject) -> None:
+        """What was promised is there."""
+        request = data.draw(st.sampled_from([r for r in self.requests if r.hits]))
+        self.requests.remove(request)
+        start = data.draw(st.integers(0, request.hits - 1))
+        worker, tokens, chunks = request.worker, request.tokens, range(start, request.hits)
+        if isinstance(worker, HandleWorker):
+            self._begin_copy("retrieve", request.name, tokens, chunks, promised=True)
+            return
+        found = worker.prepare("prepare_retrieve", tokens, start, request.hits, request.name)
+        slots = [(hashes_of(request.tokens)[chunk], slot) for chunk, slot in found]
+        assert len(slots) == len(chunks)
+        key = worker.key(tokens, start, request.hits, request.name)
+        self.slots.append(Slots(worker, key, slots, is_read=True))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), how=st.sampled_from(["free", "end_session"]))
+    def give_back(self, data: st.DataObject, how: str) -> None:
+        request = self._pick(self.requests, data)
+        if how == "end_session":
+            self.node.ask("end_session", request.name)
+        elif request.hits:
+            key = request.worker.key(request.tokens, 0, request.hits, request.name)
+            self.node.ask("free_lookup_locks", {**key, "worker_id": None}, 1)
+
+    @rule()
+    def leases_expire(self) -> None:
+        self.node.core.leases.expire(float("inf"))
+        self.requests.clear()
+
+    # --- L2 ---
+
+    @precondition(lambda self: self.threads.waiting)
+    @rule(data=st.data())
+    def a_call_runs(self, data: st.DataObject) -> None:
+        self.threads.run(data.draw(st.integers(0, len(self.threads.waiting) - 1)))
+
+    @precondition(lambda self: self.threads.ended)
+    @rule(data=st.data())
+    def a_result_arrives(self, data: st.DataObject) -> None:
+        self.threads.arrive(data.draw(st.integers(0, len(self.threads.ended) - 1)))
+
+    @precondition(lambda self: self.threads.waiting or self.threads.ended)
+    @rule()
+    def all_calls_end(self) -> None:
+        """So that what takes many of them happens, too."""
+        while self.threads.waiting or self.threads.ended:
+            while self.threads.waiting:
+                self.threads.run(0)
+            while self.threads.ended:
+                self.threads.arrive(0)
+                self.turn()
+
+    @rule()
+    def calls_are_overdue(self) -> None:
+        for lane in self.bench.tiers.lanes:
+            lane.tick(time.monotonic() + 1000)
+
+    @rule()
+    def lookups_are_overdue(self) -> None:
+        self.bench.fire_timers()
+
+    @rule()
+    def tick(self) -> None:
+        self.node.liveness.tick()
+
+    @rule(failing=st.booleans())
+    def backends_fail(self, failing: bool) -> None:
+        self.failing = failing
+
+    @precondition(lambda self: any(adapter.records for adapter in self.adapters))
+    @rule(data=st.data(), how=st.sampled_from(["flip", "lose", "swap", "cut"]))
+    def a_record_is_damaged(self, data: st.DataObject, how: str) -> None:
+        records = data.draw(st.sampled_from([a.records for a in self.adapters if a.records]))
+        names = sorted(records)
+        name, other = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(names))
+        record = bytearray(records[name])
+        if how == "flip":
+            record[data.draw(st.integers(0, len(record) - 1))] ^= 1
+            records[name] = bytes(record)
+        elif how == "lose":
+            del records[name]
+        elif how == "swap":
+            records[name], records[other] = records[other], records[name]
+        else:
+            records[name] = bytes(record[:-4096])
+
+    # --- What takes things away ---
+
+    @rule(count=st.integers(1, SLOTS))
+    def evict(self, count: int) -> None:
+        self.bench.l1.evict(count, 0)
+
+    @rule(force=st.booleans())
+    def clear(self, force: bool) -> None:
+        self.node.call("clear", force)  # answered when it lasts
+        if force:
+            self.requests.clear()  # promises are not kept then
+
+    @rule()
+    def the_engine_driven_worker_leaves(self) -> None:
+        """By its own word, so it touches its slots no more."""
+        self.node.ask("unregister_kv_cache_engine_driven_context", self.driven.number)
+        self.slots.clear()
+        self.driven.register()
+
+    @rule()
+    def the_handle_worker_is_forgotten(self) -> None:
+        """It registers again while its copies are under way; these are not reported as done."""
+        instance = self.handle.instance
+        assert instance is not None
+        self.node.service._registrations.forget(instance)
+        self.copies.clear()
+        self.handle.register()
+
+    # --- What must be so after each step ---
+
+    def turn(self) -> None:
+        self.bench.flows.run()
+        while self.bench.run_posted():
+            pass
+        waiting, self.copies = self.copies, []
+        for copy in waiting:
+            if not self.node.answered(copy.uid):
+                self.copies.append(copy)
+                continue
+            done = self.node.reply(copy.uid)[1]
+            assert done or not copy.must_succeed
+            for block, chunk in zip(copy.blocks, copy.chunks, strict=True):
+                if done and copy.is_load:
+                    expected = content(copy.worker.model, hashes_of(copy.tokens)[chunk])
+                    assert (copy.worker.memory.blocks[block] == expected).all()
+
+    @invariant()
+    def all_accounts_are_true(self) -> None:
+        if hasattr(self, "bench"):
+            self.turn()
+            self.bench.check()
+
+    @invariant()
+    def what_can_be_found_is_what_it_should_be(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        for space in self.bench.l1.spaces():
+            for chunk_hash, entry in space.ready.items():
+                stored = self.bench.arena[entry.offset : entry.offset + entry.size]
+                assert (stored == content(space.key, chunk_hash)).all()
+
+    @invariant()
+    def nobody_else_writes_to_a_workers_slot(self) -> None:
+        for slots in getattr(self, "slots", []):
+            for chunk_hash, slot in slots.slots:
+                if slots.is_read or slots.written:
+                    assert (slot == content(slots.worker.model, chunk_hash)).all()
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        for request in getattr(self, "requests", []):
+            lookup = self.bench.leases.find(request.name, b"client")
+            if request.hits and lookup is not None:
+                for (entry,) in lookup.objects[0][: request.hits]:
+                    assert entry.state is State.READY
+
+    @invariant()
+    def heads_outlive_tails(self) -> None:
+        """But for what is easily had again from L2."""
+        if not hasattr(self, "bench"):
+            return
+        for space in self.bench.l1.spaces():
+            for tokens in PROMPTS:
+                found = [space.ready.get(chunk_hash) for chunk_hash in hashes_of(tokens)]
+                there = [entry for entry in found if entry is not None and entry.evictable]
+                for head, tail in itertools.pairwise(there):
+                    assert head.place > tail.place or (head.cold and not tail.cold)
+
+    def teardown(self) -> None:
+        """When everybody is through, nothing is held, and what a backend has whole is a hit."""
+        if not hasattr(self, "bench"):
+            return
+        self.failing = False
+        self.node.ask("unregister_kv_cache_engine_driven_context", self.driven.number)
+        while self.node.copies.waiting:
+            self.node.copies.run()
+            self.turn()
+        self.bench.tiers.prefetches.finish_all()
+        self.leases_expire()
+        for _ in range(8):
+            self.all_calls_end()
+            self.calls_are_overdue()
+            self.bench.tiers.tick()
+            self.turn()
+        bench = self.bench
+        assert not self.copies and bench.tiers.prefetches.active == 0
+        assert (bench.l1.held, bench.l1.writing, bench.leases.live, bench.leases.open) == (0,) * 4
+        assert (bench.tiers.writes.objects, bench.tiers.writes.bytes) == (0, 0)
+        bench.check()
+        self.node.close()
+        self.cleanup.close()
+
+
+Machine.TestCase.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestMachine = Machine.TestCase
