@@ -18,6 +18,7 @@ from sidecar.cache.leases import Leases
 from sidecar.cache.policy import POLICIES
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
+from sidecar.engines.attachments import Attachments
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.cuda.numa import gpu_nodes, place
@@ -141,6 +142,7 @@ class App:
         return Core(
             config=config,
             arena=self._arena,
+            attachments=Attachments(self._segment),
             l1=l1,
             leases=leases,
             registry=Registry(),
@@ -241,6 +243,7 @@ class App:
         self._core.copies.stop(_DRAIN_SECONDS)
         self._core.gpus.close()
         self._core.tiers.close()
+        self._core.attachments.close()
         self._segment.remove()
         self._telemetry.close()
         if self._core.tiers.lanes:

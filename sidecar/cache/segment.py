@@ -5,10 +5,12 @@ owner left: shared memory outlives a SIGKILL, and a full /dev/shm takes the host
 """
 
 import errno
+import glob
 import mmap
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ SHM_DIR = Path("/dev/shm")
 # The name that stock clients and operators know from `lmcache server`.
 SEGMENT_PREFIX = "lmcache_l1_pool_"
 _LOCK_PREFIX = "kv_sidecar_lock_"
+_LINK = "@"  # which no segment's own name has
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GIB = 1 << 30
 # Another server that starts holds each free lock for a moment: is it an orphan's?
@@ -53,7 +56,21 @@ class Segment:
         if not self._removed:
             self._removed = True
             self._path.unlink(missing_ok=True)
+            _unlink_others(self.name)
             self._disown()
+
+    def link(self, suffix: str) -> str:
+        """One more name of the segment, for somebody whose openings shall be told apart.
+
+        Raises OSError if there can be none.
+        """
+        name = self.name + _LINK + suffix
+        os.link(self._path, SHM_DIR / name)
+        return name
+
+    def unlink(self, name: str) -> None:
+        """Take a name away that `link` has made."""
+        (SHM_DIR / name).unlink(missing_ok=True)
 
     def _own(self, name: str) -> int:
         deadline = time.monotonic() + _SWEEP_SECONDS
@@ -135,6 +152,7 @@ def _remove_orphan(lock_path: Path, segment: Path) -> bool:
         found = segment.is_file() and segment.lstat().st_uid == os.geteuid()
         if found:
             segment.unlink()
+            _unlink_others(segment.name)
         lock_path.unlink()
         return found
     finally:
@@ -148,6 +166,13 @@ def _lock_ours(path: Path) -> int | None:
         os.close(fd)
         raise PermissionError(errno.EPERM, "another user's", str(path))
     return fd
+
+
+def _unlink_others(name: str) -> None:
+    """Take away the further names of the segment called `name`, as far as they are ours."""
+    for path in SHM_DIR.glob(glob.escape(name) + _LINK + "*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _check_room(size: int) -> None:

@@ -1,10 +1,14 @@
 """Registered workers: who they are, which layout they have, whether they are still there.
 
-A worker speaks over a connection that may be replaced at any time, so it is known by its
-instance id; the client (connection) that it last spoke over tells whether it is gone.
+A worker is known by its instance id, and only its owner speaks for it: the client (connection)
+that registered it. A client library that loses its connection goes on over another one, under a
+new routing identity. So the id passes to the next connection that names it, once the owner's is
+gone, and not before.
 """
 
+import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,7 +16,25 @@ from sidecar.engines.groups import WorkerLayout
 from sidecar.engines.memory import WorkerMemory
 
 _REMEMBERED = 1024
+_CLIENTS_REMEMBERED, _IDS_A_CLIENT = 4096, 16
+K = TypeVar("K")
 T = TypeVar("T")
+
+
+def shown(instance_id: int) -> int:
+    """What logs, metrics and the admin port tell of an id: 31 bits of a hash.
+
+    The id itself is all that a peer needs to take a worker over whose connection has broken.
+    """
+    digest = hashlib.blake2b(instance_id.to_bytes(8, "big"), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class NotOwner(Exception):
+    """Somebody names a worker that another connection speaks for, which still stands."""
+
+    def __init__(self, instance_id: int) -> None:
+        super().__init__(f"worker {shown(instance_id)} is registered over another connection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +95,17 @@ class Registry:
     again when it sees the server go unhealthy and healthy, so its pings are answered False,
     then True, until it does. One whose registration was refused is left in peace, and one is told
     nothing while we still move its blocks: on False it gives up its requests and uses them.
+    A second worker under an id that is taken hears True: it computes until the first has left.
     """
 
     instances: dict[int, Instance] = field(default_factory=dict)
-    _forgotten: OrderedDict[int, bool] = field(default_factory=OrderedDict)
-    _refused: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _told: OrderedDict[bytes, OrderedDict[int, bool | None]] = field(default_factory=OrderedDict)
     _leaving: OrderedDict[int, Instance] = field(default_factory=OrderedDict)
 
     def add(self, instance: Instance) -> Instance | None:
         """Register, replacing what was registered under the same id, which is returned."""
-        self._forgotten.pop(instance.id, None)
-        self._refused.pop(instance.id, None)
+        if instance.client in self._told:
+            self._told[instance.client].pop(instance.id, None)
         old = self.instances.get(instance.id)
         self.instances[instance.id] = instance
         return old
@@ -92,37 +114,65 @@ class Registry:
         """Whether this very registration is the one that counts."""
         return self.instances.get(instance.id) is instance
 
+    def owned(self, client: bytes) -> int:
+        """How many workers this connection speaks for."""
+        return sum(instance.client == client for instance in self.instances.values())
+
     def remove(self, instance_id: int) -> Instance | None:
         """Forget a worker. If it speaks again, it is made to register again."""
         instance = self.instances.pop(instance_id, None)
         if instance is not None and instance.memory is not None and instance.transfers:
-            _remember(self._leaving, instance_id, instance)
+            _remember(self._leaving, instance_id, instance, _REMEMBERED)
         return instance
 
-    def refuse(self, instance_id: int) -> Instance | None:
+    def refuse(self, instance_id: int, client: bytes) -> Instance | None:
         """The worker cannot be served as it registered now; returns what it was before."""
-        _remember(self._refused, instance_id, None)
+        self._tell(client, instance_id, None)
         return self.instances.pop(instance_id, None)
 
-    def hear(self, instance_id: int, client: bytes, now: float) -> Instance | None:
-        """A message of this worker has come over `client`."""
+    def speaker(
+        self, instance_id: int, client: bytes, now: float, is_connected: Callable[[bytes], bool]
+    ) -> Instance | None:
+        """The worker that `client` names, heard from now; None if it is not registered.
+
+        Raises NotOwner if it is another connection's, and `is_connected` says that it stands.
+        """
         instance = self.instances.get(instance_id)
-        if instance is not None:
+        if instance is None:
+            return None
+        if instance.client != client:
+            if is_connected(instance.client):
+                raise NotOwner(instance_id)
             instance.client = client
-            instance.last_seen = now
-            instance.unreachable_since = None
+        instance.last_seen = now
+        instance.unreachable_since = None
         return instance
 
-    def ping_answer(self, instance_id: int) -> bool:
-        """The answer to a ping of this worker."""
-        if instance_id in self.instances or instance_id in self._refused:
+    def touch(self, instance_id: int, client: bytes, now: float) -> None:
+        """Something has come over `client` that names this worker; it counts if it is its own."""
+        instance = self.instances.get(instance_id)
+        if instance is not None and instance.client == client:
+            instance.last_seen = now
+            instance.unreachable_since = None
+
+    def ping_answer(self, instance_id: int, client: bytes) -> bool:
+        """The answer to a ping that names this worker."""
+        if instance_id in self.instances:
             return True
         leaving = self._leaving.get(instance_id)
         if leaving is not None and leaving.transfers:
             return True
-        answer = not self._forgotten.get(instance_id, True)
-        _remember(self._forgotten, instance_id, answer)
-        return answer
+        last = self._told[client].get(instance_id, True) if client in self._told else True
+        if last is None:
+            return True  # its registration was refused
+        self._tell(client, instance_id, not last)
+        return not last
+
+    def _tell(self, client: bytes, instance_id: int, answer: bool | None) -> None:
+        """Remember the last answer by connection: nobody's pings push out what others were told."""
+        told = self._told.get(client, OrderedDict())
+        _remember(told, instance_id, answer, _IDS_A_CLIENT)
+        _remember(self._told, client, told, _CLIENTS_REMEMBERED)
 
     def moves_files(self, model_name: str, world_size: int, fingerprint: bytes) -> bool:
         """Whether all workers of one layout can move files from and to their memory themselves."""
@@ -151,7 +201,8 @@ class Registry:
         return [of_rank.get(rank, anybody) for rank in range(world_size)]
 
 
-def _remember(memory: OrderedDict[int, T], instance_id: int, value: T) -> None:
-    memory[instance_id] = value
-    while len(memory) > _REMEMBERED:
+def _remember(memory: OrderedDict[K, T], key: K, value: T, limit: int) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > limit:
         memory.popitem(last=False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sidecar.engines.memory import Blocks, ChunkCopy
-from sidecar.engines.registry import Instance
+from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey
@@ -52,4 +52,4 @@ def count_bytes(
         "store": telemetry.l0_l1_store_throughput,
         "load": telemetry.l0_l1_load_throughput,
     }[direction]
-    throughput.record(moved / seconds / 1e9, device, str(instance.id), instance.model_name)
+    throughput.record(moved / seconds / 1e9, device, str(shown(instance.id)), instance.model_name)

@@ -7,7 +7,7 @@ import msgspec
 
 from sidecar.handlers.core import Core
 from sidecar.tiers.clearing import Cleared
-from sidecar.wire.endpoint import DEFERRED, Request
+from sidecar.wire.endpoint import DEFERRED, Refused, Request
 
 _CONNECTIONS_REMEMBERED = 10_000
 
@@ -37,10 +37,15 @@ class Control:
         """
         if instance_id is None:
             return self._greet(request.client)
-        instance = self._core.registry.hear(instance_id, request.client, self._core.now())
+        try:
+            instance = self._core.speaker(request, instance_id)
+        except Refused as refusal:
+            # It keeps nothing alive; on False a second worker would register again, in vain.
+            self._core.refusals.add(request.operation.name, refusal.reason, str(refusal))
+            return True
         if instance is not None:
             instance.proven = True
-        return self._core.registry.ping_answer(instance_id)
+        return self._core.registry.ping_answer(instance_id, request.client)
 
     def _greet(self, client: bytes) -> bool:
         """Remember a connection; whether it was known."""

@@ -9,9 +9,10 @@ from sidecar.cache.keys import BYTES_PER_TOKEN, SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Scope
 from sidecar.config import Config
+from sidecar.engines.attachments import Attachments
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
-from sidecar.engines.registry import Instance, Registry
+from sidecar.engines.registry import Instance, NotOwner, Registry, shown
 from sidecar.flow import Flows
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
@@ -28,6 +29,7 @@ class Core:
 
     config: Config
     arena: Arena
+    attachments: Attachments
     l1: L1
     leases: Leases
     registry: Registry
@@ -88,15 +90,27 @@ class Core:
     def instance(self, request: Request, instance_id: int, key: CacheKey, kind: str) -> Instance:
         """The worker that asks, heard from now. Raises Refused if it cannot ask this."""
         self.refuse_when_closing()
-        instance = self.registry.hear(instance_id, request.client, self.now())
+        instance = self.speaker(request, instance_id)
         if instance is None or instance.kind != kind:
-            raise Refused("unknown_instance", f"instance {instance_id}")
+            raise Refused("unknown_instance", f"worker {shown(instance_id)}")
         if key.worker_id is None:
             raise BadPayload("worker_id is missing")
         if (instance.model_name, instance.world_size) != (key.model_name, key.world_size):
-            raise Refused("wrong_model", f"instance {instance_id} serves {instance.model_name}")
+            raise Refused("wrong_model", f"it serves {instance.model_name}")
         instance.rank = key.worker_id
         return instance
+
+    def speaker(self, request: Request, instance_id: int) -> Instance | None:
+        """The worker for which `request` speaks, heard from now; None if it is not registered.
+
+        Raises Refused if another connection speaks for it.
+        """
+        try:
+            return self.registry.speaker(
+                instance_id, request.client, self.now(), request.is_connected
+            )
+        except NotOwner as error:
+            raise Refused("not_owner", str(error)) from None
 
     def refuse_when_closing(self) -> None:
         """Raises Refused once the server is on its way down: nothing new is begun then."""
@@ -106,7 +120,7 @@ class Core:
     def admit(self, instance: Instance) -> None:
         """Count one more transfer of `instance`. Raises Refused if it has too many queued."""
         if instance.transfers >= self.config.max_queued_requests:
-            raise Refused("queue_full", f"{instance.transfers} transfers of {instance.id}")
+            raise Refused("queue_full", f"{instance.transfers} transfers of {shown(instance.id)}")
         instance.transfers += 1
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from sidecar.engines.registry import Instance
+from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import count_evicted
 from sidecar.handlers.registration import Registrations
@@ -58,6 +58,8 @@ class Liveness:
             if reason is not None:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
+        registered = self._core.registry.instances.keys()
+        self._core.attachments.prune(registered | self._slots.instances())
         self._core.tiers.tick()
         count_evicted(self._core)
         self._core.gpus.watch()
@@ -79,13 +81,13 @@ class Liveness:
         return "silent" if timeout and instance.proven and silence > timeout else None
 
     def _reap(self, instance: Instance, reason: str) -> None:
-        log.warning("worker %d is %s: its registration is dropped", instance.id, reason)
-        self._registrations.forget(instance, gone=reason == "disconnected")
+        log.warning("worker %d is %s: its registration is dropped", shown(instance.id), reason)
+        self._registrations.forget(instance)
         self._core.telemetry.reaped_workers.add(1, reason)
 
     def _drop_lost_clients(self, now: float) -> None:
-        """End what is held for connections that are gone: leases, and slots of dead workers."""
-        holders = self._core.leases.clients() | self._slots.orphaned_clients()
+        """End what is held for connections that are gone: leases, and slots nobody can touch."""
+        holders = self._core.leases.clients() | self._slots.clients()
         for client in self._unreachable.keys() - holders:
             del self._unreachable[client]
         gone = set()
@@ -93,11 +95,10 @@ class Liveness:
             if self._is_connected(client):
                 self._unreachable.pop(client, None)
             elif now - self._unreachable.setdefault(client, now) >= self._gone_seconds:
-                del self._unreachable[client]
                 gone.add(client)
         if gone:
             self._core.leases.drop_clients(gone)
-            self._slots.release_clients(gone)
+            self._slots.end_disconnected(gone)
 
     def _forget_sessions(self, now: float) -> None:
         sessions = self._core.sessions

@@ -23,10 +23,12 @@ _UUID = re.compile(r"(GPU-|MIG-)?([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 class Mapping:
     """A registration under way. `prepare` finds its layout, or why it cannot be served.
 
-    `gpu` is the UUID of the GPU on which all tensors lie, None for host memory.
+    `client` is the connection over which it came; `gpu` is the UUID of the GPU on which all
+    tensors lie, None for host memory.
     """
 
     instance_id: int
+    client: bytes
     model_name: str
     world_size: int
     hints: LayoutHints

@@ -13,7 +13,7 @@ from sidecar.engines.cuda.gpus import MapRefused
 from sidecar.engines.host_memory import HostMemory
 from sidecar.engines.layout import ITEM_BYTES, UnknownLayout, fingerprint
 from sidecar.engines.memory import WorkerMemory
-from sidecar.engines.registry import Instance, SlotShape
+from sidecar.engines.registry import Instance, SlotShape, shown
 from sidecar.handlers.core import Core
 from sidecar.handlers.mapping import Mapping
 from sidecar.handlers.slots import Slots
@@ -29,6 +29,8 @@ from sidecar.wire.messages import (
 log = logging.getLogger(__name__)
 
 _MAX_WORKERS = 4096
+# A stock client has one; many of them must not keep others out.
+_MAX_WORKERS_A_CONNECTION = 16
 _MAX_MAPPING = 64
 
 
@@ -53,13 +55,13 @@ class Registrations:
     ) -> Any:
         """Map a worker's tensors; answered when they are usable. A repeat replaces."""
         core = self._core
-        self._admit(instance_id)
+        self._admit(request, instance_id)
         try:
             self._check_mode("lmcache_driven")
-            mapping = Mapping(instance_id, model_name, world_size, hints)
+            mapping = Mapping(instance_id, request.client, model_name, world_size, hints)
             mapping.describe(handles, groups)
         except (BadPayload, UnknownLayout) as error:
-            self._refuse(instance_id)
+            self._refuse(instance_id, request.client)
             raise Refused("bad_registration", str(error)) from None
         self._mapping[instance_id] = mapping
         core.copies.submit(
@@ -73,39 +75,45 @@ class Registrations:
     ) -> ArenaAddress:
         """Tell a worker where the arena is and remember how it views objects. A repeat replaces."""
         core, r = self._core, registration
-        self._admit(r.instance_id)
+        # Refused with the address: a worker without it would send its chunks as pickles, in vain.
+        elsewhere = ArenaAddress("/" + core.arena.segment.name, core.arena.size)
+        try:
+            self._admit(request, r.instance_id)
+        except Refused as refusal:
+            core.refusals.add(request.operation.name, refusal.reason, str(refusal))
+            return elsewhere
         try:
             self._check_mode("engine_driven")
             view, object_bytes = _slot_shape(r, core.config.chunk_size)
         except UnknownLayout as error:
-            self._refuse(r.instance_id)
+            self._refuse(r.instance_id, request.client)
             core.refusals.add(request.operation.name, "bad_registration", str(error))
-            # A worker without an address would send its chunks as pickles, in vain.
-            return self._address()
+            return elsewhere
         identity = fingerprint(["engine-driven", core.config.chunk_size, view.shape, view.dtype])
         instance = Instance(
             r.instance_id, r.model_name, r.world_size, identity, object_bytes,
             request.client, core.now(), slot_shape=view,
         )  # fmt: skip
         self._add(instance)
-        return self._address()
+        return ArenaAddress("/" + core.attachments.name(r.instance_id), core.arena.size)
 
     def unregister(self, request: Request, instance_id: int) -> None:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""
+        self._check_owner(request, instance_id)
         self._mapping.pop(instance_id, None)
         instance = self._core.registry.remove(instance_id)
         if instance is not None:
-            # Somebody else's word is not enough to reuse slots that it may be writing to.
-            self._release(instance, gone=request.client == instance.client)
+            self._release(instance)
+        self._slots.end(instance_id, request.client)
 
-    def forget(self, instance: Instance, gone: bool = False) -> None:
-        """Drop a worker that must register again. Its slots stay taken unless it is `gone`.
+    def forget(self, instance: Instance) -> None:
+        """Drop a worker that must register again; its slots stay taken until they are let go of.
 
         What it has in flight is neither published nor reported as done.
         """
         if self._core.registry.holds(instance):
             self._core.registry.remove(instance.id)
-            self._release(instance, gone)
+            self._release(instance)
 
     def forget_all(self) -> None:
         """Treat every worker as after a restart; what is cached stays."""
@@ -114,8 +122,8 @@ class Registrations:
             self.forget(instance)
         self._core.copies.cancel_all()
 
-    def _release(self, instance: Instance, gone: bool) -> None:
-        self._slots.forget(instance, gone)
+    def _release(self, instance: Instance) -> None:
+        self._slots.withdraw(instance.id)
         self._retire(instance)
 
     def _prepared(self, request: Request, mapping: Mapping, ok: bool) -> None:
@@ -143,7 +151,7 @@ class Registrations:
             return
         del self._mapping[mapping.instance_id]
         if isinstance(memory, MapRefused):
-            self._refuse_mapping(mapping.instance_id, memory.is_final)
+            self._refuse_mapping(mapping, memory.is_final)
             request.refuse("bad_registration", memory.reason)
             return
         layout = mapping.layout
@@ -165,11 +173,11 @@ class Registrations:
         if instance is not None and instance.memory is memory:
             self.forget(instance)
 
-    def _refuse_mapping(self, instance_id: int, is_final: bool) -> None:
+    def _refuse_mapping(self, mapping: Mapping, is_final: bool) -> None:
         if is_final:
-            self._refuse(instance_id)
-        elif (old := self._core.registry.remove(instance_id)) is not None:
-            self._release(old, gone=False)
+            self._refuse(mapping.instance_id, mapping.client)
+        elif (old := self._core.registry.remove(mapping.instance_id)) is not None:
+            self._release(old)
 
     def _add(self, instance: Instance) -> None:
         telemetry = self._core.telemetry
@@ -177,7 +185,7 @@ class Registrations:
         if instance.object_bytes > largest:
             log.warning(
                 "a chunk of worker %d takes %d bytes, more than the %d of the L1: nothing is kept",
-                instance.id,
+                shown(instance.id),
                 instance.object_bytes,
                 largest,
             )
@@ -188,31 +196,46 @@ class Registrations:
             telemetry.re_registrations.add(1, instance.kind)
             self._retire(old)
 
-    def _refuse(self, instance_id: int) -> None:
+    def _refuse(self, instance_id: int, client: bytes) -> None:
         self._mapping.pop(instance_id, None)
-        old = self._core.registry.refuse(instance_id)
+        old = self._core.registry.refuse(instance_id, client)
         if old is not None:
-            self._release(old, gone=False)
+            self._release(old)
 
     def _retire(self, instance: Instance) -> None:
         if instance.memory is not None:
             instance.memory.close()
 
-    def _admit(self, instance_id: int) -> None:
-        self._core.refuse_when_closing()
-        instances = self._core.registry.instances
-        if len(instances) >= _MAX_WORKERS and instance_id not in instances:
-            raise Refused("too_many_workers", f"{len(instances)} are registered")
+    def _admit(self, request: Request, instance_id: int) -> None:
+        """Raises Refused if there is no room for it, or somebody else has this id."""
+        core, client = self._core, request.client
+        core.refuse_when_closing()
+        self._check_owner(request, instance_id)
+        if instance_id not in core.registry.instances:
+            owned = core.registry.owned(client)
+            if owned + self._under_way(client) >= _MAX_WORKERS_A_CONNECTION:
+                raise Refused("too_many_workers", f"{owned} are registered over this connection")
+            if len(core.registry.instances) >= _MAX_WORKERS:
+                raise Refused("too_many_workers", f"{_MAX_WORKERS} are registered")
         if len(self._mapping) >= _MAX_MAPPING:
             raise Refused("too_many_registrations", f"{len(self._mapping)} are under way")
+
+    def _check_owner(self, request: Request, instance_id: int) -> None:
+        """Raises Refused if another connection speaks for this worker, or registers it now."""
+        self._core.speaker(request, instance_id)
+        mapping = self._mapping.get(instance_id)
+        if mapping is None or mapping.client == request.client:
+            return
+        if request.is_connected(mapping.client):
+            raise Refused("not_owner", f"worker {shown(instance_id)} is being registered")
+
+    def _under_way(self, client: bytes) -> int:
+        return sum(mapping.client == client for mapping in self._mapping.values())
 
     def _check_mode(self, mode: str) -> None:
         supported = self._core.config.supported_transfer_mode
         if supported not in ("auto", mode):
             raise UnknownLayout(f"--supported-transfer-mode is {supported}")
-
-    def _address(self) -> ArenaAddress:
-        return ArenaAddress("/" + self._core.arena.segment.name, self._core.arena.size)
 
 
 def _slot_shape(r: EngineDrivenRegistration, chunk_size: int) -> tuple[SlotShape, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sidecar.cache.entry import Entry
 from sidecar.engines.memory import Blocks, ChunkCopy
-from sidecar.engines.registry import Instance
+from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, scope_of, space_of
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
@@ -126,7 +126,7 @@ class Retrieves:
             return
         core.telemetry.l1_read_chunks.add(len(copies) - len(below))
         core.telemetry.num_chunks_loaded.add(
-            len(copies), str(instance.id), key.model_name, key.cache_salt
+            len(copies), str(shown(instance.id)), key.model_name, key.cache_salt
         )
         core.telemetry.num_finished_retrieves.add(1, instance.mapped.device)
         count_bytes(core, "load", instance, copies, began)

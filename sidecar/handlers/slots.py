@@ -1,19 +1,14 @@
 """Engine-driven mode: the worker copies between its memory and slots of the arena.
 
-A slot that a worker may still write to or read from is not used for anything else until it
-says that it is done, or its connection is gone: being late loses it the right to publish, not
-the slot.
+Being late loses a worker the right to publish what it writes, not the slots that it writes to:
+these are free when it says that it is done, or can touch them no more (`prepared`).
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from sidecar.cache.entry import Entry
-from sidecar.cache.leases import Scope
-from sidecar.engines.registry import Instance
+from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core, scope_of, space_of
 from sidecar.handlers.eviction import Eviction
+from sidecar.handlers.prepared import Prepared, PreparedKey, PreparedSlots
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import CacheKey, Slot, retrieve_context, store_context
 
@@ -22,23 +17,6 @@ _PICKLE_HINT = (
     "the worker sends pickles because it cannot open the arena: "
     "mount the same /dev/shm into both containers, under one user"
 )
-# Instance, request, scope, rank, range, and the last chunk's hash, which covers all tokens.
-PreparedKey = tuple[int, str, Scope, int | None, int, int, bytes]
-
-
-@dataclass(eq=False, slots=True)
-class Prepared:
-    """Slots that a worker works on. `withdrawn` writes can no longer be committed.
-
-    A write is withdrawn at its `deadline`; a read has none, it ends with its worker at last.
-    `client` is the connection of a worker that is not registered any more.
-    """
-
-    instance: Instance
-    entries: list[Entry]
-    deadline: float = math.inf
-    withdrawn: bool = False
-    client: bytes = b""
 
 
 class Slots:
@@ -47,8 +25,7 @@ class Slots:
     def __init__(self, core: Core, eviction: Eviction) -> None:
         self._core = core
         self._eviction = eviction
-        self._writes: dict[PreparedKey, Prepared] = {}
-        self._reads: dict[PreparedKey, list[Prepared]] = {}
+        self._prepared = PreparedSlots(core.arena.size, core.attachments)
 
     def prepare_store(self, request: Request, key: CacheKey, instance_id: int) -> object:
         """Slots for the chunks of `[start, end)` that are to be written."""
@@ -59,33 +36,37 @@ class Slots:
         chunks = core.aligned_range(key)
         hashes = core.hashes(key, key.end)
         name = _name(instance_id, key, hashes)
-        if name in self._writes or not chunks:
+        if self._prepared.writing(name) or not chunks:
             return store_context([], [])  # being written already, or nothing meant
         core.admit(instance)
-        entries, indices = self._reserve(instance, key, hashes, chunks)
-        if not entries:  # so no commit follows
-            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
+        try:
+            entries, indices = self._reserve(request.client, instance, key, hashes, chunks)
+        finally:
             instance.transfers -= 1
-            return store_context([], [])
-        deadline = core.now() + core.config.l1_write_ttl_seconds
-        self._writes[name] = Prepared(instance, entries, deadline)
+        if entries:
+            instance.transfers += 1
+            deadline = core.now() + core.config.l1_write_ttl_seconds
+            self._prepared.add_write(Prepared(name, instance, request.client, entries, deadline))
+        else:  # so no commit follows
+            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
         return store_context([_slot(instance, entry) for entry in entries], indices)
 
     def commit_store(self, request: Request, key: CacheKey, instance_id: int, data: bytes) -> bool:
         """Publish what the worker has written."""
         core = self._core
         span = core.trace(request, key)
-        core.registry.hear(instance_id, request.client, core.now())
+        core.registry.touch(instance_id, request.client, core.now())
         hashes = core.hashes(key, key.end)
-        name = _name(instance_id, key, hashes)
-        prepared = self._writes.pop(name, None)
+        prepared = self._prepared.writing(_name(instance_id, key, hashes))
         if prepared is None:
             # With data and without slots: it could not map the arena and sends pickles.
             raise Refused("pickle" if data else "unknown_reservation", _PICKLE_HINT if data else "")
-        prepared.instance.transfers -= 1
+        if prepared.client != request.client:
+            raise Refused("not_owner", "prepared over another connection")
         if prepared.withdrawn or data:
-            self._abandon(prepared)
+            self._free([prepared])
             raise Refused("pickle" if data else "reservation_expired")
+        self._prepared.remove(prepared)
         place = space_of(key, key.worker_id or 0, prepared.instance.fingerprint)
         core.publish(prepared.entries, place, hashes, span)
         core.telemetry.num_finished_stores.add(1, DEVICE)
@@ -107,38 +88,35 @@ class Slots:
         if not entries or len(entries) < len(chunks):
             core.telemetry.l1_read_failure_chunks.add(1, "l1_retrieve", "not_found", key.model_name)
             raise Refused("not_cached", f"{len(entries)} of {len(chunks)} chunks")
+        prepared = Prepared(_name(instance_id, key, hashes), instance, request.client, entries)
+        if not self._prepared.may_read(request.client, prepared.nbytes):
+            raise Refused("too_many_slots", f"worker {shown(instance_id)} reads half of the L1")
         core.admit(instance)
         for entry in entries:
             core.l1.pin(entry)
-        prepared = Prepared(instance, entries)
-        self._reads.setdefault(_name(instance_id, key, hashes), []).append(prepared)
+        self._prepared.add_read(prepared)
         return retrieve_context([_slot(instance, entry) for entry in entries])
 
     def commit_retrieve(self, request: Request, key: CacheKey, instance_id: int) -> bool:
         """The worker has read the slots, or was told that there are none."""
         core = self._core
         core.trace(request, key)
-        core.registry.hear(instance_id, request.client, core.now())
+        core.registry.touch(instance_id, request.client, core.now())
         hashes = core.hashes(key, key.end)
         start = key.start // core.config.chunk_size
         core.leases.release(
             key.request_id, scope_of(key), hashes, start, readers=1, rank=key.worker_id
         )
-        name = _name(instance_id, key, hashes)
-        reads = self._reads.get(name)
-        if not reads:
+        prepared = self._prepared.reading(_name(instance_id, key, hashes), request.client)
+        if prepared is None:
             return True
-        prepared = reads.pop(0)
-        if not reads:
-            del self._reads[name]
-        prepared.instance.transfers -= 1
         place = space_of(key, key.worker_id or 0, prepared.instance.fingerprint)
         core.l1.touch(place, hashes)
-        self._unpin(prepared)
+        self._free([prepared])
         count = len(prepared.entries)
         core.telemetry.l1_read_chunks.add(count)
         core.telemetry.num_chunks_loaded.add(
-            count, str(instance_id), key.model_name, key.cache_salt
+            count, str(shown(prepared.instance.id)), key.model_name, key.cache_salt
         )
         core.telemetry.num_finished_retrieves.add(1, DEVICE)
         self._count_bytes("load", prepared)
@@ -146,81 +124,87 @@ class Slots:
 
     def expire(self, now: float) -> None:
         """Writes past their limit can no longer be published; their slots stay taken."""
-        for prepared in self._writes.values():
+        for prepared in self._prepared.writes():
             if prepared.deadline <= now and not prepared.withdrawn:
                 self._withdraw(prepared)
                 self._core.telemetry.leases_expired.add(len(prepared.entries))
 
-    def forget(self, instance: Instance, gone: bool) -> None:
-        """A worker was unregistered or reaped: nothing it was storing becomes visible.
+    def withdraw(self, instance_id: int) -> None:
+        """A worker is not registered any more: nothing that it was storing becomes visible."""
+        for prepared in self._prepared.writes():
+            if prepared.instance.id == instance_id:
+                self._withdraw(prepared)
 
-        Its slots are free if it is `gone`; else they wait for `release_clients`.
+    def end(self, instance_id: int, client: bytes) -> None:
+        """This worker has said over `client` that it touches nothing any more."""
+        self._free(self._prepared.of(instance_id, client))
+
+    def end_disconnected(self, clients: set[bytes]) -> None:
+        """These connections are gone for good: nothing that came over them becomes visible.
+
+        What no process can touch any more is free.
         """
-        for prepared in self._all():
-            if prepared.instance.id == instance.id:
-                prepared.client = instance.client
-        self._end(lambda p: p.instance.id == instance.id, gone)
+        lost = self._prepared.over(clients)
+        for prepared in lost:
+            self._withdraw(prepared)
+        self._free(self._prepared.untouched(lost))
 
-    def orphaned_clients(self) -> set[bytes]:
-        """The connections of workers that are not registered, but may still touch slots."""
-        return {p.client for p in self._all() if p.client}
+    def clients(self) -> set[bytes]:
+        """The connections that have prepared slots."""
+        return self._prepared.clients()
 
-    def release_clients(self, clients: set[bytes]) -> None:
-        """These connections are gone for good; who was behind them touches no slot any more."""
-        self._end(lambda p: p.client in clients, gone=True)
+    def instances(self) -> set[int]:
+        """The workers that have prepared slots."""
+        return self._prepared.instances()
 
     def held(self) -> int:
         """Slots that workers write to or read from now."""
-        return sum(len(prepared.entries) for prepared in self._all())
-
-    def _all(self) -> list[Prepared]:
-        return [*self._writes.values(), *(p for reads in self._reads.values() for p in reads)]
-
-    def _end(self, condition: Callable[[Prepared], bool], gone: bool) -> None:
-        for name, prepared in list(self._writes.items()):
-            if condition(prepared):
-                self._withdraw(prepared)
-                if gone:
-                    del self._writes[name]
-                    self._abandon(prepared)
-        if gone:
-            for name, reads in list(self._reads.items()):
-                for prepared in filter(condition, list(reads)):
-                    reads.remove(prepared)
-                    self._unpin(prepared)
-                if not reads:
-                    del self._reads[name]
+        return self._prepared.slots
 
     def _withdraw(self, prepared: Prepared) -> None:
-        if not prepared.withdrawn:
+        if prepared.is_write and not prepared.withdrawn:
             prepared.withdrawn = True
             for entry in prepared.entries:
                 self._core.l1.withdraw(entry)
 
-    def _abandon(self, prepared: Prepared) -> None:
-        """Nobody writes to these slots any more, and they are not published."""
-        self._withdraw(prepared)
-        for entry in prepared.entries:
-            self._core.l1.release_withdrawn(entry)
-
-    def _unpin(self, prepared: Prepared) -> None:
-        for entry in prepared.entries:
-            self._core.l1.unpin(entry)
+    def _free(self, ended: list[Prepared]) -> None:
+        """Nobody touches these slots any more, and what was written to them is not published."""
+        for prepared in ended:
+            self._prepared.remove(prepared)
+            self._withdraw(prepared)
+            let_go = self._core.l1.release_withdrawn if prepared.is_write else self._core.l1.unpin
+            for entry in prepared.entries:
+                let_go(entry)
 
     def _reserve(
-        self, instance: Instance, key: CacheKey, hashes: list[bytes], chunks: range
+        self,
+        client: bytes,
+        instance: Instance,
+        key: CacheKey,
+        hashes: list[bytes],
+        chunks: range,
     ) -> tuple[list[Entry], list[int]]:
-        """New slots, and which chunks of the range (counted from its start) they are for."""
-        core = self._core
+        """New slots, and which chunks of the range (counted from its start) they are for.
+
+        Raises Refused where the connection has its share of the L1 already.
+        """
+        core, share = self._core, self._prepared.write_share(client)
         space_key = space_of(key, key.worker_id or 0, instance.fingerprint)
-        entries, indices = [], []
+        entries: list[Entry] = []
+        indices, taken = [], 0
         for index, chunk in enumerate(chunks):
             if core.l1.knows(space_key, hashes[chunk]):
                 continue
-            entry = core.l1.reserve(space_key, hashes[chunk], instance.object_bytes)
+            within = taken + instance.object_bytes <= share
+            if not within and not entries:
+                raise Refused("too_many_slots", f"worker {shown(instance.id)} has its share")
+            entry = None
+            if within:
+                entry = core.l1.reserve(space_key, hashes[chunk], instance.object_bytes)
             if entry is None:
                 core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", key.model_name)
                 continue
+            taken += entry.end - entry.start
             entries.append(entry)
             indices.append(index)
         return entries, indices

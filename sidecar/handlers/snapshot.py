@@ -3,7 +3,7 @@
 from typing import Any
 
 from sidecar.engines.groups import KVGroup
-from sidecar.engines.registry import Instance
+from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.handlers.refusals import Refusal
 from sidecar.handlers.slots import Slots
@@ -91,7 +91,7 @@ def _worker(instance: Instance, now: float) -> dict[str, Any]:
     groups = instance.layout.groups if instance.layout else ()
     view = instance.slot_shape
     return {
-        "instance_id": instance.id,
+        "instance_id": shown(instance.id),
         "kind": instance.kind,
         "model_name": instance.model_name,
         "world_size": instance.world_size,

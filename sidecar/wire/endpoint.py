@@ -71,9 +71,12 @@ class Request:
         self._endpoint.on_refused(self.operation.name, reason, detail)
         self._send(self.operation.negative, reason)
 
-    def is_connected(self) -> bool:
-        """Whether who asked still has its connection: without it, it gives up its requests."""
-        return self._endpoint.is_connected(self.client)
+    def is_connected(self, client: bytes | None = None) -> bool:
+        """Whether who asked still has its connection: without it, it gives up its requests.
+
+        Or whether another `client` has its own.
+        """
+        return self._endpoint.is_connected(self.client if client is None else client)
 
     def __del__(self) -> None:
         if not self.answered:

@@ -1,5 +1,6 @@
 """One connection: bytes from it are messages, messages to it are bytes, both bounded."""
 
+import select
 import socket
 from collections.abc import Sequence
 
@@ -42,6 +43,13 @@ class Peer:
     def held(self) -> int:
         """Bytes in memory: a message that is not complete, and answers that it does not read."""
         return self.decoder.held + len(self._outgoing)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its end is open, as far as the kernel knows now."""
+        hang_up = select.poll()
+        hang_up.register(self.socket, select.POLLRDHUP)
+        return not (self.is_deaf or hang_up.poll(0))
 
     @property
     def has_unsent(self) -> bool:

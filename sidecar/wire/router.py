@@ -96,8 +96,9 @@ class Router:
         return not peer.is_deaf
 
     def is_connected(self, identity: bytes) -> bool:
+        """Whether it has not closed its end. What it said before may still be to be served."""
         peer = self._peers.get(identity)
-        return peer is not None and not peer.is_deaf
+        return peer is not None and peer.is_open
 
     def tick(self) -> None:
         """Once a second: who does not greet goes, and there may be descriptors again."""

@@ -23,7 +23,7 @@ from tests.support.gpu_site import (
 )
 from tests.support.gpu_worker import GpuPool, GpuWorker
 from tests.support.l2 import adapter_flags, clear_l1, counter, objects, quarantined, wait_written
-from tests.support.server import Server, wait_until
+from tests.support.server import Server, shown, wait_until
 
 CHUNKS = 5
 
@@ -83,8 +83,8 @@ def mover(site: GpuSite, instance: int = 1) -> GpuWorker:
     worker = site.worker(instance, GpuPool(size=64, head=4096, seed=instance))
 
     def ready() -> bool:
-        workers = {w["instance_id"]: w for w in site.server.status()["workers"]}
-        return bool(workers[instance]["moves_files"])
+        workers = site.server.status()["workers"]
+        return any(w["moves_files"] for w in workers if {w["instance_id"]} == shown(instance))
 
     wait_until(ready, f"the GPU moves files; log:\n{site.server.stderr()}")
     return worker

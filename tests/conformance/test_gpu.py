@@ -23,7 +23,7 @@ from tests.support.gpu_site import (
 )
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient, RawPool, RawWorker, extension
-from tests.support.server import Server, wait_until
+from tests.support.server import Server, shown, wait_until
 
 
 @pytest.mark.parametrize("as_torch", [False, True], ids=["cuda_raw", "cuda"])
@@ -165,7 +165,7 @@ def test_a_store_that_waits_for_another_publishes_nothing_of_a_dead_worker(
         dying.register()
         client.send(client.frames("store", *dying.request(key_of(1, 4), source[:16], own.handle)))
         wait_until(lambda: gpu_site.server.leases() == 4, "the store of the others")
-    wait_until(lambda: _unreachable(gpu_site) == {2}, "the server knows that it is gone")
+    wait_until(lambda: _unreachable(gpu_site) == shown(2), "the server knows that it is gone")
     own.signal()
     wait_until(lambda: gpu_site.server.leases() == 2, "its copy has ended")
     theirs.signal()
@@ -267,7 +267,7 @@ def test_what_cannot_be_mapped_is_refused(
     bad = GpuWorker(gpu_site.client, "gpu", 99, pool)
     registration = bad.registration([extension(descriptor) for descriptor in descriptors])
     assert gpu_site.client.call("register_kv_cache", *registration) is None
-    assert gpu_site.server.instances() == {1}
+    assert gpu_site.server.instances() == shown(1)
     wait_until(lambda: len(gpu_site.children()) == 1, "no process for another GPU")
     assert pool.counts() == [1, 1, 1, 1], "whoever names a counter must have shared something"
     round_trip(worker, chunks=1)
@@ -280,7 +280,7 @@ def test_without_a_driver_a_gpu_worker_is_refused_for_good(server: Server) -> No
     with RawClient(server.url) as client:
         worker = GpuWorker(client, "gpu", 77)
         worker.register()
-        assert 77 not in server.instances()
+        assert not shown(77) & server.instances()
         wait_until(lambda: "no NVIDIA driver here" in server.stderr(), "the reason in the log")
         assert [client.call("ping", 77) for _ in range(3)] == [True] * 3
         assert worker.store(key_of(1, 1), [1, 2, 3, 4]) == [b"", False]

@@ -14,7 +14,7 @@ from tests.support.fake_gpu import UUID
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
 from tests.support.raw import extension
-from tests.support.server import REPO, Server, wait_until
+from tests.support.server import REPO, Server, shown, wait_until
 from tests.support.stub_libraries import stub_driver
 
 
@@ -53,7 +53,7 @@ def test_an_allocation_ends_where_the_worker_s_does(gpu_site: GpuSite) -> None:
     worker = GpuWorker(gpu_site.client, "gpu", 2, bad)
     caches = [extension(descriptor) for descriptor in descriptors]
     gpu_site.client.call("register_kv_cache", *worker.registration(caches))
-    assert gpu_site.server.instances() == {1}
+    assert gpu_site.server.instances() == shown(1)
     round_trip(good, chunks=2)
     worker.close()
 

@@ -20,11 +20,13 @@ from tests.support.layouts import (
     Layout,
     one_group,
 )
+from tests.support.server import shown
 
 
 def reported_format(rig: Rig, worker: Worker) -> str:
     """The layout name that /status gives for the worker's first group."""
-    entry = rig.server.status()["cache_context_meta"][str(worker.instance)]
+    (number,) = shown(worker.instance)
+    entry = rig.server.status()["cache_context_meta"][str(number)]
     return str(entry["kv_cache_layout"]["kernel_groups"][0]["engine_kv_format"])
 
 

@@ -7,7 +7,7 @@ import torch
 from tests.conformance.rig import Rig, assert_same, expect_moved, round_trip
 from tests.support.client import HANDLE, TIMEOUT, Worker
 from tests.support.layouts import FUSED, FUSED_NHD, MLA, KVCache, one_group
-from tests.support.server import Server
+from tests.support.server import Server, shown
 
 
 def reregister(worker: Worker, cache: KVCache) -> None:
@@ -24,7 +24,7 @@ def test_registering_again_with_the_same_tensors(rig: Rig, mode: str) -> None:
     origin, target = worker.cache.image(), rig.blocks(worker, 2, first=20)
     assert worker.retrieve(tokens, target)
     expect_moved(worker, origin, origin, blocks, target)
-    assert worker.instance in rig.server.instances()
+    assert shown(worker.instance) <= rig.server.instances()
 
 
 def test_new_tensors_replace_the_mapping(rig: Rig, mode: str) -> None:
@@ -74,7 +74,7 @@ def test_unregistered_instances_are_refused(rig: Rig) -> None:
     tokens, blocks = rig.tokens(1), rig.blocks(worker, 1)
     assert worker.store(tokens, blocks)
     worker.unregister()
-    assert worker.instance not in rig.server.instances()
+    assert not shown(worker.instance) & rig.server.instances()
     key = worker.key(tokens, 0, rig.chunk, worker=0)
     refused = (b"", False)
     event = b"stub_ipc_handle"
@@ -177,8 +177,8 @@ def test_workers_of_both_modes_at_once(rig: Rig) -> None:
     handle = rig.worker(mode=HANDLE, model="handle")
     engine = rig.worker(mode="engine_driven", model="engine")
     status = rig.server.status()
-    assert handle.instance in map(int, status["registered_gpu_ids"])
-    assert engine.instance in map(int, status["registered_non_cuda_instance_ids"])
+    assert set(status["registered_gpu_ids"]) >= shown(handle.instance)
+    assert set(status["registered_non_cuda_instance_ids"]) >= shown(engine.instance)
     assert torch.is_tensor(next(iter(engine.cache.tensors.values())))
 
 
@@ -189,5 +189,5 @@ def test_two_hundred_registrations(own_server: Server) -> None:
     for _ in range(200):
         worker.register()
     round_trip(rig, worker)
-    assert own_server.instances() == {worker.instance}
+    assert own_server.instances() == shown(worker.instance)
     rig.close()

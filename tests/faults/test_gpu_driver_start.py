@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
 from tests.support.l2 import adapter_flags
-from tests.support.server import Server, wait_until
+from tests.support.server import Server, shown, wait_until
 from tests.support.stub_libraries import stub_driver
 
 INVALID_VALUE, OUT_OF_MEMORY = 1, 2
@@ -44,7 +44,7 @@ def test_a_driver_that_is_not_ready_yet(gpu_site: GpuSite, faults: Path) -> None
 
     def served() -> bool:
         gpu_site.reregister(worker)
-        return gpu_site.server.instances() == {1}
+        return gpu_site.server.instances() == shown(1)
 
     wait_until(served, "the worker is served")
     round_trip(worker, chunks=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.gpu_site import NO, SOURCE, GpuSite, key_of, prove, stored
 from tests.support.gpu_worker import Event, GpuPool, GpuWorker, Timeline
 from tests.support.raw import RawClient
-from tests.support.server import wait_until
+from tests.support.server import shown, wait_until
 
 GPU_SECONDS = 2.0
 INVALID, SAME_PID, SYSTEM_CALL_FAILED, INVALID_HANDLE, NOT_PERMITTED = 1, 201, 304, 400, 800
@@ -76,7 +76,7 @@ def test_a_handle_whose_memory_is_still_mapped(gpu_site: GpuSite) -> None:
     frames = gpu_site.client.frames("register_kv_cache", *new.registration())
     gpu_site.client.send(frames)
     prove(staying, stored(staying, 2))
-    assert gpu_site.server.instances() == {1, 2}, "it waits, and nobody else does"
+    assert gpu_site.server.instances() == shown(1, 2), "it waits, and nobody else does"
     event = Event()
     pending = gpu_site.client.frames("store", *old.request(key_of(3, 2), SOURCE, event.handle))
     leave = gpu_site.client.frames("unregister_kv_cache", 2)
@@ -85,7 +85,7 @@ def test_a_handle_whose_memory_is_still_mapped(gpu_site: GpuSite) -> None:
     unanswered = {message[0] for message in (frames, pending, leave)}
     while unanswered:
         unanswered.discard(gpu_site.client.receive()[0])
-    assert gpu_site.server.instances() == {1, 3}
+    assert gpu_site.server.instances() == shown(1, 3)
     prove(new, kept)
     new.close()
     event.unlink()
@@ -96,7 +96,7 @@ def test_a_handle_of_a_worker_that_stays(gpu_site: GpuSite) -> None:
     worker, timeline = gpu_site.worker(1), Timeline(4096)
     twin = GpuWorker(gpu_site.client, "gpu", 2, worker.pool)
     twin.register()
-    assert gpu_site.server.instances() == {1}
+    assert gpu_site.server.instances() == shown(1)
     prove(worker, stored(worker, 1))
     timeline.write(1)
     assert worker.store(key_of(2, 2), SOURCE, timeline.event(1)) == [b"", True]
@@ -159,7 +159,7 @@ def test_groups_that_name_the_same_tensors_again_and_again(gpu_site: GpuSite) ->
     hostile = GpuWorker(gpu_site.client, "gpu", 2, pool)
     group = {"engine_group_id": 0, "layer_indices": list(range(300))}
     gpu_site.client.call("register_kv_cache", *hostile.registration()[:-1], [group] * 64)
-    assert gpu_site.server.instances() == {1}
+    assert gpu_site.server.instances() == shown(1)
     prove(worker, stored(worker, 1))
     hostile.close()
 

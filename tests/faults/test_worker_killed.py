@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults import victim
 from tests.support.raw import RawClient, RawPool, RawWorker, make_key
-from tests.support.server import REPO, SHM, Server, wait_until
+from tests.support.server import REPO, SHM, Server, shown, wait_until
 
 BOUND = 120.0  # seconds; generous, the server's own limits are a quarter of it
 REAP = ("--worker-reap-timeout-seconds", "2", "--worker-registration-grace-seconds", "2")
@@ -63,14 +63,14 @@ def test_killed_workers(victims: tuple[Server, Victim, Victim]) -> None:
         idle.register()
         for one in (handle, engine):
             one.wait_under_way()
-        assert server.instances() == {51, 52, 61, 62}
+        assert server.instances() == shown(51, 52, 61, 62)
         assert server.leases() > 0
         for one in (handle, engine):
             one.kill()
 
         def gone() -> bool:
             assert client.call("ping", 61) is True, "a worker that answers was given up"
-            return server.instances() == {61, 62}
+            return server.instances() == shown(61, 62)
 
         wait_until(gone, "registrations of the dead gone", BOUND)
         server.assert_no_leases(BOUND)

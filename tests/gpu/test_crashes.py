@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.rig import Rig, round_trip
 from tests.gpu.device import on_gpu, used_mib
 from tests.support.layouts import FUSED
-from tests.support.server import REPO, Server, wait_until
+from tests.support.server import REPO, Server, shown, wait_until
 
 pytestmark = pytest.mark.gpu
 
@@ -58,7 +58,7 @@ def test_killed_in_the_middle_of_stores(reaping: Server, bystander: Rig) -> None
     level = used_mib()
     for _ in range(ROUNDS):
         kill_some(reaping, "stores", VICTIMS)
-        wait_until(lambda: reaping.instances() == {worker.instance}, "the dead workers forgotten")
+        wait_until(lambda: reaping.instances() == shown(worker.instance), "the dead forgotten")
         wait_until(lambda: used_mib() < level + 100, "the GPU's memory back", 10)
     reaping.assert_no_leases()
     bystander.scheduler().clear(force=True)
@@ -74,7 +74,7 @@ def test_killed_before_the_event(reaping: Server, bystander: Rig) -> None:
     for _ in range(3):
         kill_some(reaping, "spins", 1)
         assert worker.retrieve(tokens, blocks)
-        wait_until(lambda: reaping.instances() == {worker.instance}, "the dead worker forgotten")
+        wait_until(lambda: reaping.instances() == shown(worker.instance), "the dead forgotten")
         wait_until(lambda: used_mib() < level + 100, "the GPU's memory back", 60)
     # The end of a worker is not what its event waited for: nothing of it is published.
     assert reaping.metrics().total("lmcache_mp_l1_write_chunks_total") == 3

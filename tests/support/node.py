@@ -7,13 +7,14 @@ says so. What is under the handlers is a `Bench`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from sidecar.config import Config
+from sidecar.engines.attachments import Attachments
 from sidecar.engines.groups import KVGroup, WorkerLayout
 from sidecar.engines.memory import ChunkCopy
 from sidecar.engines.registry import Instance, Registry
@@ -57,6 +58,19 @@ class Copies:
 
     def run(self, index: int = 0) -> None:
         self.waiting.pop(index)()
+
+
+class _NobodyElse:
+    """No process but the test's own has the arena open."""
+
+    def name(self, instance_id: int) -> str:
+        return "none"
+
+    def may_touch(self, instance_id: int) -> bool:
+        return False
+
+    def prune(self, keep: Collection[int]) -> None:
+        pass
 
 
 class BlockMemory:
@@ -105,7 +119,7 @@ class BlockMemory:
 class Node:
     """Operations over a bench; `call` returns the uid under which the reply will be."""
 
-    def __init__(self, bench: Bench, **config: Any) -> None:
+    def __init__(self, bench: Bench, attachments: Attachments | None = None, **config: Any) -> None:
         self.bench, self.copies = bench, Copies()
         telemetry = bench.telemetry
         settings = Config(chunk_size=CHUNK, l1_size_gb=1.0, **config)
@@ -120,6 +134,7 @@ class Node:
                     segment=SimpleNamespace(name="none"),
                 ),
             ),
+            attachments=attachments or cast("Any", _NobodyElse()),
             l1=bench.l1,
             leases=bench.leases,
             registry=Registry(),

@@ -2,28 +2,43 @@
 
 from unittest.mock import Mock
 
-from sidecar.engines.registry import Instance, Registry
+import pytest
+
+from sidecar.engines.registry import Instance, NotOwner, Registry
+
+OWNER = b"client"
 
 
 def instance(number: int = 1, fingerprint: bytes = b"f", model: str = "m") -> Instance:
     return Instance(number, model, 1, fingerprint, 4096, b"client", 0.0)
 
 
-def test_a_known_worker_is_healthy_whoever_carries_its_message() -> None:
+def test_only_its_owner_speaks_for_a_worker_while_its_connection_stands() -> None:
     registry = Registry()
     registry.add(instance())
-    heard = registry.hear(1, b"another connection", 5.0)
-    assert heard is not None and heard.client == b"another connection" and heard.last_seen == 5.0
-    assert registry.ping_answer(1) is True
+    with pytest.raises(NotOwner):
+        registry.speaker(1, b"another", 5.0, is_connected=lambda client: client == OWNER)
+    assert registry.instances[1].last_seen == 0.0
+    heard = registry.speaker(1, b"another", 5.0, is_connected=lambda client: False)
+    assert heard is not None and heard.client == b"another" and heard.last_seen == 5.0
+
+
+def test_only_what_its_owner_says_keeps_a_worker() -> None:
+    registry = Registry()
+    registry.add(instance())
+    registry.touch(1, b"another", 5.0)
+    assert registry.instances[1].last_seen == 0.0
+    registry.touch(1, OWNER, 6.0)
+    assert registry.instances[1].last_seen == 6.0
 
 
 def test_a_forgotten_worker_sees_unhealthy_then_healthy_until_it_registers() -> None:
     registry = Registry()
-    assert [registry.ping_answer(1) for _ in range(4)] == [False, True, False, True]
+    assert [registry.ping_answer(1, OWNER) for _ in range(4)] == [False, True, False, True]
     registry.add(instance())
-    assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
+    assert [registry.ping_answer(1, OWNER) for _ in range(3)] == [True] * 3
     registry.remove(1)
-    assert [registry.ping_answer(1) for _ in range(2)] == [False, True]
+    assert [registry.ping_answer(1, OWNER) for _ in range(2)] == [False, True]
 
 
 def test_a_forgotten_worker_is_not_told_while_its_blocks_are_moved() -> None:
@@ -32,19 +47,19 @@ def test_a_forgotten_worker_is_not_told_while_its_blocks_are_moved() -> None:
     worker.memory, worker.transfers = Mock(), 2
     registry.add(worker)
     registry.remove(1)
-    assert registry.ping_answer(1) is True
+    assert registry.ping_answer(1, OWNER) is True
     worker.transfers = 1
-    assert registry.ping_answer(1) is True
+    assert registry.ping_answer(1, OWNER) is True
     worker.transfers = 0
-    assert [registry.ping_answer(1) for _ in range(2)] == [False, True]
+    assert [registry.ping_answer(1, OWNER) for _ in range(2)] == [False, True]
 
 
 def test_a_refused_worker_is_left_in_peace() -> None:
     registry = Registry()
     registry.add(instance())
-    assert registry.refuse(1) is not None
-    assert registry.hear(1, b"c", 1.0) is None
-    assert [registry.ping_answer(1) for _ in range(3)] == [True] * 3
+    assert registry.refuse(1, OWNER) is not None
+    assert registry.speaker(1, OWNER, 1.0, lambda client: True) is None
+    assert [registry.ping_answer(1, OWNER) for _ in range(3)] == [True] * 3
 
 
 def test_a_repeated_registration_replaces() -> None:
@@ -83,6 +98,7 @@ def test_a_rank_is_served_in_the_layouts_of_its_own_workers() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     registry = Registry()
     for number in range(5000):
-        registry.ping_answer(number)
-        registry.refuse(number + 10_000)
-    assert len(registry._forgotten) <= 1024 and len(registry._refused) <= 1024
+        registry.ping_answer(number, OWNER)
+        registry.refuse(number + 10_000, b"%d" % number)
+    assert len(registry._told) <= 4096
+    assert max(map(len, registry._told.values())) <= 16
