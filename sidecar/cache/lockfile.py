@@ -30,12 +30,13 @@ def lock(path: Path) -> int | None:
         except OSError:
             os.close(fd)
             raise
-        if _is_still(fd, path):
+        if is_still(fd, path):
             return fd
         os.close(fd)  # its last owner unlinked it between our open and our lock
 
 
-def _is_still(fd: int, path: Path) -> bool:
+def is_still(fd: int, path: Path) -> bool:
+    """Whether the open file `fd` is what is at `path` now."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

@@ -38,6 +38,13 @@ class NoSpace(TierError):
     """The backend is full."""
 
 
+class Moved(TierError):
+    """What was there is out of reach. Something else is used now, of which nothing is known."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__("moved", f"{where} is not what it was")
+
+
 class Found(NamedTuple):
     """One object of a scan: its record's size in bytes, when it was last used (any epoch)."""
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from sidecar.telemetry import Telemetry
-from sidecar.tiers.base import Corrupt, Missing, NoSpace, TierError
+from sidecar.tiers.base import Corrupt, Missing, Moved, NoSpace, TierError
 from sidecar.tiers.breaker import Breaker
 from sidecar.tiers.generations import Replaced
 from sidecar.tiers.workers import Workers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_NOT_ITS_FAULT = Missing | Corrupt | NoSpace | Replaced | Moved
 Post = Callable[[Callable[[], None]], None]
 
 
@@ -51,17 +52,17 @@ class _Call:
 class Calls:
     """Those under way. `timeout` is in seconds. Loop thread only.
 
-    `on_replaced` is told of a call's error that says that the backend has been cleared.
+    `on_changed` is told of a call's error that says that the backend is not what it was.
     """
 
     def __init__(
         self, label: str, timeout: float, telemetry: Telemetry,
-        on_replaced: Callable[[Replaced], None],
+        on_changed: Callable[[Replaced | Moved], None],
     ) -> None:  # fmt: skip
         self._label = label
         self._timeout = timeout
         self._telemetry = telemetry
-        self._on_replaced = on_replaced
+        self._on_changed = on_changed
         self._under_way: set[_Call] = set()
 
     def __len__(self) -> int:
@@ -109,13 +110,13 @@ class Calls:
 
     def _judge(self, call: _Call, error: TierError | None) -> None:
         """What the outcome of a call says about the backend."""
-        if isinstance(error, Replaced):
-            self._on_replaced(error)
+        if isinstance(error, Replaced | Moved):
+            self._on_changed(error)
         elif error is not None and not isinstance(error, Missing | Corrupt):
             self._telemetry.l2_errors.add(1, self._label, call.side.kind, error.cause)
         if call.late:
             return  # it was judged when it became overdue
-        if error is None or isinstance(error, Missing | Corrupt | NoSpace | Replaced):
+        if error is None or isinstance(error, _NOT_ITS_FAULT):
             call.side.breaker.succeeded()
         else:
             self.failed(call.side, error)

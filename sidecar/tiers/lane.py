@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.adapters.directory import Files
-from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, TierError
+from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
 from sidecar.tiers.generations import CHECKED_SECONDS, Generation, Marks, Replaced, new_tag
@@ -51,6 +51,7 @@ class Lane:
         self.scanned = False
         self.on_scanned: Callable[[], None] = lambda: None
         self.on_replaced: Callable[[], None] = lambda: None  # others have cleared the backend
+        self.on_moved: Callable[[], None] = lambda: None  # it is another one
         self.busy: Callable[[], set[ObjectName]] = set  # what may not be evicted now
         readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
         self._calls = Calls(label, settings.timeout_seconds, telemetry, self._adopt)
@@ -173,7 +174,7 @@ class Lane:
             self.leftovers.retry()
             if self.unmarked:
                 self._mark()
-        if self.adapter.shared and now >= self._next_check and self.reads.allows():
+        if now >= self._next_check and self.reads.allows():  # what is known is asked of nobody
             self._next_check = now + CHECKED_SECONDS / 2
             self.read(self.generation.check, lambda _, error: None)
         if not (self.scanned or self.adapter.shared) and now >= self._next_scan:
@@ -228,13 +229,27 @@ class Lane:
 
         self._remove(generation.publish, marked)
 
-    def _adopt(self, error: Replaced) -> None:
-        """Others have cleared the backend: what they find is what is found here."""
-        if error.generation is self.generation:
+    def _adopt(self, error: Replaced | Moved) -> None:
+        """Others have cleared the backend, or it is another one: what is there is found here."""
+        if isinstance(error, Moved):
+            self._move(error)
+        elif error.generation is self.generation:
             log.warning("L2 %s: it has been cleared by others", self.label)
             self._begin(Generation(self._marks))
             self.scanned = False
             self.on_replaced()
+
+    def _move(self, error: Moved) -> None:
+        log.warning("L2 %s: %s: what is there now is used", self.label, error)
+        self._marks = Marks(self.adapter, self.label)
+        # A clear that has not reached the old one holds in this one.
+        self._begin(Generation(self._marks, new_tag() if self.unmarked else None))
+        self.leftovers.forget()
+        self.scanned = False
+        self.on_moved()
+        if self.unmarked:
+            self._mark()
+        self.start_scan(time.monotonic())
 
     def _remove(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
         self._calls.run(self._removing, call, done)
@@ -265,7 +280,7 @@ class Lane:
         )
 
     def _scan_ended(self, generation: Generation, error: TierError | None) -> None:
-        if isinstance(error, Replaced):
+        if isinstance(error, Replaced | Moved):
             self._adopt(error)
         if generation is not self.generation:
             self.start_scan(time.monotonic())

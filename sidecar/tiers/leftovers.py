@@ -56,6 +56,12 @@ class Leftovers:
             self._waiting.append((generation, sizes))
             self.pump()
 
+    def forget(self) -> None:
+        """They are out of reach."""
+        self._waiting.clear()
+        self._stuck.clear()
+        self._on_stuck(0)
+
     def retry(self) -> None:
         """Once in a while: try again what could not be removed."""
         if self._stuck and not self.waiting and self._allowed():

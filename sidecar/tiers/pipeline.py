@@ -94,6 +94,7 @@ class Tiers:
         for lane in self.lanes:
             lane.on_scanned = self.writes.pump
             lane.on_replaced = self._replaced
+            lane.on_moved = self.loads.forget_all
             lane.busy = partial(self.loads.busy, lane)
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())

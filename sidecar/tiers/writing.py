@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidecar.tiers.base import NoSpace, TierError
+from sidecar.tiers.base import Moved, NoSpace, TierError
 from sidecar.tiers.generations import Generation, Replaced
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
@@ -52,7 +52,7 @@ def give_way(lane: Lane, size: int) -> None:
 def not_kept(lane: Lane, size: int, error: TierError) -> str:
     """A record of `size` bytes could not be written; the reason for the metrics."""
     if not isinstance(error, NoSpace):
-        return "cleared" if isinstance(error, Replaced) else "error"
+        return "cleared" if isinstance(error, Replaced | Moved) else "error"
     give_way(lane, size)
     return "no_space"
 

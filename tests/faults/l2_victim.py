@@ -91,9 +91,9 @@ class MortalFiles(Files):
         super().__init__(base, MortalIO(fate), sync=sync)
         self._fate = fate
 
-    def _take(self) -> None:
-        super()._take()
+    def _open_io(self, arena: Bytes) -> None:
         self._fate.passes("opening")
+        super()._open_io(arena)
 
     def _write_temp(self, temp: str, record: Bytes) -> None:
         self._fate.passes("before the write")

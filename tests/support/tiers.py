@@ -233,6 +233,15 @@ class Bench:
             assert time.monotonic() < end, "it never happened"
             self._turn()
 
+    def run_ticking(self, condition: Callable[[], object]) -> None:
+        """Run, and do all the while what is done once a second."""
+
+        def ticked() -> object:
+            self.tiers.tick()
+            return condition()
+
+        self.run_until(ticked)
+
     def count(self, counter: str, *labels: str) -> int:
         """The sum of a counter's series that have these label values, in any place."""
         instrument = getattr(self.telemetry, counter)

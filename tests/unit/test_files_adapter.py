@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_IFSOCK
 from typing import Any
@@ -28,6 +29,8 @@ from sidecar.tiers.base import (
     TierError,
 )
 from tests.support.disks import MIB, SPACE, files_below, mounted, name, settings
+
+TAG = "g20261130T101500-0123456789ab"
 
 
 @pytest.fixture
@@ -372,3 +375,41 @@ def test_a_file_that_somebody_swaps_while_it_is_written_gets_no_name(
     with pytest.raises(Corrupt, match="regular"):
         adapter.keep(temp, bytes(4096), name(1))
     assert adapter.find([name(1)]) == [None]
+
+
+def test_folders_do_not_outlive_their_records(tmp_path: Path, arena: Bytes, opened: Any) -> None:
+    """Nor do they get in the way of a record that is on its way into one."""
+    adapter = opened(tmp_path)
+    names = [name(n)._replace(generation=tag) for tag in ("", TAG) for n in range(1, 20)]
+    for each in names:
+        adapter.store(each, arena[:4096])
+    adapter.delete(names[1:])
+    folders = [path for path in tmp_path.glob("objects*/**") if path.is_dir()]
+    assert len(folders) == 3  # of the one that is left
+    adapter.delete(names)
+    assert not list(tmp_path.glob("objects*"))
+    with ThreadPoolExecutor(4) as pool:
+
+        def churn(number: int) -> None:
+            record = arena[number * MIB : number * MIB + 4096]
+            for _ in range(200):
+                adapter.store(name(number), record)
+                adapter.delete([name(number)])
+
+        list(pool.map(churn, range(4)))
+    assert not list(tmp_path.glob("objects*"))
+
+
+def test_the_mark_of_a_directory(tmp_path: Path, arena: Bytes, opened: Any) -> None:
+    """One of an earlier version has none. One that has lost it is not taken for such a one."""
+    adapter = opened(tmp_path)
+    adapter.store(name(1), arena[:4096])
+    assert adapter.read_mark() == ""
+    adapter.write_mark(TAG)
+    assert adapter.read_mark() == TAG
+    adapter.store(name(1)._replace(generation=TAG), arena[:4096])
+    adapter.close()
+    adapter = opened(tmp_path)
+    assert adapter.read_mark() == TAG
+    (tmp_path / "generation").unlink()
+    assert adapter.read_mark() is None

@@ -34,16 +34,6 @@ def on(op: str, action: Callable[[], None]) -> Callable[[str, ObjectName | None]
     return before
 
 
-def ticks(bench: Bench, condition: Callable[[], bool]) -> Callable[[], bool]:
-    """`condition`, after what is done once a second."""
-
-    def ticked() -> bool:
-        bench.tiers.tick()
-        return condition()
-
-    return ticked
-
-
 def failing(op: str, error: Exception) -> Callable[[str, ObjectName | None], None]:
     def raise_it() -> None:
         raise error
@@ -626,15 +616,15 @@ def test_a_probe_that_cannot_begin_is_a_failure_and_no_wait(
 
     assert bench.lookup(*range(1, 9)) == 0
     stuck = 2
-    bench.run_until(ticks(bench, lambda: bench.l1.used_bytes == stuck * RECORD_BYTES))
+    bench.run_ticking(lambda: bench.l1.used_bytes == stuck * RECORD_BYTES)
     for _ in range(3):
-        bench.run_until(ticks(bench, lane.reads.allows))
+        bench.run_ticking(lane.reads.allows)
         assert bench.lookup(8) == 0
-        bench.run_until(ticks(bench, lambda: lane.reads.state == "open"))
+        bench.run_ticking(lambda: lane.reads.state == "open")
     assert "stuck" in lane.reads.last_failure
     assert bench.l1.used_bytes == stuck * RECORD_BYTES
     gate.set()
-    bench.run_until(ticks(bench, lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8))
+    bench.run_ticking(lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8)
 
 
 def test_a_load_that_lets_the_next_one_evict_it_is_no_slot_of_two() -> None:
@@ -671,7 +661,7 @@ def test_a_backend_that_refuses_to_delete_is_not_cut_off_for_stores() -> None:
         bench.store(number)
         bench.settle()
         bench.run_until(lambda: not lane._calls)
-    bench.run_until(ticks(bench, lambda: lane.deletes.state == "open"))
+    bench.run_ticking(lambda: lane.deletes.state == "open")
     assert lane.writes.state == "closed"
     assert bench.count("l2_breaker_opened", "store") == 0
     assert len(memory.records) <= 5  # one is written while the first eviction fails

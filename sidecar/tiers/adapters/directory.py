@@ -7,16 +7,16 @@
 <base>/.kv-sidecar.lock                               held by the one server that owns this
 """
 
+import errno
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
 
-from sidecar.cache.lockfile import lock
 from sidecar.tiers.adapters.file_calls import (
     entries,
     in_directory,
@@ -28,6 +28,7 @@ from sidecar.tiers.adapters.file_calls import (
     write_text,
 )
 from sidecar.tiers.adapters.file_io import PAGE, FileIO, os_errors
+from sidecar.tiers.adapters.place import Place
 from sidecar.tiers.adapters.quarantine import Quarantine
 from sidecar.tiers.adapters.temp_files import TempFiles
 from sidecar.tiers.base import (
@@ -36,6 +37,7 @@ from sidecar.tiers.base import (
     Corrupt,
     Found,
     Missing,
+    Moved,
     TierError,
 )
 from sidecar.tiers.names import ObjectName, is_tag, parse_path
@@ -73,29 +75,31 @@ class Files:
         self._temp = TempFiles(f"{base}/{temp}", shared)
         self._quarantine = Quarantine(f"{base}/quarantine")
         self._io = mover
-        self._direct = os.O_DIRECT if direct else 0
+        self._direct = self._wanted_direct = os.O_DIRECT if direct else 0
         self._sync_policy = sync
         self._floor = floor
-        self._lock_fd: int | None = None
+        folders = (self._temp.directory, self._quarantine.directory)
+        self._place = Place(base, folders, shared)
 
     def open(self, arena: Bytes) -> None:
         try:
             with os_errors():
-                self._take()
+                self._place.take()
                 self._temp.remove_leftovers()
                 self._open_io(arena)
         except AdapterUnusable:
-            self._give_up()
+            self._place.give_up()
             raise
         except TierError as error:
-            self._give_up()
+            self._place.give_up()
             raise AdapterUnusable(f"{self._base} cannot be used: {error}") from error
 
     def close(self) -> None:
         self._io.close()
-        self._give_up()
+        self._place.give_up()
 
     def store(self, name: ObjectName, record: Bytes) -> None:
+        self._check_place()
         temp = self._temp.new_path()
         with self._temp.or_removed(temp):
             self._write_temp(temp, record)
@@ -118,6 +122,7 @@ class Files:
 
         It has its blocks: what is written to it later finds room, and does not change its length.
         """
+        self._check_place()
         temp = self._temp.new_path()
         # Where there is no fallocate, libc writes a byte to each block, which O_DIRECT refuses.
         with self._temp.or_removed(temp), self._temp.create(temp, 0) as file:
@@ -126,6 +131,7 @@ class Files:
 
     def keep(self, temp: str, head: bytes, name: ObjectName) -> None:
         """Write a new file's first page and give it its name. It is discarded if that fails."""
+        self._check_place()
         with self._temp.or_removed(temp):
             with io.FileIO(open_regular(temp, os.O_RDWR), "r+") as file:
                 file.write(head)
@@ -139,10 +145,14 @@ class Files:
 
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
         with os_errors():
-            return [size_of(self._file(name)) for name in names]
+            sizes = [size_of(self._file(name)) for name in names]
+        if None in sizes:
+            self._check_place()
+        return sizes
 
     def delete(self, names: Sequence[ObjectName]) -> None:
         """And folders that are empty then; a store that is about to use one makes it again."""
+        self._check_place()
         with os_errors():
             for name in names:
                 with suppress(FileNotFoundError):
@@ -154,6 +164,7 @@ class Files:
 
     def read_mark(self) -> str | None:
         """An earlier version wrote none, and had no records of generations either."""
+        self._check_place()
         with os_errors():
             mark = read_text(self._mark)
             if mark is None and all(not tag for tag, _ in self._generations()):
@@ -169,6 +180,7 @@ class Files:
 
     def scan(self) -> Iterator[list[Found]]:
         """Several folders at a time: a cold disk answers one question about as soon as eight."""
+        self._check_place()
         with os_errors():
             yield from in_threads(self._scan_folder, self._folders(), _SCANNERS)
 
@@ -177,6 +189,7 @@ class Files:
             return self._quarantine.take(self._file(name), f"{name.hash.hex()}.{reason}")
 
     def room(self) -> int:
+        self._check_place()
         with os_errors():
             free = os.statvfs(self._base)
             return free.f_bavail * free.f_frsize - self._floor
@@ -187,6 +200,7 @@ class Files:
             try:
                 fd = open_regular(self._file(name), os.O_RDONLY | flags)
             except FileNotFoundError:
+                self._check_place()
                 raise Missing() from None
             with io.FileIO(fd) as file:
                 found = os.fstat(fd).st_size
@@ -222,26 +236,22 @@ class Files:
             for directory in (folder, *map(str, Path(folder).parents[:3])):
                 sync_directory(directory)
 
-    def _take(self) -> None:
-        for directory in (
-            self._base,
-            self._temp.directory,
-            self._quarantine.directory,
-        ):
-            os.makedirs(directory, 0o700, exist_ok=True)
-        if self.shared:
-            return
-        self._lock_fd = lock(Path(f"{self._base}/.kv-sidecar.lock"))
-        if self._lock_fd is None:
-            raise AdapterUnusable(
-                f"{self._base} is in use by another kv-sidecar: "
-                'choose another directory, or say "shared": true on all of them'
-            )
-
-    def _give_up(self) -> None:
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+    def _check_place(self) -> None:
+        """Raises Moved once if another place has come under the path, TierError if it cannot be
+        used.
+        """
+        try:
+            self._place.check()
+        except Moved:
+            self._direct = self._wanted_direct
+            with os_errors():
+                try:
+                    self._try_file()
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self._direct = 0
+            raise
 
     def _open_io(self, arena: Bytes) -> None:
         try:
@@ -258,10 +268,15 @@ class Files:
             self._try_io(arena)
 
     def _try_io(self, arena: Bytes) -> None:
+        with os_errors():
+            self._try_file(lambda fd: self._io.open(arena, fd))
+
+    def _try_file(self, use: Callable[[int], None] = lambda fd: None) -> None:
+        """Make an empty file as those to come, and remove it again."""
         temp = self._temp.new_path()
         try:
-            with os_errors(), self._temp.create(temp, self._direct) as file:
-                self._io.open(arena, file.fileno())
+            with self._temp.create(temp, self._direct) as file:
+                use(file.fileno())
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temp)

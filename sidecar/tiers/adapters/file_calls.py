@@ -14,7 +14,7 @@ from sidecar.tiers.base import Corrupt
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
-_TRIES = 3
+_TRIES = 10
 _SMALL = 256  # bytes
 
 
@@ -61,7 +61,8 @@ def in_directory(directory: str, action: Callable[[], _T]) -> _T:
         try:
             return action()
         except FileNotFoundError:
-            os.makedirs(directory, 0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.makedirs(directory, 0o700, exist_ok=True)
     return action()
 
 

@@ -1,0 +1,164 @@
+"""A directory that is mounted over, removed or made again while a server uses it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.base import AdapterUnusable, Moved, TierError
+from tests.support.disks import MIB, files_below, name
+from tests.support.tiers import Bench, page_aligned
+
+RECORD_BYTES = 3 * 4096
+
+
+@contextmanager
+def mounted_over(base: Path, *options: str) -> Iterator[None]:
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(["size=8m", *options]), "none", str(base)]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(base)], check=True)
+
+
+def bench_over(base: Path, **settings: Any) -> Bench:
+    return Bench(Files(str(base), DirectIO(), direct=False), settings=settings).start()
+
+
+def records(base: Path) -> int:
+    return sum(each.endswith(".kv") for each in files_below(base))
+
+
+def stored(bench: Bench, number: int) -> None:
+    """Also where the first try finds that the directory is another one."""
+    (lane,) = bench.tiers.lanes
+
+    def kept() -> bool:
+        if not bench.tiers.writes.objects:
+            if len(lane.catalog):
+                return True
+            bench.l1.clear(force=True)
+            bench.store(number)
+        return False
+
+    bench.run_until(kept)
+
+
+def test_another_mount_for_a_moment(tmp_path: Path) -> None:
+    """What was there is there again when it is gone, found and counted, without a restart."""
+    bench = bench_over(tmp_path, max_capacity_gb=1)
+    (lane,) = bench.tiers.lanes
+    bench.store(1, 2)
+    bench.settle()
+    with mounted_over(tmp_path):
+        bench.l1.clear(force=True)
+        assert bench.lookup(1, 2) == 0
+        bench.run_until(lambda: lane.scanned)
+        assert len(lane.catalog) == 0
+        stored(bench, 3)
+        bench.l1.clear(force=True)
+        assert [bench.lookup(3), bench.lookup(1)] == [1, 0]
+        assert records(tmp_path) == 1
+    assert records(tmp_path) == 2
+    bench.l1.clear(force=True)
+    bench.run_ticking(lambda: bench.lookup(1, 2) == 2)
+    bench.run_until(lambda: lane.scanned)
+    assert (len(lane.catalog), lane.catalog.used_bytes) == (2, 2 * RECORD_BYTES)
+    assert bench.lookup(3) == 0
+
+
+def test_a_mount_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    """Nothing of what is below it is forgotten, and nothing is scanned anew."""
+    files = Files(str(tmp_path), DirectIO(), direct=False)
+    arena = page_aligned(MIB)
+    files.open(arena)
+    files.store(name(1), arena[:8192])
+    with mounted_over(tmp_path, "ro"):
+        for _ in range(2):
+            with pytest.raises(TierError, match="EROFS"):
+                files.find([name(1)])
+            with pytest.raises(TierError, match="EROFS"):
+                files.load(name(1), arena[:8192])
+    assert files.find([name(1), name(2)]) == [8192, None]
+    files.close()
+
+
+def test_a_directory_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    base = tmp_path / "l2"
+    bench = bench_over(base)
+    bench.store(1)
+    bench.settle()
+    shutil.rmtree(base)
+    bench.l1.clear(force=True)
+    assert bench.lookup(1) == 0
+    stored(bench, 2)
+    bench.l1.clear(force=True)
+    assert bench.lookup(2) == 1
+    assert records(base) == 1
+    with pytest.raises(AdapterUnusable, match="in use by another"):
+        Files(str(base), DirectIO()).open(page_aligned(MIB))
+
+
+def test_a_shared_directory_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    base, arena = tmp_path / "l2", page_aligned(MIB)
+    files = Files(str(base), DirectIO(), direct=False, shared=True)
+    files.open(arena)
+    shutil.rmtree(base)
+    assert files.room() > 0
+    files.store(name(1), arena[:8192])
+    assert files.find([name(1)]) == [8192]
+    files.close()
+
+
+def test_a_place_that_another_server_has_taken_is_not_used(tmp_path: Path) -> None:
+    """It was removed, and somebody else was faster."""
+    base, arena = tmp_path / "l2", page_aligned(MIB)
+    files, other = (Files(str(base), DirectIO(), direct=False) for _ in range(2))
+    files.open(arena)
+    shutil.rmtree(base)
+    other.open(arena)
+    other.store(name(1), arena[:8192])
+    for call in (
+        lambda: files.store(name(2), arena[:8192]),
+        lambda: files.delete([name(1)]),
+        lambda: files.find([name(3)]),
+    ):
+        with pytest.raises(TierError, match="in use by another"):
+            call()
+    other.close()
+    with pytest.raises(Moved):
+        files.find([name(3)])
+    assert files.find([name(1)]) == [8192]
+    files.close()
+
+
+def test_what_is_done_in_the_new_place_is_no_matter_of_the_old_clear(tmp_path: Path) -> None:
+    """Names of an old place mean other records in the new one."""
+    bench = bench_over(tmp_path)
+    bench.store(1)
+    bench.settle()
+    bench.l1.clear(force=True)
+    bench.tiers.clear()
+    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
+    with mounted_over(tmp_path):
+        stored(bench, 1)
+        bench.l1.clear(force=True)
+        assert bench.lookup(1) == 1
+    lane = bench.tiers.lanes[0]
+    there = lane.generation
+    bench.l1.clear(force=True)
+    bench.run_ticking(lambda: lane.generation is not there)
+    assert bench.lookup(1) == 0
+    bench.run_until(lambda: lane.scanned)
+    assert bench.lookup(1) == 0
