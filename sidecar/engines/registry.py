@@ -16,7 +16,7 @@ from sidecar.engines.groups import WorkerLayout
 from sidecar.engines.memory import WorkerMemory
 
 _REMEMBERED = 1024
-_CLIENTS_REMEMBERED, _IDS_A_CLIENT = 4096, 16
+_CLIENTS_REMEMBERED, _IDS_A_CLIENT, _WORKERS_A_SCHEDULER = 4096, 16, 1024
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -101,6 +101,7 @@ class Registry:
     instances: dict[int, Instance] = field(default_factory=dict)
     _told: OrderedDict[bytes, OrderedDict[int, bool | None]] = field(default_factory=OrderedDict)
     _leaving: OrderedDict[int, Instance] = field(default_factory=OrderedDict)
+    _workers_of: OrderedDict[bytes, OrderedDict[int, None]] = field(default_factory=OrderedDict)
 
     def add(self, instance: Instance) -> Instance | None:
         """Register, replacing what was registered under the same id, which is returned."""
@@ -183,21 +184,34 @@ class Registry:
             and worker.fingerprint == fingerprint
         )
 
-    def layouts(self, model_name: str, world_size: int) -> list[list[Instance]]:
-        """By rank, one worker for each layout in which the rank is served now; [] if none is.
+    def serves(self, instance: Instance, scheduler: bytes) -> None:
+        """The worker has transferred for a request that this connection looked up."""
+        workers = self._workers_of.get(scheduler, OrderedDict())
+        _remember(workers, instance.id, None, _WORKERS_A_SCHEDULER)
+        _remember(self._workers_of, scheduler, workers, _CLIENTS_REMEMBERED)
 
-        A worker tells its rank with its first transfer. Until then it may be any, and its
-        layout counts for all: pipeline stages may have different ones.
+    def layouts(self, model_name: str, world_size: int, scheduler: bytes) -> list[list[Instance]]:
+        """By rank, one worker for each layout that `scheduler` may mean; [] if none is served.
+
+        These are the layouts of its own workers, where one of the rank is known, and else all in
+        which the rank is served now: others' registrations do not concern it. A worker tells its
+        rank with its first transfer. Until then it may be any, and its layout counts for all:
+        pipeline stages may have different ones.
         """
+        own = self._workers_of.get(scheduler, OrderedDict())
         found: dict[int | None, dict[bytes, Instance]] = {}
+        known: dict[int | None, dict[bytes, Instance]] = {}
         for instance in self.instances.values():
             if (instance.model_name, instance.world_size) == (model_name, world_size):
                 found.setdefault(instance.rank, {}).setdefault(instance.fingerprint, instance)
+                if instance.id in own and instance.rank is not None:
+                    known.setdefault(instance.rank, {}).setdefault(instance.fingerprint, instance)
         if not found:
             return []
         unknown = found.pop(None, {})
         anybody = list(unknown.values())  # one list for all ranks, of which there may be many
-        of_rank = {rank: list({**unknown, **known}.values()) for rank, known in found.items()}
+        of_rank = {rank: list({**unknown, **served}.values()) for rank, served in found.items()}
+        of_rank |= {rank: list(served.values()) for rank, served in known.items()}
         return [of_rank.get(rank, anybody) for rank in range(world_size)]
 
 

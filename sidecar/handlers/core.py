@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sidecar.cache.arena import Arena
 from sidecar.cache.entry import Entry
@@ -23,6 +24,13 @@ from sidecar.wire.messages import BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists
 
 
+class Session(NamedTuple):
+    """A request that is under way: the connection that looked it up, and when."""
+
+    scheduler: bytes
+    since: float
+
+
 @dataclass(slots=True)
 class Core:
     """The parts of one cache. All of it belongs to the loop thread."""
@@ -40,7 +48,7 @@ class Core:
     refusals: Refusals
     tiers: Tiers
     flows: Flows
-    sessions: dict[str, float] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
 
     def now(self) -> float:
@@ -98,6 +106,8 @@ class Core:
         if (instance.model_name, instance.world_size) != (key.model_name, key.world_size):
             raise Refused("wrong_model", f"it serves {instance.model_name}")
         instance.rank = key.worker_id
+        if (session := self.sessions.get(key.request_id)) is not None:
+            self.registry.serves(instance, session.scheduler)
         return instance
 
     def speaker(self, request: Request, instance_id: int) -> Instance | None:

@@ -102,6 +102,6 @@ class Liveness:
 
     def _forget_sessions(self, now: float) -> None:
         sessions = self._core.sessions
-        old = [name for name, since in sessions.items() if now - since > _SESSION_SECONDS]
+        old = [name for name, s in sessions.items() if now - s.since > _SESSION_SECONDS]
         for name in old:
             del sessions[name]

@@ -8,7 +8,7 @@ from typing import Any
 from sidecar.cache.entry import Entry, Space
 from sidecar.cache.leases import Lookup
 from sidecar.engines.registry import Instance
-from sidecar.handlers.core import Core, scope_of, space_of
+from sidecar.handlers.core import Core, Session, scope_of, space_of
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
@@ -46,7 +46,7 @@ class Lookups:
         readers = key.num_kv_readers or (tp_size if tp_size > key.world_size else 1)
         self.begin(request.client, key, hashes, readers, lambda hits: None)
         if len(core.sessions) < _MAX_SESSIONS:
-            core.sessions[key.request_id] = core.now()
+            core.sessions[key.request_id] = Session(request.client, core.now())
 
     def begin(
         self, client: bytes, key: CacheKey, hashes: list[bytes], readers: int,
@@ -61,7 +61,7 @@ class Lookups:
         span = core.telemetry.begin_span(
             "lookup", key.request_id, model_name=key.model_name, chunks=len(hashes)
         )
-        workers, why = self._workers(key, hashes)
+        workers, why = self._workers(client, key, hashes)
         width = sum(map(len, workers))
         hashes = hashes[: _MAX_OBJECTS // max(1, width)]
         weight = self._make_room(client, len(hashes) * (1 + width))
@@ -159,10 +159,10 @@ class Lookups:
         return hits
 
     def _workers(
-        self, key: CacheKey, hashes: Sequence[bytes]
+        self, client: bytes, key: CacheKey, hashes: Sequence[bytes]
     ) -> tuple[list[list[Instance]], str | None]:
         """By rank, who may read this; why the lookup cannot be a hit, if it cannot."""
-        workers = self._core.registry.layouts(key.model_name, key.world_size)
+        workers = self._core.registry.layouts(key.model_name, key.world_size, client)
         if not workers:
             return [], "no_gpu_context"
         if sum(map(len, workers)) > _MAX_OBJECTS_A_CHUNK:

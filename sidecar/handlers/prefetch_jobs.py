@@ -59,7 +59,7 @@ class PrefetchJobs:
         core, tokens = self._core, len(hashes) * self._core.config.chunk_size
         request_id = f"prefetch-{secrets.token_hex(8)}"
         key = CacheKey(model_name, world_size, None, _NO_TOKENS, 0, tokens, request_id, cache_salt)
-        if not core.registry.layouts(model_name, world_size):
+        if not core.registry.layouts(model_name, world_size, _CLIENT):
             raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
         if not hashes:
             return request_id

@@ -259,6 +259,24 @@ def test_one_connection_registers_a_few_workers(site: Site, workers: EngineDrive
     assert 1000 in workers.registered()
 
 
+def test_others_layouts_take_nobodys_hits(site: Site, workers: EngineDriven) -> None:
+    """Once a scheduler's own workers are known: from its first request on."""
+    workers.register(A, 1)
+    lookup = {**key_of(1, 4), "worker_id": None}
+
+    def hits() -> int:
+        site.call(B, "lookup", lookup, 1)
+        found: int = site.call(B, "query_prefetch_status", "r1")
+        return found
+
+    assert hits() == 0
+    workers.prepare(A, 1, 1, 4)
+    assert workers.commit(A, 1, 1, 4) is True
+    other = {**registration(2), "hidden_dim_size": 64}
+    site.call(C, "register_kv_cache_engine_driven_context", other)
+    assert hits() == 4
+
+
 class Ownership(RuleBasedStateMachine):
     """Workers that come, go, stop and lose their connections, and strangers that name their ids.
 

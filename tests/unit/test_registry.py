@@ -79,10 +79,10 @@ def test_layouts_of_a_model_are_those_of_its_live_workers() -> None:
         (4, b"h", "n"),
     ):
         registry.add(instance(number, fingerprint, model))
-    assert [i.fingerprint for i in registry.layouts("m", 1)[0]] == [b"f", b"g"]
-    assert registry.layouts("m", 2) == []
+    assert [i.fingerprint for i in registry.layouts("m", 1, OWNER)[0]] == [b"f", b"g"]
+    assert registry.layouts("m", 2, OWNER) == []
     registry.remove(3)
-    assert [i.fingerprint for i in registry.layouts("m", 1)[0]] == [b"f"]
+    assert [i.fingerprint for i in registry.layouts("m", 1, OWNER)[0]] == [b"f"]
 
 
 def test_a_rank_is_served_in_the_layouts_of_its_own_workers() -> None:
@@ -91,8 +91,26 @@ def test_a_rank_is_served_in_the_layouts_of_its_own_workers() -> None:
         worker = instance(number, fingerprint)
         worker.world_size, worker.rank = 2, rank
         registry.add(worker)
-    by_rank = [{i.fingerprint for i in of_rank} for of_rank in registry.layouts("m", 2)]
+    by_rank = [{i.fingerprint for i in of_rank} for of_rank in registry.layouts("m", 2, OWNER)]
     assert by_rank == [{b"f", b"h"}, {b"g", b"h"}]
+
+
+def test_a_scheduler_means_the_layouts_of_its_own_workers() -> None:
+    registry = Registry()
+    for number, fingerprint in ((1, b"f"), (2, b"g"), (3, b"h")):
+        worker = instance(number, fingerprint)
+        worker.world_size, worker.rank = 2, 0 if number < 3 else None
+        registry.add(worker)
+    registry.serves(registry.instances[1], b"scheduler")
+
+    def fingerprints(scheduler: bytes) -> list[set[bytes]]:
+        of_ranks = registry.layouts("m", 2, scheduler)
+        return [{worker.fingerprint for worker in of_rank} for of_rank in of_ranks]
+
+    assert fingerprints(b"scheduler") == [{b"f"}, {b"h"}], "nobody of rank 1 is known"
+    assert fingerprints(b"another") == [{b"f", b"g", b"h"}, {b"h"}]
+    registry.remove(1)
+    assert fingerprints(b"scheduler") == [{b"g", b"h"}, {b"h"}]
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -100,5 +118,9 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(5000):
         registry.ping_answer(number, OWNER)
         registry.refuse(number + 10_000, b"%d" % number)
+        registry.serves(instance(number), OWNER)
+        registry.serves(instance(number), b"%d" % number)
     assert len(registry._told) <= 4096
     assert max(map(len, registry._told.values())) <= 16
+    assert len(registry._workers_of) <= 4096
+    assert max(map(len, registry._workers_of.values())) <= 1024
