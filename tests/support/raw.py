@@ -100,7 +100,10 @@ class RawClient:
         return self.result(self.frames(operation, *payloads, as_name=as_name))
 
     def result(self, frames: Sequence[bytes]) -> Any:
-        reply = self.exchange(frames)
+        return self.value(self.exchange(frames))
+
+    @staticmethod
+    def value(reply: Sequence[bytes]) -> Any:
         if len(reply) == 2:
             return None
         value = decode(reply[2])

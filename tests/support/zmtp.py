@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -29,8 +30,15 @@ class RawPeer:
         return cls(stream, hello)
 
     @classmethod
-    def tcp(cls, port: int, hello: bytes = HELLO) -> RawPeer:
-        return cls(socket.create_connection(("127.0.0.1", port)), hello)
+    def tcp(cls, port: int, then: bytes = b"") -> RawPeer:
+        """It waits for the server's greeting, as libzmq does, before it says READY and `then`."""
+        peer = cls(socket.create_connection(("127.0.0.1", port)), GREETING)
+        greeted = 0
+        while greeted < len(GREETING):
+            select.select([peer.stream], [], [], 10)
+            greeted += len(peer.receive())
+        peer.send(READY + then)
+        return peer
 
     def send(self, data: bytes) -> None:
         """All of it, at once."""

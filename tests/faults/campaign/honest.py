@@ -1,0 +1,198 @@
+"""Honest clients: what they load is what they stored, and each request is answered in time.
+
+They look up, load, compare every byte, store what is missing, and say whom they are; what they
+find wrong they note, and go on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.faults.campaign.prompts import CHUNK_BYTES, CHUNKS, PROMPTS, kv_of, tokens_of
+from tests.faults.campaign.target import CHUNK, ENGINE_ID, ENGINE_MODEL, HANDLE_ID, HANDLE_MODEL
+from tests.support.raw import EVENT, NoReply, RawClient, RawPool, RawWorker, make_key
+
+LATE_SECONDS = 5.0
+_GIVE_UP_SECONDS = 60.0
+_BLOCKS_A_CHUNK = CHUNK // RawPool.SLOTS
+
+
+class Honest(threading.Thread):
+    """One client that works until `stop`. Subclasses move the bytes of chunks."""
+
+    model: str
+    instance: int
+
+    def __init__(self, url: str, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.client = RawClient(url)
+        self.client.greet()
+        self.random = random.Random(seed)
+        self.problems: list[str] = []
+        self.requests = self.chunks_compared = 0
+        self.slowest = 0.0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.one_request(self.random.randrange(PROMPTS))
+            except NoReply:
+                self.problems.append("a request was not answered")
+                return
+            except Exception as error:
+                self.problems.append(f"{error!r}")
+                return
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join(2 * _GIVE_UP_SECONDS)
+        if self.is_alive():
+            self.problems.append("it does not end")
+        self.leave()
+        self.client.close()
+
+    def ask(self, operation: str, *payloads: Any) -> Any:
+        """A call whose answer must come in time."""
+        frames = self.client.frames(operation, *payloads)
+        began = time.monotonic()
+        reply = self.client.exchange(frames, _GIVE_UP_SECONDS)
+        took = time.monotonic() - began
+        self.requests += 1
+        self.slowest = max(self.slowest, took)
+        if took > LATE_SECONDS:
+            self.problems.append(f"{operation} took {took:.1f} s")
+        return self.client.value(reply)
+
+    def one_request(self, number: int) -> None:
+        """What vLLM does with a prompt."""
+        tokens, request = tokens_of(number), f"{self.model}-{self.random.random()}"
+        if self.ask("ping", self.instance) is not True:
+            self.problems.append("its worker was forgotten")
+            self.register()
+        key = make_key(tokens, 0, len(tokens), model=self.model, request=request)
+        hits = self._lookup({**key, "worker_id": None})
+        if hits:
+            self._load({**key, "end": hits * CHUNK}, number, hits)
+        if hits < CHUNKS:
+            self.store({**key, "start": hits * CHUNK}, number, hits)
+        self.ask("end_session", request)
+
+    def _lookup(self, key: Any) -> int:
+        self.ask("lookup", key, 1)
+        while (hits := self.ask("query_prefetch_status", key["request_id"])) is None:
+            time.sleep(0.005)
+        return int(hits)
+
+    def _load(self, key: Any, number: int, hits: int) -> None:
+        loaded = self.load(key, hits)
+        for chunk, data in enumerate(loaded):
+            self.chunks_compared += 1
+            if not np.array_equal(data, kv_of(self.model, number, chunk)):
+                self.problems.append(f"WRONG BYTES in chunk {chunk} of prompt {number}")
+
+    def register(self) -> None:
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        raise NotImplementedError
+
+    def store(self, key: Any, number: int, first: int) -> None:
+        """Store the chunks from `first` on."""
+        raise NotImplementedError
+
+    def load(self, key: Any, hits: int) -> list[np.ndarray]:
+        """The bytes of each chunk; nothing if the server refuses."""
+        raise NotImplementedError
+
+
+class HandleMode(Honest):
+    """The server copies, from and to blocks of this worker."""
+
+    model, instance = HANDLE_MODEL, HANDLE_ID
+
+    def __init__(self, url: str, seed: int) -> None:
+        super().__init__(url, seed)
+        self._worker = RawWorker(self.client, self.model, self.instance)
+        self.register()
+
+    def register(self) -> None:
+        self._worker.register()
+
+    def leave(self) -> None:
+        self._worker.close()
+
+    def store(self, key: Any, number: int, first: int) -> None:
+        blocks, data = self._draw_blocks(CHUNKS - first), self._worker.pool.data
+        for row, chunk in enumerate(range(first, CHUNKS)):
+            ids = _of_chunk(blocks, row)
+            kv = kv_of(self.model, number, chunk).view(np.uint16)
+            data[:, ids] = kv.reshape(data[:, ids].shape)
+        self.ask("store", key, self.instance, [blocks], EVENT)
+        self._scribble(blocks)
+
+    def load(self, key: Any, hits: int) -> list[np.ndarray]:
+        blocks, data = self._draw_blocks(hits), self._worker.pool.data
+        done = self.ask("retrieve", key, self.instance, [blocks], EVENT, 0)[1]
+        copies = [
+            np.ascontiguousarray(data[:, _of_chunk(blocks, row)]).view(np.uint8).ravel()
+            for row in range(hits)
+        ]
+        self._scribble(blocks)
+        return copies if done else []
+
+    def _draw_blocks(self, chunks: int) -> list[int]:
+        return self.random.sample(range(1, self._worker.pool.blocks), chunks * _BLOCKS_A_CHUNK)
+
+    def _scribble(self, blocks: list[int]) -> None:
+        """The blocks belong to somebody else from now on."""
+        self._worker.pool.data[:, blocks] = self.random.randrange(2**16)
+
+
+def _of_chunk(blocks: list[int], row: int) -> list[int]:
+    return blocks[row * _BLOCKS_A_CHUNK : (row + 1) * _BLOCKS_A_CHUNK]
+
+
+class EngineMode(Honest):
+    """The worker copies, from and to slots of the arena."""
+
+    model, instance = ENGINE_MODEL, ENGINE_ID
+
+    def __init__(self, url: str, seed: int) -> None:
+        super().__init__(url, seed)
+        self.register()
+
+    def register(self) -> None:
+        fields = {"instance_id": self.instance, "model_name": self.model, "world_size": 1}
+        fields |= {"block_size": 16, "num_layers": 2, "hidden_dim_size": CHUNK_BYTES // CHUNK // 4}
+        fields |= {"dtype_str": "float16", "use_mla": True, "num_physical_slots": CHUNK}
+        address = self.client.call("register_kv_cache_engine_driven_context", fields)
+        with Path("/dev/shm", address["shm_name"].lstrip("/")).open("r+b") as file:
+            self._arena = np.frombuffer(mmap.mmap(file.fileno(), address["pool_size"]), np.uint8)
+
+    def leave(self) -> None:
+        self.client.call("unregister_kv_cache_engine_driven_context", self.instance)
+
+    def store(self, key: Any, number: int, first: int) -> None:
+        context = self.ask("prepare_store", key, self.instance)["context"]
+        for slot, index in zip(context["slots"], context["chunk_indices"], strict=True):
+            self._view(slot)[:] = kv_of(self.model, number, first + index)
+        if context["slots"]:
+            self.ask("commit_store", key, self.instance, b"")
+
+    def load(self, key: Any, hits: int) -> list[np.ndarray]:
+        reply = self.ask("prepare_retrieve", key, self.instance)
+        copies = [self._view(slot).copy() for slot in reply["context"].get("slots", [])]
+        self.ask("commit_retrieve", key, self.instance)
+        return copies
+
+    def _view(self, slot: Any) -> np.ndarray:
+        assert slot["length"] == CHUNK_BYTES, slot
+        return self._arena[slot["offset"] : slot["offset"] + slot["length"]]
