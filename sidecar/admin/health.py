@@ -31,6 +31,7 @@ class Health:
         self._service = service
         self._loop = loop
         self._thread = ThreadPoolExecutor(1, "health")
+        self._thread.submit(lambda: None)  # it is there from now on, whatever others start
         self._asking: asyncio.Future[str | None] | None = None
 
     async def reason(self) -> str | None:

@@ -61,10 +61,13 @@ def _health(status: Json) -> str:
 
 
 def _l1(l1: Json) -> str:
+    # Right after the start, and while /dev/shm is full.
+    is_whole = l1["memory_populated_bytes"] >= l1["memory_total_bytes"]
+    usable = "" if is_whole else f", {amount(l1['memory_populated_bytes'])} usable so far"
     return (
         f"{amount(l1['memory_used_bytes'])} of {amount(l1['memory_total_bytes'])} "
         f"({l1['memory_usage_ratio']:.0%}), {l1['total_object_count']:,} objects, "
-        f"{l1['read_locked_count']} being read, {l1['write_locked_count']} being written"
+        f"{l1['read_locked_count']} being read, {l1['write_locked_count']} being written{usable}"
     )
 
 

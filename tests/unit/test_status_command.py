@@ -42,6 +42,9 @@ def test_health_and_uptime() -> None:
 def test_l1_hits_and_refusals() -> None:
     lines = table(Hits(requested=2000, l1=1000, l2=500))
     assert "256 B of 1 KiB (25%), 5 objects, 2 being read, 1 being written" in line(lines, "L1")
+    assert line(lines, "L1").endswith(", 512 B usable so far")
+    whole = {**SNAPSHOT["l1"], "populated_bytes": 1024}  # type: ignore[dict-item]
+    assert line(table(l1=whole), "L1").endswith("being written")
     assert "75.0% of 2,000 tokens looked up" in line(lines, "hits")
     assert "(50.0% L1, 25.0% L2)" in line(lines, "hits")
     assert line(lines, "refused").endswith("2 bad_blocks")
