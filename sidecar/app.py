@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from types import FrameType
 
@@ -74,6 +75,7 @@ class App:
         self._loop = Loop()
         self._stopping = False
         self._abandon: Callable[[], None] = lambda: None
+        self._taken = ExitStack()  # what would outlive the process
         # Before anything is taken that a signal's default action would leave behind.
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
@@ -88,6 +90,7 @@ class App:
         )
         check_threads(config.max_workers + _OTHER_THREADS)
         self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
+        self._taken.callback(self._segment.remove)
         self._abandon = self._segment.remove
         try:
             self._nodes = gpu_nodes()
@@ -97,10 +100,11 @@ class App:
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()
             self._endpoint.bind(wire_url(config), config.ipc_mode)
+            self._taken.callback(self._endpoint.close)
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
         except BaseException:
-            self._segment.remove()
+            self._taken.close()
             raise
 
     def run(self) -> None:
@@ -110,7 +114,7 @@ class App:
             self._loop.run()
             self._close()
         finally:
-            self._segment.remove()
+            self._taken.close()
 
     def _start(self) -> None:
         # The wire thread must get the GIL back quickly from the copy and HTTP threads.

@@ -75,18 +75,19 @@ def narrow(
     yield new_server("--l2-adapter", json.dumps(spec)).start()
 
 
-def test_more_http_connections_than_there_are_descriptors(narrow: Server) -> None:
+def test_more_connections_than_there_are_descriptors(narrow: Server) -> None:
     """Files of the L2 are still opened, probes answered, and the log says little."""
     assert narrow.process is not None
     limits = Path(f"/proc/{narrow.process.pid}/limits").read_text()
     assert "Max open files            256                  256" in limits
     with contextlib.ExitStack() as stack:
-        for _ in range(600):
-            stack.enter_context(socket.create_connection(("127.0.0.1", narrow.http_port)))
-        assert narrow.healthy()
         client = stack.enter_context(RawClient(narrow.url))
         worker = RawWorker(client, "narrow", 1)
         worker.register()
+        for port in (narrow.http_port, narrow.port):
+            for _ in range(400):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert narrow.healthy()
         tokens = list(range(128))
         key = make_key(tokens, 0, 128, model="narrow")
         assert worker.store(key, range(1, 9))[1] is True

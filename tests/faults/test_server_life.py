@@ -265,10 +265,14 @@ def test_a_port_that_is_taken(own_server: Server, new_server: MakeServer) -> Non
     assert own_server.healthy()
 
 
-def test_an_http_port_that_is_taken(own_server: Server, new_server: MakeServer) -> None:
-    second = new_server("--http-port", str(own_server.http_port))
-    assert str(own_server.http_port) in failed_start(second)
+def test_an_http_port_that_is_taken(
+    own_server: Server, new_server: MakeServer, tmp_path: Path
+) -> None:
+    taken = str(own_server.http_port)
+    second = new_server("--http-port", taken, "--host", f"ipc://{tmp_path}/mp")
+    assert taken in failed_start(second)
     assert second.segments() == []
+    assert list(tmp_path.glob("mp*")) == []
     assert own_server.healthy()
 
 
