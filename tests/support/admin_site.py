@@ -56,6 +56,8 @@ ADAPTER = {
     "objects": 3,
     "used_bytes": 300,
     "capacity_bytes": 1200,
+    "clear_lasts": True,
+    "left_over": 0,
     "breakers": {
         "load": {"state": "closed", "last_failure": ""},
         "store": {"state": "closed", "last_failure": ""},

@@ -98,6 +98,8 @@ def test_status_of_l2_adapters(site: Site) -> None:
         "used_bytes": 300,
         "capacity_bytes": 1200,
         "usage_ratio": 0.25,
+        "clear_lasts": True,
+        "left_over_object_count": 0,
         "inflight_loads": 1,
         "inflight_load_bytes": 100,
         "inflight_stores": 2,
