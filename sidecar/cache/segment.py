@@ -53,11 +53,13 @@ class Segment:
 
     def remove(self) -> None:
         """Take the segment's name away; the memory goes when its last mapping does. Once."""
+        # The lock's file last: while it is there the next start can do what we do not come to.
         if not self._removed:
-            self._removed = True
-            self._path.unlink(missing_ok=True)
             _unlink_others(self.name)
-            self._disown()
+            self._path.unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
+            self._removed = True  # here: a signal's handler may call this in the midst of it
+            os.close(self._lock_fd)
 
     def link(self, suffix: str) -> str:
         """One more name of the segment, for somebody whose openings shall be told apart.
@@ -149,10 +151,10 @@ def _remove_orphan(lock_path: Path, segment: Path) -> bool:
     if fd is None:
         return False  # its owner lives
     try:
-        found = segment.is_file() and segment.lstat().st_uid == os.geteuid()
+        _unlink_others(segment.name)
+        found = _is_ours(segment)
         if found:
             segment.unlink()
-            _unlink_others(segment.name)
         lock_path.unlink()
         return found
     finally:
@@ -172,7 +174,13 @@ def _unlink_others(name: str) -> None:
     """Take away the further names of the segment called `name`, as far as they are ours."""
     for path in SHM_DIR.glob(glob.escape(name) + _LINK + "*"):
         with suppress(OSError):
-            path.unlink()
+            if _is_ours(path):
+                path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is a file of this user, and nothing else."""
+    return path.is_file() and path.lstat().st_uid == os.geteuid()
 
 
 def _check_room(size: int) -> None:

@@ -144,6 +144,33 @@ def test_what_a_killed_owner_left_is_removed(name: str) -> None:
     alive.remove()
 
 
+def test_an_end_that_was_cut_short_is_ended_by_the_next_start(name: str) -> None:
+    """A further name of the segment holds its memory as the segment's own does."""
+    lock_path, link = SHM_DIR / f"kv_sidecar_lock_{name}", SHM_DIR / f"lmcache_l1_pool_{name}@1"
+    lock_path.touch(0o600)
+    link.touch(0o600)
+    remove_orphans()
+    assert not link.exists() and not lock_path.exists()
+
+
+def test_a_signal_in_the_midst_of_the_end_ends_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment(name, MIB)
+    segment.link("1")
+    unlink = Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        segment.remove()
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(SystemExit):
+        segment.remove()
+    assert not list(SHM_DIR.glob(f"*{name}*"))
+
+
 def test_too_little_shared_memory_says_how_much_there_is(name: str) -> None:
     with pytest.raises(SegmentError, match=r"/dev/shm has [\d.]+ GiB free.*mount"):
         Segment(name, 1 << 50)
