@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.faults.campaign.campaign import Campaign
 from tests.faults.campaign.table import NEIGHBOURS
 
-SECONDS = 0.7  # for each
+SECONDS = 0.5  # for each
 
 
 def test_honest_clients_do_not_notice_their_neighbours(tmp_path: Path) -> None:

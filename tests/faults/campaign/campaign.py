@@ -49,6 +49,7 @@ class Campaign:
             clients = [HandleMode(server.url, self.seed), EngineMode(server.url, self.seed)]
             with self._watched(server):
                 for client in clients:
+                    client.warm_up()
                     client.start()
                 for number, name in enumerate(names):
                     self._beside(server, clients, name, number, seconds)
@@ -67,7 +68,7 @@ class Campaign:
         command = [sys.executable, "-m", "tests.faults.campaign.neighbour", name]
         self.peak, began = 0, time.monotonic()
         before = [len(client.problems) for client in clients]
-        counts = [client.requests for client in clients]
+        counts = [(client.requests, client.chunks_compared) for client in clients]
         for client in clients:
             client.slowest = 0.0
         process = subprocess.Popen(
@@ -87,11 +88,11 @@ class Campaign:
         if self.peak > MEMORY_LIMIT:
             self.findings.append(f"{name}: {self.peak >> 20} MiB of memory")
         slowest = max(client.slowest for client in clients)
-        done = sum(c.requests for c in clients) - sum(counts)
-        took = time.monotonic() - began
+        done = sum(c.requests - count for c, (count, _) in zip(clients, counts, strict=True))
+        loaded = sum(c.chunks_compared - n for c, (_, n) in zip(clients, counts, strict=True))
         print(
-            f"{name:40} {took:5.1f} s, {done:6} requests, slowest {slowest:4.2f} s, "
-            f"{self.peak >> 20:5} MiB", flush=True,
+            f"{name:40} {time.monotonic() - began:5.1f} s, {done:6} requests, {loaded:5} chunks "
+            f"loaded, slowest {slowest:4.2f} s, {self.peak >> 20:5} MiB", flush=True,
         )  # fmt: skip
 
     @contextmanager

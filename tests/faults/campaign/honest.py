@@ -40,6 +40,13 @@ class Honest(threading.Thread):
         self.slowest = 0.0
         self._over = threading.Event()
 
+    def warm_up(self) -> None:
+        """Store every prompt once."""
+        for number in range(PROMPTS):
+            tokens = tokens_of(number)
+            key = make_key(tokens, 0, len(tokens), model=self.model, request=f"warm-{number}")
+            self.store(key, number, 0)
+
     def run(self) -> None:
         while not self._over.is_set():
             try:
