@@ -43,8 +43,8 @@ class Objects(Protocol):
 
     def delete_from_l2(
         self, keys: Sequence[tuple[bytes, str, int, str]], adapter: str | None
-    ) -> int:
-        """How many of these were there."""
+    ) -> "Future[tuple[int, int]]":
+        """How many of these went, and how many could not be removed."""
 
     def delete_from_l1(
         self, keys: Sequence[tuple[bytes, str, int, str]], force: bool

@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Query
+from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidecar.admin.core import OnLoop, Service
 
 _PAGE, _LARGEST_PAGE = 500, 5000
 _LARGEST_BATCH = 5000
+_DELETE_SECONDS = 30.0
 
 
 class EncodedKey(BaseModel):
@@ -57,23 +60,32 @@ def add_routes(app: FastAPI, service: Service, on_loop: OnLoop) -> None:
             _page, service, found, model_name, page_size, int(page_token)
         )
 
-    async def delete(body: DeleteRequest) -> dict[str, Any]:
+    async def delete(body: DeleteRequest) -> Response:
         keys = [
             (bytes.fromhex(k.chunk_hash_hex), k.model_name, k.kv_rank, k.cache_salt)
             for k in body.keys
             if k.object_group_id == 0
         ]
-        deleted = skipped = 0
-        if body.tier in ("l2", "all"):
-            deleted = await _asked(
-                on_loop, partial(service.objects.delete_from_l2, keys, body.adapter)
-            )
-        if body.tier in ("l1", "all"):
-            more, skipped = await _asked(
-                on_loop, partial(service.objects.delete_from_l1, keys, body.force)
-            )
+
+        def begin() -> tuple[tuple[int, int], Future[tuple[int, int]] | None]:
+            """In one turn: else what waits in the L1 could get into L2 between the two."""
+            objects, in_l1, deleting = service.objects, (0, 0), None
+            if body.tier in ("l2", "all"):
+                deleting = objects.delete_from_l2(keys, body.adapter)
+            if body.tier in ("l1", "all"):
+                in_l1 = objects.delete_from_l1(keys, body.force)
+            return in_l1, deleting
+
+        failed = 0
+        (deleted, skipped), deleting = await _asked(on_loop, begin)
+        if deleting is not None:
+            more, failed = await asyncio.wait_for(asyncio.wrap_future(deleting), _DELETE_SECONDS)
             deleted += more
-        return {"deleted": deleted, "skipped": skipped, "ok": True}
+        answer = {"deleted": deleted, "skipped": skipped, "ok": not failed}
+        if failed:
+            answer["error"] = f"{failed} objects could not be removed from L2"
+        status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+        return JSONResponse(answer, status)
 
     app.add_api_route("/cache/objects", listing, methods=["GET"], response_model=None)
     app.add_api_route("/cache/objects", delete, methods=["DELETE"], response_model=None)

@@ -1,12 +1,13 @@
 """Objects one by one, for operators: what L2 has, and deletion."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
 from sidecar.handlers.core import Core
 from sidecar.tiers.lane import Lane
-from sidecar.tiers.names import ObjectName, parse_space
+from sidecar.tiers.names import ObjectName, parse_space, space_name
 
 
 class ObjectKey(NamedTuple):
@@ -52,15 +53,18 @@ class StoredObjects:
 
     def delete_from_l2(
         self, keys: Sequence[tuple[bytes, str, int, str]], adapter: str | None
-    ) -> int:
-        """Remove these objects, in every layout they are kept in; how many were known."""
+    ) -> "Future[tuple[int, int]]":
+        """Remove these objects, in every layout that is known; how many went, how many did not."""
         lane, wanted = self._lane(adapter), _by_owner(keys)
+        known = {space_name(space.key) for space in self._core.l1.spaces()}
         names = []
-        for space_name in lane.catalog.spaces():
-            space = parse_space(space_name)
+        for name in known.union(lane.catalog.spaces()):
+            space = parse_space(name)
             hashes = wanted.get(_owner(space), ()) if space is not None else ()
-            names += [ObjectName(space_name, chunk_hash) for chunk_hash in hashes]
-        return lane.delete(name for name in names if name in lane.catalog)
+            names += [ObjectName(name, chunk_hash) for chunk_hash in hashes]
+        future: Future[tuple[int, int]] = Future()
+        self._core.tiers.delete(lane, names, future.set_result)
+        return future
 
     def delete_from_l1(
         self, keys: Sequence[tuple[bytes, str, int, str]], force: bool

@@ -1,10 +1,11 @@
-"""What came of a clear, told when it is known: whether it lasts, and what is still there."""
+"""What came of a clear or of deletions, told when it is known: what lasts, what is still there."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.tiers.lane import Lane
+from sidecar.tiers.names import ObjectName
 
 # A clear is answered when it lasts; if it does not yet, after this.
 _MARK_SECONDS = 5.0
@@ -47,6 +48,35 @@ def when_cleared(
             then([_outcome(lane) for lane in lanes])
 
     look()
+
+
+def delete(
+    lane: Lane, names: Sequence[ObjectName], later: Callable[[float, Callable[[], None]], None],
+    then: Callable[[tuple[int, int]], None],
+) -> None:  # fmt: skip
+    """Remove those of `names` that `lane` knows; tell `then` how many went, and how many did not.
+
+    What is being written just now is removed after that.
+    """
+    deadline = time.monotonic() + _MARK_SECONDS
+
+    def begin() -> None:
+        if any(map(lane.removal.is_changing, names)) and time.monotonic() < deadline:
+            later(_POLL_SECONDS, begin)
+            return
+        known = [name for name in names if name in lane.catalog]
+        lane.delete(known)
+        look(known, [name for name in names if lane.removal.is_changing(name)])
+
+    def look(known: list[ObjectName], changing: list[ObjectName]) -> None:
+        doomed = [lane.catalog.doomed[name] for name in known if name in lane.catalog.doomed]
+        if all(each.failed for each in doomed) or time.monotonic() >= deadline:
+            stay = len(doomed) + len(set(changing) - set(known))
+            then((len(known) - len(doomed), stay))
+        else:
+            later(_POLL_SECONDS, lambda: look(known, []))
+
+    begin()
 
 
 def _outcome(lane: Lane) -> Cleared:

@@ -121,12 +121,12 @@ class Lane:
         self.telemetry.l2_evicted_objects_chunks.add(len(names), self.label)
         self.removal.add(names)
 
-    def delete(self, names: Iterable[ObjectName]) -> int:
-        """Remove these, known or not; how many were known."""
+    def delete(self, names: Iterable[ObjectName]) -> None:
+        """Remove these, known or not."""
         names = list(names)
-        known = sum(self.catalog.doom(name) for name in names)
+        for name in names:
+            self.catalog.doom(name)
         self.removal.add(names)
-        return known
 
     def condemn(self, name: ObjectName, reason: str) -> None:
         """A bad object: it is never looked at again, and put aside if that can be."""

@@ -14,12 +14,12 @@ from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
-from sidecar.tiers.clearing import Cleared, when_cleared
+from sidecar.tiers.clearing import Cleared, delete, when_cleared
 from sidecar.tiers.direct_stores import DirectStores
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
-from sidecar.tiers.names import object_name
+from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.prefetch import Prefetches
 from sidecar.tiers.settings import AdapterSettings, GpuMover
 from sidecar.tiers.write_behind import Bounds, WriteBehind
@@ -125,6 +125,19 @@ class Tiers:
         # After the lanes: a lookup that gives up a load lets the next one begin.
         self.loads.forget_all()
         when_cleared(self.lanes, self._later, then)
+
+    def delete(
+        self, lane: Lane, names: Sequence[ObjectName], then: Callable[[tuple[int, int]], None]
+    ) -> None:
+        """Remove what a lane has of these; `then(deleted, left)` in seconds at the most."""
+
+        def found() -> None:
+            delete(lane, names, self._later, then)
+
+        if lane.must_ask and names:
+            lane.find(names, found)
+        else:
+            found()
 
     def tick(self) -> None:
         """Once a second."""

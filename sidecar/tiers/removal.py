@@ -47,6 +47,10 @@ class Removal:
         self._changing[name] = []
         return True
 
+    def is_changing(self, name: ObjectName) -> bool:
+        """Whether a call that changes what is under `name` is under way."""
+        return name in self._changing
+
     def when_changed(self, name: ObjectName, callback: Callable[[], None]) -> None:
         """Call back when the change of `name` that is under way has ended."""
         self._changing[name].append(callback)

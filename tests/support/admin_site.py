@@ -141,6 +141,7 @@ class Objects:
         self.l2: dict[str, list[tuple[Name, int]]] = {}
         self.l1: set[Key] = set()
         self.held: set[Key] = set()
+        self.undeletable: set[Key] = set()
 
     def listing(self, adapter: str | None) -> Listing:
         label = self._label(adapter)
@@ -150,11 +151,15 @@ class Objects:
     def key_of(self, name: Name) -> Key | None:
         return name.key
 
-    def delete_from_l2(self, keys: Sequence[Key], adapter: str | None) -> int:
+    def delete_from_l2(self, keys: Sequence[Key], adapter: str | None) -> "Future[tuple[int, int]]":
         label = self._label(adapter)
         before = self.l2[label]
-        self.l2[label] = [entry for entry in before if entry[0].key not in keys]
-        return len(before) - len(self.l2[label])
+        stay = [e for e in before if e[0].key not in keys or e[0].key in self.undeletable]
+        self.l2[label] = stay
+        failed = sum(entry[0].key in keys for entry in stay)
+        future: Future[tuple[int, int]] = Future()
+        future.set_result((len(before) - len(stay), failed))
+        return future
 
     def delete_from_l1(self, keys: Sequence[Key], force: bool) -> tuple[int, int]:
         found = self.l1.intersection(keys)

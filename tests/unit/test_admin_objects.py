@@ -139,6 +139,16 @@ def test_what_was_listed_can_be_deleted(site: Site) -> None:
     assert left(site, "bucket") == [key(99)]
 
 
+def test_what_could_not_be_deleted_is_told(site: Site) -> None:
+    site.service.objects.undeletable = {key(1)}
+    reply = deleted(site, keys=[encoded(key(0)), encoded(key(1))])
+    assert reply.status_code == 503
+    assert reply.json() == {
+        "deleted": 1, "skipped": 0, "ok": False,
+        "error": "1 objects could not be removed from L2",
+    }  # fmt: skip
+
+
 def test_objects_are_deleted_from_the_adapter_that_is_named(site: Site) -> None:
     keys = [encoded(key(0)), encoded(key(99))]
     assert deleted(site, keys=keys, adapter="bucket").json()["deleted"] == 1

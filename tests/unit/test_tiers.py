@@ -667,3 +667,50 @@ def test_a_backend_that_refuses_to_delete_is_not_cut_off_for_stores() -> None:
     assert len(memory.records) <= 5  # one is written while the first eviction fails
     assert lane.catalog.used_bytes == len(memory.records) * RECORD_BYTES
     assert bench.count("l2_dropped_objects", "capacity") >= 6
+
+
+def deleted(bench: Bench, *numbers: int) -> tuple[int, int]:
+    """How many of these the first lane has removed, and how many it has not."""
+    told: list[tuple[int, int]] = []
+    bench.tiers.delete(bench.tiers.lanes[0], [name(n) for n in numbers], told.append)
+    bench.run_ticking(lambda: told)
+    return told[0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_deletion_is_told_when_it_is_done(shared: bool) -> None:
+    """Of what others have stored, too."""
+    memory = Memory(shared)
+    other = Bench(memory).start()
+    other.store(1, 2, 3)
+    other.settle()
+    bench = Bench(memory).start()
+    assert deleted(bench, 1, 2, 7) == (2, 0)
+    assert set(memory.records) == {name(3)}
+
+
+def test_a_deletion_that_fails_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.05)
+    memory = Memory()
+    bench = Bench(memory).start()
+    bench.store(1, 2)
+    bench.settle()
+    memory.before = failing("delete", TierError("EIO"))
+    assert deleted(bench, 1) == (0, 1)
+    bench.l1.clear(force=True)
+    assert bench.lookup(1) == 0
+    memory.before = lambda op, _: None
+    bench.run_ticking(lambda: set(memory.records) == {name(2)})
+
+
+def test_what_is_being_written_is_deleted_after_that() -> None:
+    memory, gate = Memory(), threading.Event()
+    memory.before = on("store", lambda: gate.wait(20) or None)
+    bench = Bench(memory).start()
+    bench.store(1)
+    bench.run_until(lambda: "store" in memory.calls)
+    told: list[tuple[int, int]] = []
+    bench.tiers.delete(bench.tiers.lanes[0], [name(1)], told.append)
+    gate.set()
+    bench.run_until(lambda: told)
+    assert told == [(1, 0)] and not memory.records
