@@ -17,7 +17,7 @@ _HOP = {"connection", "transfer-encoding", "content-length", "host", "expect"}
 
 @dataclass
 class S3Front:
-    """Listens on `port`. What `refused` names is refused, from now on:
+    """Listens on `port`, for the server on port `behind`. What `refused` names is refused.
 
     `bulk`: POST ?delete is answered 501. `delete`: the right to delete is missing, one by one
     and in bulk, where each key has its AccessDenied. `list`: so is the right to list, without
@@ -25,6 +25,7 @@ class S3Front:
     """
 
     port: int
+    behind: int
     refused: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
 
@@ -33,8 +34,8 @@ class S3Front:
 def s3_front(port: int) -> Iterator[S3Front]:
     """A front before the server at 127.0.0.1:`port`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    front = S3Front(server.server_address[1])
-    server.front, server.behind = front, port  # type: ignore[attr-defined]
+    front = S3Front(server.server_address[1], port)
+    server.front = front  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -71,9 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
         return ("list" if lists else right.get(self.command)) in refused
 
     def _forward(self, front: S3Front, body: bytes) -> None:
-        behind = http.client.HTTPConnection("127.0.0.1", self.server.behind)  # type: ignore[attr-defined]
+        behind = http.client.HTTPConnection("127.0.0.1", front.behind)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-        behind.request(self.command, self.path, body, headers)
+        # A client that takes this for a proxy asks for a whole URL.
+        path = urlsplit(self.path)._replace(scheme="", netloc="").geturl()
+        behind.request(self.command, path, body, headers)
         reply = behind.getresponse()
         data = reply.read()
         behind.close()

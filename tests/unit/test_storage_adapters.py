@@ -48,6 +48,16 @@ def name(number: int) -> ObjectName:
             Place("kv-cache", "http://kv-cache.store:8080", in_host=True),
         ),
         ({"bucket": "kv-cache"}, Place("kv-cache")),
+        # Dots: in the path, never a part of the host, where no certificate would cover it.
+        ({"bucket": "kv.cache.prod"}, Place("kv.cache.prod")),
+        (
+            {"bucket": "kv.cache.prod", "endpoint_url": "https://minio:9000"},
+            Place("kv.cache.prod", "https://minio:9000"),
+        ),
+        (
+            {"s3_endpoint": "s3://kv.cache.prod.s3.us-west-2.amazonaws.com"},
+            Place("kv.cache.prod", "https://s3.us-west-2.amazonaws.com"),
+        ),
         (
             {"bucket": "kv-cache", "endpoint_url": "http://minio:9000/"},
             Place("kv-cache", "http://minio:9000"),
@@ -76,6 +86,7 @@ def test_where_a_bucket_is(keys: dict[str, Any], place: Place) -> None:
         ({**AT_MINIO, "s3_enable_s3express": True}, "s3_enable_s3express"),
         ({"type": "valkey", "startup_nodes": "a:1,b:2"}, "one host:port"),
         ({"type": "valkey", "startup_nodes": "a"}, "one host:port"),
+        ({"type": "valkey", "startup_nodes": "::1:6379"}, "without brackets"),
         ({"type": "valkey", "startup_nodes": "a:1", "cluster_mode": True}, "not implemented"),
         ({"type": "resp", "host": "a", "max_capacity_gb": 1}, "maxmemory"),
         ({"type": "resp", "host": "a", "ttl_seconds": 0}, "ttl_seconds"),
@@ -121,6 +132,8 @@ def test_where_a_redis_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The JSON counts, then the environment."""
     given = settings({"type": "valkey", "startup_nodes": "valkey:7000"})
     assert isinstance(given, RespSettings) and given.address() == ("valkey", 7000)
+    for spec in ({"startup_nodes": "[::1]:6379"}, {"host": "[::1]"}, {"host": "::1"}):
+        assert settings({"type": "valkey", **spec}).address() == ("::1", 6379)
     bare = settings({"type": "resp"})
     with pytest.raises(AdapterUnusable, match="LMCACHE_RESP_HOST"):
         bare.build()

@@ -13,6 +13,7 @@ from sidecar.tiers.base import Adapter, AdapterUnusable
 from sidecar.tiers.settings import AdapterSettings
 
 _CONNECT_SECONDS = 2.0
+_AUTHORITIES = "AWS_CA_BUNDLE"  # certificates, for a server whose authority is a private one
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
 _URL = re.compile(r"(https?)://[^/\s]+/?")
 _AWS_HOST = re.compile(r"(.+)\.(s3[.-][a-z0-9.-]*amazonaws\.com(?:\.cn)?)")
@@ -101,14 +102,16 @@ class S3Settings(AdapterSettings, frozen=True, kw_only=True):
 
     def build(self) -> Adapter:
         obstore, stores = library("obstore", "s3"), library("obstore.store", "s3")
-        arguments = _arguments(self)
-        return Bucket(
-            obstore,
-            stores.S3Store(**arguments),
-            stores.S3Store(**arguments, disable_bulk_delete=True),
-            prefix=self.prefix,
-            shared=self.shared,
-        )
+        arguments, authorities = _arguments(self), os.environ.get(_AUTHORITIES)
+        if authorities:
+            arguments["client_options"]["root_certificate"] = _read(authorities)
+        try:
+            store = stores.S3Store(**arguments)
+            one_by_one = stores.S3Store(**arguments, disable_bulk_delete=True)
+        except ValueError as error:
+            what = f"{_AUTHORITIES}={authorities}: " if authorities else ""
+            raise AdapterUnusable(f"s3: {what}{' '.join(str(error).split())}") from None
+        return Bucket(obstore, store, one_by_one, prefix=self.prefix, shared=self.shared)
 
 
 def _arguments(settings: S3Settings) -> dict[str, Any]:
@@ -121,7 +124,6 @@ def _arguments(settings: S3Settings) -> dict[str, Any]:
         "secret_access_key": settings.aws_secret_access_key,
     }
     seconds = settings.timeout_seconds
-    authorities = _authorities()
     return {
         "bucket": place.bucket,
         "virtual_hosted_style_request": place.in_host,
@@ -132,20 +134,15 @@ def _arguments(settings: S3Settings) -> dict[str, Any]:
             "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, seconds)),
             "allow_http": (place.endpoint or "").startswith("http:"),
-            **({"root_certificate": authorities} if authorities else {}),
         },
         # Once more for a connection that was lost, and not after a request that timed out.
         "retry_config": {"max_retries": 1, "retry_timeout": timedelta(seconds=seconds / 2)},
     }
 
 
-def _authorities() -> bytes | None:
-    """The certificates that AWS_CA_BUNDLE names, for a server whose authority is a private one."""
-    path = os.environ.get("AWS_CA_BUNDLE")
-    if not path:
-        return None
+def _read(authorities: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open(authorities, "rb") as file:
             return file.read()
     except OSError as error:
-        raise AdapterUnusable(f"AWS_CA_BUNDLE={path}: {error.strerror}") from None
+        raise AdapterUnusable(f"s3: {_AUTHORITIES}={authorities}: {error.strerror}") from None
