@@ -41,7 +41,6 @@ class Case:
     server: Callable[[], AbstractContextManager[Any]]
     spec: Callable[[Any, str], Spec]
     overwrites: bool = True
-    deletes: bool = True
     scans: bool = True
     knows_length: bool = True
     knows_sizes: bool = True
@@ -197,7 +196,7 @@ def mock(_: int, token: str) -> Spec:
 
 
 _BY_NIXL = {
-    "deletes": False, "scans": False, "knows_length": False, "knows_sizes": False,
+    "scans": False, "knows_length": False, "knows_sizes": False,
     "keeps_bad": False,
 }  # fmt: skip
 CASES = [
