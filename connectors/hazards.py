@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from connectors import lmcache_mp, vllm_options
 from connectors.arguments import by_name, is_off
 from connectors.errors import ConnectorError
-from connectors.model_config import is_latent
+from connectors.model_file import is_latent
 from connectors.versions import Installed
 from connectors.worker import Command, Worker, connectors_of
 

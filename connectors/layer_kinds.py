@@ -3,25 +3,23 @@
 A config.json says it by a list, a pattern or an interval, each family in its own way.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.errors import ConnectorError
+from connectors.config_values import Config, count, listed, model_type, number
+from connectors.errors import ConnectorError, NotKnown
+from connectors.model_families import ALL_STATES, ALL_WINDOWED, BOTH, INTERVALS, PLAIN
 
-Config = Mapping[str, Any]
-
-_FULL = ("full_attention", "attention", "hybrid", "full", "deepseek_sparse_attention")
+_FULL = ("full_attention", "attention", "full", "deepseek_sparse_attention")
 _WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 _RECURRENT = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "linear")
 _WITHOUT_CACHE = ("mlp", "moe")
-# Where only the class knows it: of each so many layers, the last attends to everything.
-_INTERVAL_OF_CLASS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+_PATTERN_SIGNS = {"*": "attention", "M": "mamba"}
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """One layer with a cache: `window` in tokens, or all; `recurrent` has a state, no KV."""
+    """What one layer keeps: KV of a `window` in tokens, or of all; or a state (`recurrent`)."""
 
     window: int | None = None
     recurrent: bool = False
@@ -31,72 +29,115 @@ FULL = LayerKind()
 STATE = LayerKind(recurrent=True)
 
 
-def layer_kinds(text: Config, layers: int) -> list[LayerKind]:
-    """Of each of `layers` layers that has KV of its own or a state.
+def layer_kinds(text: Config, layers: int, by_class: bool = False) -> list[LayerKind]:
+    """What each of `layers` layers keeps; one with both KV and a state is there twice.
 
-    Raises ConnectorError for what cannot be understood.
+    `by_class`: the model's class has filled in all that it knows, windows included.
+
+    Raises ConnectorError for what cannot be understood, or is not said.
     """
+    if model_type(text) in ALL_STATES:
+        return [STATE] * layers
+    if model_type(text) in BOTH:
+        return [FULL, STATE] * layers
+    for read in (_by_names, _by_signs, _by_numbers, _by_indices, _by_interval):
+        kinds = read(text, layers)
+        if kinds is not None:
+            return kinds
+    if "sliding_window" not in text and not by_class and model_type(text) not in PLAIN:
+        raise NotKnown(f"{model_type(text)}: its layers may have windows, and none is named")
+    return _by_window(text, layers)
+
+
+def _by_names(text: Config, layers: int) -> list[LayerKind] | None:
     for key in ("layer_types", "layers_block_type"):
-        if isinstance(text.get(key), list):
-            return _listed(text, key, layers)
-    if isinstance(text.get("hybrid_override_pattern"), str):
-        signs = {"*": [FULL], "M": [STATE]}
-        return [kind for sign in text["hybrid_override_pattern"] for kind in signs.get(sign, [])]
-    if isinstance(text.get("attn_type_list"), list):
-        return [FULL if kind == 1 else STATE for kind in text["attn_type_list"]]
-    if isinstance(text.get("attn_layer_indices"), list):
-        return [FULL if i in text["attn_layer_indices"] else STATE for i in range(layers)]
-    return _by_interval(text, layers)
+        names = listed(text, key, layers)
+        if names is not None:
+            # The last layers use the KV of earlier ones (Gemma 3n).
+            own = layers - count(text, "num_kv_shared_layers")
+            return [kind for name in names[:own] for kind in _named(text, key, name)]
+    return None
 
 
-def _listed(text: Config, key: str, layers: int) -> list[LayerKind]:
-    names = text[key]
-    if len(names) != layers:
-        raise ConnectorError(f"{key} has {len(names)} entries for {layers} layers")
-    # The last layers use the KV of earlier ones (Gemma 3n).
-    own = layers - _whole(text, "num_kv_shared_layers")
-    return [_kind(text, key, name) for name in names[:own] if name not in _WITHOUT_CACHE]
-
-
-def _kind(text: Config, key: str, name: object) -> LayerKind:
+def _named(text: Config, key: str, name: object) -> list[LayerKind]:
+    if name in _WITHOUT_CACHE:
+        return []
+    if name == "hybrid":
+        return [FULL, STATE]
     if name in _FULL:
-        return FULL
+        return [FULL]
     if name in _RECURRENT:
-        return STATE
+        return [STATE]
     if isinstance(name, str) and name in _WINDOWED:
-        return LayerKind(window=_whole(text, _WINDOWED[name]) or None)
-    raise ConnectorError(f"{key} has the unknown kind {name!r}")
+        return [LayerKind(window=count(text, _WINDOWED[name]) or None)]
+    raise NotKnown(f"{key} has the unknown kind {name!r}")
 
 
-def _by_interval(text: Config, layers: int) -> list[LayerKind]:
-    if interval := _whole(text, "full_attention_interval"):
+def _by_signs(text: Config, layers: int) -> list[LayerKind] | None:
+    """Nemotron-H; `-` and `E` are layers without a cache."""
+    pattern = text.get("hybrid_override_pattern")
+    if not isinstance(pattern, str):
+        return None
+    names = [_PATTERN_SIGNS[sign] for sign in pattern if sign in _PATTERN_SIGNS]
+    return [kind for name in names for kind in _named(text, "hybrid_override_pattern", name)]
+
+
+def _by_numbers(text: Config, layers: int) -> list[LayerKind] | None:
+    """A number for each layer: of MiniMax 1 attends, of MiMo 1 has the window."""
+    if (numbers := listed(text, "attn_type_list", layers)) is not None:
+        return [FULL if number == 1 else STATE for number in numbers]
+    if (numbers := listed(text, "hybrid_layer_pattern", layers)) is not None:
+        window = LayerKind(number(text, "sliding_window_size", default=("sliding_window",)))
+        return [window if number == 1 else FULL for number in numbers]
+    return None
+
+
+def _by_indices(text: Config, layers: int) -> list[LayerKind] | None:
+    """The numbers of those that attend; Kimi counts its layers from 1, and lists both kinds."""
+    for key in ("attn_layer_indices", "full_attn_idxs"):
+        if isinstance(text.get(key), list):
+            return [FULL if i in text[key] else STATE for i in range(layers)]
+    linear = text.get("linear_attn_config")
+    if not isinstance(linear, dict):
+        return None
+    attending, states = (_members(linear, key) for key in ("full_attn_layers", "kda_layers"))
+    if attending | states != set(range(1, layers + 1)) or attending & states:
+        raise ConnectorError(f"linear_attn_config does not name each of {layers} layers once")
+    return [FULL] * len(attending) + [STATE] * len(states)
+
+
+def _members(config: dict[str, Any], key: str) -> set[int]:
+    members = config.get(key)
+    if not isinstance(members, list) or not all(isinstance(each, int) for each in members):
+        raise ConnectorError(f"linear_attn_config has no list {key}")
+    return set(members)
+
+
+def _by_interval(text: Config, layers: int) -> list[LayerKind] | None:
+    if interval := count(text, "full_attention_interval"):
         return _every(interval, STATE, layers)
-    if period := _whole(text, "attn_layer_period"):
-        offset = _whole(text, "attn_layer_offset")
+    if period := count(text, "attn_layer_period"):
+        offset = count(text, "attn_layer_offset")
         return [FULL if i % period == offset else STATE for i in range(layers)]
-    window = _whole(text, "sliding_window")
+    return None
+
+
+def _by_window(text: Config, layers: int) -> list[LayerKind]:
+    window = count(text, "sliding_window")
     if not window or text.get("use_sliding_window") is False:
         return [FULL] * layers
     interval = (
-        _whole(text, "sliding_window_pattern")
-        or _whole(text, "_sliding_window_pattern")
-        or _INTERVAL_OF_CLASS.get(str(text.get("model_type")), 0)
+        count(text, "sliding_window_pattern")
+        or count(text, "_sliding_window_pattern")
+        or INTERVALS.get(model_type(text), 0)
     )
     if interval:
         return _every(interval, LayerKind(window), layers)
-    first = _whole(text, "max_window_layers")
+    if "max_window_layers" not in text and model_type(text) not in ALL_WINDOWED:
+        raise NotKnown(f"sliding_window: which layers of {model_type(text)} have it?")
+    first = count(text, "max_window_layers")
     return [FULL if i < first else LayerKind(window) for i in range(layers)]
 
 
 def _every(interval: int, between: LayerKind, layers: int) -> list[LayerKind]:
     return [FULL if (i + 1) % interval == 0 else between for i in range(layers)]
-
-
-def _whole(text: Config, key: str) -> int:
-    """A count; 0 where there is none."""
-    value = text.get(key)
-    if value is None or value is False:
-        return 0
-    if not isinstance(value, int) or value < 0:
-        raise ConnectorError(f"{key} is {value!r}, not a whole number")
-    return value

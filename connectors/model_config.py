@@ -4,39 +4,23 @@ Key names are those of Hugging Face's configs and how vLLM 0.32 reads them
 (`vllm/transformers_utils/model_arch_config_convertor.py`).
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from connectors.errors import ConnectorError
-from connectors.layer_kinds import layer_kinds
+from connectors.attention_shape import Shape, is_mla, latent_shape, layer_count, of_layer, shape
+from connectors.config_keys import not_understood
+from connectors.config_values import Config, count, model_type
+from connectors.errors import ConnectorError, NotKnown
+from connectors.layer_kinds import LayerKind, layer_kinds
+from connectors.model_families import CLASS_DEFAULTS, ENCODERS, KNOWN
 
-Config = Mapping[str, Any]
-
-# What config.json leaves out where it is the default of the model's class in transformers.
-_CLASS_DEFAULTS: dict[str, dict[str, int]] = {
-    "gemma3_text": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "sliding_window": 4096,
-    },
-}
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-_HEADS = ("num_attention_heads", "n_head", "n_heads")
-_KV_HEADS = (
-    "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num",
-    "num_attention_groups",
-)  # fmt: skip
-_WIDTH = ("hidden_size", "n_embd", "d_model")
-_MOST_LAYERS = 10_000
+# Where a multi-modal model has its language model.
+_TEXT = ("thinker_config", "text_config", "llm_config", "language_config", "lm_config")
 # Shapes that are not one per model, or not one per token: vLLM computes these in code.
 _NOT_COMPUTED = {
     "compress_ratios": "KV that is compressed by layer",
-    "global_head_dim": "head sizes that differ by layer",
     "block_configs": "layers that differ one by one",
+    "indexer_types": "layers that share an indexer",
 }
 
 
@@ -72,119 +56,68 @@ class Model:
     recurrent_layers: int = 0
 
 
-def read(path: Path) -> Model:
-    """The model of a config.json, or of the directory that holds one.
+def model(config: Config, filled: Config | None = None) -> Model:
+    """The model that a parsed config.json describes.
 
-    Raises ConnectorError, in one line, for what is no such file or says too little.
+    `filled` is its language model with all that the model's class adds. Raises ConnectorError,
+    NotKnown where a class may say more.
     """
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConnectorError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConnectorError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConnectorError(f"{file} is not a model's config.json: it holds no object")
-    try:
-        return model(config)
-    except ConnectorError as error:
-        raise ConnectorError(f"{file}: {error}") from None
-
-
-def is_latent(model: str) -> bool:
-    """Whether the directory `model` says MLA; False where there is no config.json to read."""
-    try:
-        return read(Path(model)).latent
-    except ConnectorError:
-        return False
-
-
-def model(config: Config) -> Model:
-    """The model that a parsed config.json describes. Raises ConnectorError."""
-    text = _text_config(config)
-    _refuse(config, text)
-    latent, rope = _positive(text, "kv_lora_rank"), _positive(text, "qk_rope_head_dim")
-    # The one model that compresses by kv_lora_rank but caches what it expands to.
-    if latent and rope and text.get("model_type") != "minicpm3":
-        return _latent_model(config, text, latent, rope)
-    kinds = layer_kinds(text, _layers(text))
-    kv_heads = _number(text, _KV_HEADS, default=_HEADS)
-    elements = 2 * _head_size(text)
-    windows = [kind.window for kind in kinds if not kind.recurrent]
+    text, by_class = filled or _text_config(config), filled is not None
+    _refuse(config, text, by_class)
+    layers = layer_count(text)
+    kinds = layer_kinds(text, layers, by_class)
+    states = sum(kind.recurrent for kind in kinds)
+    for key in not_understood(text, states > 0):
+        raise NotKnown(f"{key}: it may decide what is kept, and is not known here")
+    latent = is_mla(text)
+    indexer = count(text, "index_head_dim") if latent else 0
     return Model(
         name=_name(config),
         dtype=_dtype(config, text),
-        attention=tuple(
-            Attention(windows.count(window), kv_heads, elements, window)
-            for window in sorted(set(windows), key=lambda window: (window is not None, window))
-        ),
-        recurrent_layers=sum(kind.recurrent for kind in kinds),
+        attention=_groups(text, kinds, layers, by_class),
+        latent=latent,
+        rope_elements=count(text, "qk_rope_head_dim") if indexer else 0,
+        # One fp8 vector, and a float32 scale for each 128 of its elements.
+        indexer_bytes=indexer + -(-indexer // 128) * 4 if indexer else 0,
+        recurrent_layers=states,
     )
 
 
-def _latent_model(config: Config, text: Config, latent: int, rope: int) -> Model:
-    kinds = layer_kinds(text, _layers(text))
-    layers = sum(not kind.recurrent for kind in kinds)
-    indexer = _positive(text, "index_head_dim")
-    return Model(
-        name=_name(config),
-        dtype=_dtype(config, text),
-        attention=(Attention(layers, 1, latent + rope),),
-        latent=True,
-        rope_elements=rope if indexer else 0,
-        # One fp8 vector, and a float32 scale for each 128 of its elements.
-        indexer_bytes=indexer + -(-indexer // 128) * 4 if indexer else 0,
-        recurrent_layers=len(kinds) - layers,
+def _groups(
+    text: Config, kinds: list[LayerKind], layers: int, by_class: bool
+) -> tuple[Attention, ...]:
+    """Layers with equal KV together, those that attend to everything first."""
+    found: Counter[tuple[int, Shape]] = Counter()
+    for layer, kind in enumerate(kinds):
+        if not kind.recurrent:
+            said = of_layer(text, layer, len(kinds), layers)
+            each = latent_shape(text) if is_mla(text) else shape(said, bool(kind.window), by_class)
+            found[kind.window or 0, each] += 1
+    return tuple(
+        Attention(number, each.kv_heads, each.elements, window or None)
+        for (window, each), number in sorted(found.items(), key=lambda item: item[0][0])
     )
 
 
 def _text_config(config: Config) -> Config:
     """The language model of a multi-modal one, with what its class would fill in."""
-    for key in ("text_config", "llm_config", "language_config"):
+    for key in _TEXT:
         if isinstance(config.get(key), dict):
-            config = config[key]
-            break
-    return _CLASS_DEFAULTS.get(str(config.get("model_type")), {}) | dict(config)
+            # DeepSeek-OCR's has no type of its own.
+            return _text_config({"model_type": config.get("model_type"), **config[key]})
+    return CLASS_DEFAULTS.get(model_type(config), {}) | dict(config)
 
 
-def _refuse(config: Config, text: Config) -> None:
+def _refuse(config: Config, text: Config, by_class: bool) -> None:
     if config.get("is_encoder_decoder"):
         raise ConnectorError("an encoder-decoder model: its cross attention is not computed")
+    if model_type(text) in ENCODERS or text.get("is_causal") is False:
+        raise ConnectorError(f"{model_type(text)}: an encoder, which keeps no KV")
     for key, what in _NOT_COMPUTED.items():
         if text.get(key):
             raise ConnectorError(f"{what} ({key}): not computed here")
-
-
-def _layers(text: Config) -> int:
-    layers = _number(text, _LAYERS)
-    if layers > _MOST_LAYERS:
-        raise ConnectorError(f"{layers} layers are more than any model has")
-    return layers
-
-
-def _head_size(text: Config) -> int:
-    if text.get("head_dim") is not None:
-        return _number(text, ("head_dim",))
-    return _number(text, _WIDTH) // _number(text, _HEADS)
-
-
-def _positive(text: Config, key: str) -> int:
-    return 0 if text.get(key) is None else _number(text, (key,))
-
-
-def _number(text: Config, keys: Sequence[str], default: Sequence[str] = ()) -> int:
-    """The first of `keys` that is there."""
-    for key in keys:
-        value = text.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise ConnectorError(f"{key} is {json.dumps(value)}, not a number above 0")
-        return value
-    if default:
-        return _number(text, default)
-    raise ConnectorError(f"it does not say {keys[0]}: not a config.json, or of an unknown kind")
+    if not by_class and model_type(text) not in KNOWN:
+        raise NotKnown(f"model_type {text.get('model_type')!r} is not known here")
 
 
 def _name(config: Config) -> str:
@@ -201,6 +134,9 @@ def _dtype(config: Config, text: Config) -> str:
     """
     quantized = config.get("quantization_config")
     if isinstance(quantized, dict):
+        # ModelOpt's own file has it one level deeper.
+        inner = quantized.get("quantization")
+        quantized = inner if isinstance(inner, dict) else quantized
         if quantized.get("kv_cache_scheme"):
             return "fp8"
         if quantized.get("kv_cache_quant_algo"):

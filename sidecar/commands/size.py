@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from connectors import model_config, sizing
+from connectors import model_file, sizing
 from connectors.errors import ConnectorError
 from connectors.model_config import Model
 from connectors.sizing import KVSize
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print the figures. Raises ConnectorError for a file that is no model's config.json."""
-    model = model_config.read(given.model)
+    model = model_file.read(given.model, ask_classes=True)
     size = sizing.kv_size(model, given.kv_cache_dtype, given.tp)
     if not size.rank_bytes:
         raise ConnectorError(f"{given.model}: no layer of this model has a KV cache")
@@ -92,14 +92,15 @@ def _lines(given: argparse.Namespace, model: Model, figures: dict[str, Any]) -> 
 
 
 def _model_text(model: Model, dtype: str) -> str:
+    shapes = {(group.kv_heads, group.elements) for group in model.attention}
+    heads = [f"{heads} KV heads of {elements / 2:g}" for heads, elements in sorted(shapes)]
     groups = [
         f"{group.layers} layers"
         + (f" with a window of {group.window:,} tokens" if group.window else "")
         for group in model.attention
     ]
-    first = model.attention[0]
-    heads = "MLA" if model.latent else f"{first.kv_heads} KV heads of {first.elements // 2}"
-    return f"{model.name}: {', '.join(groups)}, {heads}, {dtype}"
+    shape = "MLA" if model.latent else " and ".join(heads)
+    return f"{model.name}: {', '.join(groups)}, {shape}, {dtype}"
 
 
 def _ranks_text(given: argparse.Namespace, figures: dict[str, Any]) -> str:

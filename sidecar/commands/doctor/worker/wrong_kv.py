@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from connectors import hazards, lmcache_mp
 from connectors.hazards import Hazard, Options
-from connectors.model_config import is_latent
+from connectors.model_file import is_latent
 from sidecar.commands.doctor.finding import Finding, ok, problem
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.invocation import Invocation
