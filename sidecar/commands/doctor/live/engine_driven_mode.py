@@ -12,7 +12,7 @@ from sidecar.cache.segment import SHM_DIR
 from sidecar.commands.doctor.live.client import Client, LiveFailed
 from sidecar.commands.doctor.live.prompt import Prompt, registered
 
-_NAME = re.compile(r"/?([A-Za-z0-9._-]{1,200})")
+_NAME = re.compile(r"/?([A-Za-z0-9._@-]{1,200})")
 _ITEMS, _ITEM_BYTES = 8, 2  # of one token
 
 
