@@ -172,7 +172,9 @@ class Group:
 _OF_VLLM = shared_libraries.NEEDED["vllm"]
 GROUPS = {
     "base": Group("the server into .venv (about half a minute, once)", install_base),
-    "dev": Group("the development tools into .venv (about half a minute, once)", install_dev),
+    "dev": Group(
+        "the development tools into .venv (about half a minute, once)", install_dev, ("curl",)
+    ),
     "bench": Group("what `make bench` compares with (once)", needs=("fio",)),
     "browser": Group(
         "what the tests of the dashboard page need into .venv (once)",
