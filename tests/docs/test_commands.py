@@ -17,7 +17,7 @@ from tests.docs.pages import PAGES, REPO, blocks
 from tests.docs.sandbox import STAND_INS, Sandbox
 
 # What is no block of commands says so: ```text is a picture or output.
-_NO_COMMANDS = ("text", "yaml")
+_NO_COMMANDS = ("json", "text", "yaml")
 
 
 def _commands(text: str) -> str:
