@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.campaign.honest import EngineMode, HandleMode, Honest
@@ -18,91 +17,98 @@ from tests.faults.campaign.target import CHUNK
 from tests.support.footprint import Footprint
 from tests.support.server import REPO, SHM, Server
 
-# Of the server itself, beside the L1: what all connections hold, one message of the largest being
-# decoded, and what lookups and transfers hold (docs/security.md).
+# Of the server itself, beside the L1: docs/security.md says so.
 MEMORY_LIMIT = 512 << 20
-_NEIGHBOUR_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 60.0
 
 
-@dataclass
+def server_of(directory: Path) -> Server:
+    """A server whose lookups are under way for a while: its L2 has to be asked."""
+    disk = {"type": "fs", "base_path": str(directory / "l2"), "min_free_gb": 0, "shared": True}
+    delays = {"find": 0.2, "load": 0.01}
+    slow = {"type": "fault_inject", "inner": disk, "delay_seconds": delays}
+    flags = ["--l2-adapter", json.dumps(slow)]
+    # What neighbours held is given back so long after they are gone.
+    flags += ["--worker-reap-timeout-seconds", "10"]
+    flags += ["--worker-registration-grace-seconds", "10"]
+    return Server(directory, *flags, l1_size_gb=0.125, chunk_size=CHUNK)
+
+
 class Campaign:
-    """A server with an L2, honest clients, and their findings; empty findings are a success."""
+    """A server, honest clients, and `findings`; none is a success."""
 
-    directory: Path
-    seed: int = 0
-    findings: list[str] = field(default_factory=list)
-    peak: int = 0
+    def __init__(self, directory: Path, seed: int = 0) -> None:
+        self.findings: list[str] = []
+        self._directory, self._seed = directory, seed
+        self._server = server_of(directory)
+        self._clients: list[Honest] = []
+        self._peak = 0  # of the server's memory
 
     def run(self, names: Sequence[str], seconds: float) -> None:
         """Each neighbour for `seconds`."""
-        # A backend that has to be asked, so that lookups are under way for a while.
-        disk = {"type": "fs", "base_path": str(self.directory / "l2"), "min_free_gb": 0}
-        slow = {"type": "fault_inject", "inner": disk | {"shared": True}}
-        slow |= {"delay_seconds": {"find": 0.2, "load": 0.01}}
-        flags = ["--l2-adapter", json.dumps(slow)]
-        # What neighbours held is given back so long after they are gone.
-        flags += ["--worker-reap-timeout-seconds", "10"]
-        flags += ["--worker-registration-grace-seconds", "10"]
-        server = Server(self.directory, *flags, l1_size_gb=0.125, chunk_size=CHUNK)
-        server.start()
+        self._server.start()
         try:
-            clients = [HandleMode(server.url, self.seed), EngineMode(server.url, self.seed)]
-            with self._watched(server):
-                for client in clients:
+            url = self._server.url
+            self._clients = [HandleMode(url, self._seed), EngineMode(url, self._seed)]
+            with self._watched():
+                for client in self._clients:
                     client.warm_up()
                     client.start()
-                for number, name in enumerate(names):
-                    self._beside(server, clients, name, number, seconds)
-                for client in clients:
+                self._take_turns(names, seconds)
+                for client in self._clients:
                     client.stop()
-            self._judge_end(server, clients)
+            self._judge_end()
         finally:
-            server.stop()
+            self._server.stop()
 
-    def _beside(
-        self, server: Server, clients: Sequence[Honest], name: str, number: int, seconds: float
-    ) -> None:
-        """One neighbour, from its start to its end."""
+    def _take_turns(self, names: Sequence[str], seconds: float) -> None:
+        """While one is at it the next one starts, which takes a while."""
+        processes = (self._launch(name, number, seconds) for number, name in enumerate(names))
+        after = next(processes)
+        for name in names:
+            process, after = after, next(processes, None)  # type: ignore[assignment]
+            began, marks = time.monotonic(), [client.mark() for client in self._clients]
+            self._peak = 0
+            self._let(process, name, seconds)
+            took = time.monotonic() - began
+            rounds = [client.since(m) for client, m in zip(self._clients, marks, strict=True)]
+            for client, each in zip(self._clients, rounds, strict=True):
+                self.findings += [f"{name}: {client.model}: {p}" for p in each.problems]
+            self._judge_server(name)
+            print(
+                f"{name:40} {took:5.1f} s, {sum(each.requests for each in rounds):6} requests, "
+                f"{sum(each.chunks for each in rounds):5} chunks loaded, slowest "
+                f"{max(each.slowest for each in rounds):4.2f} s, {self._peak >> 20:5} MiB",
+                flush=True,
+            )
+
+    def _launch(self, name: str, number: int, seconds: float) -> subprocess.Popen[bytes]:
+        server = self._server
         target = {"port": server.port, "http_port": server.http_port, "seconds": seconds}
-        target |= {"l2": str(self.directory / "l2"), "seed": self.seed + number}
-        command = [sys.executable, "-m", "tests.faults.campaign.neighbour", name]
-        self.peak, began = 0, time.monotonic()
-        before = [len(client.problems) for client in clients]
-        counts = [(client.requests, client.chunks_compared) for client in clients]
-        for client in clients:
-            client.slowest = 0.0
-        process = subprocess.Popen(
-            [*command, json.dumps(target)], cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}
-        )
-        try:
-            if process.wait(seconds + _NEIGHBOUR_GRACE_SECONDS):
-                self.findings.append(f"{name}: the neighbour itself failed")
-        except subprocess.TimeoutExpired:
-            self.findings.append(f"{name}: the neighbour does not end")
-            process.kill()
-            process.wait()
-        for client, known in zip(clients, before, strict=True):
-            self.findings += [f"{name}: {client.model}: {p}" for p in client.problems[known:]]
-        if not server.running:
-            self.findings.append(f"{name}: the server died\n{server.stderr()[-2000:]}")
-        if self.peak > MEMORY_LIMIT:
-            self.findings.append(f"{name}: {self.peak >> 20} MiB of memory")
-        slowest = max(client.slowest for client in clients)
-        done = sum(c.requests - count for c, (count, _) in zip(clients, counts, strict=True))
-        loaded = sum(c.chunks_compared - n for c, (_, n) in zip(clients, counts, strict=True))
-        print(
-            f"{name:40} {time.monotonic() - began:5.1f} s, {done:6} requests, {loaded:5} chunks "
-            f"loaded, slowest {slowest:4.2f} s, {self.peak >> 20:5} MiB", flush=True,
+        target |= {"l2": str(self._directory / "l2"), "seed": self._seed + number}
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.campaign.neighbour", name, json.dumps(target)],
+            stdin=subprocess.PIPE, cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)},
         )  # fmt: skip
 
+    def _let(self, process: subprocess.Popen[bytes], name: str, seconds: float) -> None:
+        """A neighbour from its beginning to its end."""
+        try:
+            process.communicate(b"\n", seconds + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        if process.returncode:
+            self.findings.append(f"{name}: the neighbour itself failed: {process.returncode}")
+
     @contextmanager
-    def _watched(self, server: Server) -> Iterator[None]:
-        """The server's memory, a few times a second."""
+    def _watched(self) -> Iterator[None]:
+        """Look at the server's memory a few times a second."""
         over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(0.1) and server.running:
-                self.peak = max(self.peak, Footprint.of(server).resident)
+            while not over.wait(0.1) and self._server.running:
+                self._peak = max(self._peak, Footprint.of(self._server).resident)
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -112,14 +118,18 @@ class Campaign:
             over.set()
             thread.join()
 
-    def _judge_end(self, server: Server, clients: Sequence[Honest]) -> None:
+    def _judge_server(self, name: str) -> None:
+        if not self._server.running:
+            self.findings.append(f"{name}: the server died\n{self._server.stderr()[-2000:]}")
+        if self._peak > MEMORY_LIMIT:
+            self.findings.append(f"{name}: {self._peak >> 20} MiB of memory")
+
+    def _judge_end(self) -> None:
         """Nothing is held when all have gone, and nothing is left when the server has."""
-        for client in clients:
-            self.findings += [p for p in client.problems if "end" in p]
-            if not client.chunks_compared:
-                self.findings.append(f"{client.model} has compared nothing")
-        if not server.running:
-            return
+        server = self._server
+        self.findings += [
+            f"{c.model} has compared nothing" for c in self._clients if not c.sum.chunks
+        ]
         if "did not run" in server.stderr():
             self.findings.append("work was taken for a stall")
         try:

@@ -10,6 +10,7 @@ import mmap
 import random
 import threading
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ _GIVE_UP_SECONDS = 60.0
 _BLOCKS_A_CHUNK = CHUNK // RawPool.SLOTS
 
 
+@dataclass
+class Sum:
+    """What a client has done: requests, chunks loaded and compared; what was wrong."""
+
+    requests: int = 0
+    chunks: int = 0
+    slowest: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
 class Honest(threading.Thread):
     """One client that works until `stop`. Subclasses move the bytes of chunks."""
 
@@ -35,10 +46,20 @@ class Honest(threading.Thread):
         self.client = RawClient(url)
         self.client.greet()
         self.random = random.Random(seed)
-        self.problems: list[str] = []
-        self.requests = self.chunks_compared = 0
-        self.slowest = 0.0
+        self.sum = Sum()
         self._over = threading.Event()
+
+    def mark(self) -> Sum:
+        """How things stand; `since` tells what has happened then."""
+        mark, self.sum.slowest = replace(self.sum, problems=list(self.sum.problems)), 0.0
+        return mark
+
+    def since(self, mark: Sum) -> Sum:
+        now = self.sum
+        return Sum(
+            now.requests - mark.requests, now.chunks - mark.chunks, now.slowest,
+            now.problems[len(mark.problems) :],
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         """Store every prompt once."""
@@ -52,17 +73,18 @@ class Honest(threading.Thread):
             try:
                 self.one_request(self.random.randrange(PROMPTS))
             except NoReply:
-                self.problems.append("a request was not answered")
+                self.sum.problems.append("a request was not answered")
                 return
             except Exception as error:
-                self.problems.append(f"{error!r}")
+                self.sum.problems.append(f"{error!r}")
                 return
 
     def stop(self) -> None:
         self._over.set()
         self.join(2 * _GIVE_UP_SECONDS)
         if self.is_alive():
-            self.problems.append("it does not end")
+            self.sum.problems.append("it does not end")
+            return
         self.leave()
         self.client.close()
 
@@ -72,17 +94,17 @@ class Honest(threading.Thread):
         began = time.monotonic()
         reply = self.client.exchange(frames, _GIVE_UP_SECONDS)
         took = time.monotonic() - began
-        self.requests += 1
-        self.slowest = max(self.slowest, took)
+        self.sum.requests += 1
+        self.sum.slowest = max(self.sum.slowest, took)
         if took > LATE_SECONDS:
-            self.problems.append(f"{operation} took {took:.1f} s")
+            self.sum.problems.append(f"{operation} took {took:.1f} s")
         return self.client.value(reply)
 
     def one_request(self, number: int) -> None:
         """What vLLM does with a prompt."""
         tokens, request = tokens_of(number), f"{self.model}-{self.random.random()}"
         if self.ask("ping", self.instance) is not True:
-            self.problems.append("its worker was forgotten")
+            self.sum.problems.append("its worker was forgotten")
             self.register()
         key = make_key(tokens, 0, len(tokens), model=self.model, request=request)
         hits = self._lookup({**key, "worker_id": None})
@@ -101,9 +123,9 @@ class Honest(threading.Thread):
     def _load(self, key: Any, number: int, hits: int) -> None:
         loaded = self.load(key, hits)
         for chunk, data in enumerate(loaded):
-            self.chunks_compared += 1
+            self.sum.chunks += 1
             if not np.array_equal(data, kv_of(self.model, number, chunk)):
-                self.problems.append(f"WRONG BYTES in chunk {chunk} of prompt {number}")
+                self.sum.problems.append(f"WRONG BYTES in chunk {chunk} of prompt {number}")
 
     def register(self) -> None:
         raise NotImplementedError

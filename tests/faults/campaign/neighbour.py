@@ -1,6 +1,7 @@
 """One neighbour in a process of its own: `python -m tests.faults.campaign.neighbour NAME TARGET`.
 
-TARGET is the JSON of a `Target`. What the server does to it is no failure: it goes on, or ends.
+TARGET is the JSON of a `Target`. It begins when there is a line to read. What the server does to it
+is no failure: it goes on, or ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from tests.support.raw import NoReply
 
 
 def main() -> None:
-    name, target = sys.argv[1], Target(**json.loads(sys.argv[2]))
+    name = sys.argv[1]
+    sys.stdin.readline()
+    target = Target(**json.loads(sys.argv[2]))
     while target.goes_on():
         try:
             NEIGHBOURS[name](target)
