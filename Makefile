@@ -13,7 +13,7 @@ HEAVY ?= tests/e2e tests/images tests/gpu
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench gpu k8s images lint fmt generate clean
+.PHONY: help install demo test bench gpu gpu-quick k8s images lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -22,6 +22,8 @@ help:
 	@echo "make test      lint and all tests (TESTS=tests/unit HEAVY= for some)"
 	@echo "make bench     this server and lmcache's, side by side"
 	@echo "make gpu       tests and bench of GPU workers, on a machine with an NVIDIA GPU"
+	@echo "make gpu-quick the same in nine minutes, with a driver, Python and numpy alone"
+	@echo "               (WHEELS=folder of scripts/gpu_wheels.py, SECONDS=540, FROM=0)"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
@@ -50,6 +52,11 @@ gpu:
 	@test -e /dev/nvidiactl || { echo "make gpu needs an NVIDIA GPU: there is no /dev/nvidiactl"; exit 2; }
 	$(venv) gpu
 	$(GPU) -m pytest --timeout=1200 tests/gpu; failed=$$?; $(GPU) -m bench.gpu && exit $$failed
+
+# Installs nothing: it is for a machine without a package index.
+gpu-quick:
+	@python3 -m tests.gpu.quick $(if $(WHEELS),--wheels $(WHEELS)) \
+		--seconds $(or $(SECONDS),540) --from $(or $(FROM),0)
 
 k8s:
 	$(venv) base dev k8s

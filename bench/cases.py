@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.client import CHUNK_TOKENS, LARGE, TIMEOUT, TINY, BenchError, Pool, Worker
+from bench.client import CHUNK_TOKENS, LARGE, TIMEOUT, TINY, Pool, Worker
+from bench.common import BenchError
 from bench.figures import MEMCPY, Samples
 
 LARGE_TOKENS = 2048

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import cases, crowd, disk, idle, l2, plot, report, servers
 from bench.cases import Pools
-from bench.client import unlink_segments
+from bench.common import unlink_segments
 from bench.figures import Samples, rows
 from bench.servers import Server
 

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,13 @@ from lmcache.v1.multiprocess.group_view import EngineGroupInfo
 from lmcache.v1.multiprocess.transfer_context import create_transfer_context
 from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 
+from bench.common import BenchError
+
 TIMEOUT = 60.0
 CLOSE_TIMEOUT = 5.0
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = 256
 VOCABULARY = 150_000
-
-
-class BenchError(RuntimeError):
-    """A server answered wrongly, late or with other bytes: no figure can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,6 @@ class Pool:
         """Drops the tensors; the stock client unlinks their shared memory with them."""
         self.tensors.clear()
         gc.collect()
-
-
-def unlink_segments(pid: int) -> None:
-    """Removes what an interrupted client left: the stock class unlinks only when it is whole."""
-    for segment in Path("/dev/shm").glob(f"lmcache_kv_{pid}_*"):
-        segment.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -9,32 +9,22 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from bench.cases import new_tail_lookup, store_prefix
-from bench.client import CHUNK_TOKENS, SMALL, TINY, BenchError, Pool, Worker, unlink_segments
+from bench.client import CHUNK_TOKENS, SMALL, TINY, Pool, Worker
+from bench.common import LIMIT, STOP_LIMIT, BenchError, Span, unlink_segments
 from bench.figures import Samples
 
-LIMIT = 120.0
-STOP_LIMIT = 10.0
 PASSES = 3
 LOOKUP_TOKENS = 2048
 
 # A fork server imports torch and lmcache once; each client process is a cheap fork of it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["bench.crowd"])
-
-
-@dataclass(frozen=True)
-class Span:
-    """When one client began and ended a phase, on the clock that all processes share."""
-
-    start: float
-    end: float
 
 
 def small(url: str, clients: int, repeats: int) -> Samples:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.client import CHUNK_TOKENS, LARGE, BenchError
+from bench.client import CHUNK_TOKENS, LARGE
+from bench.common import BenchError
 from bench.figures import FIO_READ, FIO_WRITE, Samples
 
 NEEDED_BYTES = 24 << 30

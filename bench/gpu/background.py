@@ -10,8 +10,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from bench.client import BenchError, unlink_segments
-from bench.crowd import LIMIT, STOP_LIMIT, Span
+from bench.common import LIMIT, STOP_LIMIT, BenchError, Span, unlink_segments
 
 Step = Callable[[], None]
 Work = Callable[..., AbstractContextManager[Step]]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import servers
-from bench.client import BenchError
+from bench.common import BenchError
 from bench.gpu import batches, events, interference, lifetimes, pinning, plain
 from bench.gpu.background import PROCESSES, Background
 from bench.gpu.expected import FIGURES, STAGED_KIB, STAGED_RUNS
 from bench.gpu.findings import Finding
-from bench.gpu.loads import decode
+from bench.gpu.inference import decode
 from bench.gpu.sums import sums
 from bench.gpu.sweep import calibrated, sweep
 from sidecar.engines.cuda.libcuda import LibCuda

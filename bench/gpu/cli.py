@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench import report
-from bench.client import BenchError
+from bench.common import BenchError
 from bench.gpu import checks, findings, requests
 from bench.gpu.shapes import MODELS, RUNS
 from sidecar.engines.cuda.libcuda import LibCuda

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.crowd import Span
+from bench.common import Span
 from bench.gpu import transfers
 from bench.gpu.background import Background, Work
 from bench.gpu.findings import Finding
-from bench.gpu.loads import decode, moved, prefill, traffic
+from bench.gpu.inference import decode, prefill
+from bench.gpu.loads import moved, traffic
 from bench.gpu.plain import Rates
 from bench.gpu.shapes import RUNS, Shape
 

@@ -11,7 +11,8 @@ from contextlib import closing
 import torch
 
 from bench import idle
-from bench.client import BenchError, Worker
+from bench.client import Worker
+from bench.common import BenchError
 from bench.gpu.background import Background
 from bench.gpu.findings import Finding
 from bench.gpu.loads import stuck, traffic

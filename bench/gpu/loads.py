@@ -1,7 +1,4 @@
-"""What goes on beside a measurement: inference as it loads a GPU, and transfers.
-
-Each is made by a context manager that gives a step of it.
-"""
+"""Transfers that go on beside a measurement: context managers, each of which gives a step of it."""
 
 from __future__ import annotations
 
@@ -12,43 +9,13 @@ from typing import Any
 
 import torch
 
-from bench.client import TIMEOUT, BenchError, Request, Worker
+from bench.client import TIMEOUT, Request, Worker
+from bench.common import BenchError
 from bench.gpu.background import Step
 from bench.gpu.shapes import GpuPool, Shape
 
-_SEQUENCES = 16
 _AT_ONCE = 4
 _STUCK_CYCLES = 10**12  # minutes on any GPU
-
-
-@contextmanager
-def decode(device: str = "cuda", layers: int = 32, width: int = 4096) -> Iterator[Step]:
-    """A token of 16 sequences: bound by reading 3 GB of weights, in kernels of some 40 us."""
-    scale = width**-0.5
-    weights = [_random(width, 3 * width, device) * scale for _ in range(layers)]
-    first = _random(_SEQUENCES, width, device)
-
-    def step() -> None:
-        hidden = first
-        for weight in weights:
-            hidden = (hidden @ weight)[:, :width]
-        _wait(device)
-
-    yield step
-
-
-@contextmanager
-def prefill(device: str = "cuda", products: int = 8, width: int = 8192) -> Iterator[Step]:
-    """Some 10 ms of matrix products that fill the GPU."""
-    left, right = _random(width, width, device), _random(width, width, device)
-    out = torch.empty_like(left)
-
-    def step() -> None:
-        for _ in range(products):
-            torch.mm(left, right, out=out)
-        _wait(device)
-
-    yield step
 
 
 @contextmanager
@@ -108,12 +75,3 @@ def _exchange(
 def _finish(futures: Iterable[Any]) -> None:
     if not all(future.result(TIMEOUT) for future in futures):
         raise BenchError("the server refused a transfer in the background")
-
-
-def _random(rows: int, columns: int, device: str) -> torch.Tensor:
-    return torch.randn(rows, columns, dtype=torch.bfloat16, device=device)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -10,8 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from bench.client import BenchError
-from bench.crowd import Span
+from bench.common import BenchError, Span
 from bench.gpu.background import Background
 from bench.gpu.findings import Finding
 from sidecar.cache.arena import PIECE_BYTES

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import servers
-from bench.client import BenchError
+from bench.common import BenchError
 from bench.gpu import transfers
 from bench.gpu.expected import (
     BOTH_TIMES_ONE,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,22 +29,32 @@ MAX_BYTES = 7 << 30  # 50,000 runs of 128 KiB
 
 
 def sweep(driver: Driver, max_bytes: int = MAX_BYTES) -> Iterator[dict[str, Any]]:
-    """Rows: run in KiB, number of runs, direction, GB/s of both ways; then the pinning."""
+    """The whole table; `driver` is opened."""
     driver.open("true")
+    yield from sweep_of(driver, RUNS_KIB, COUNTS, max_bytes)
+
+
+def sweep_of(
+    driver: Driver, runs_kib: Sequence[int], counts: Sequence[int], max_bytes: int
+) -> Iterator[dict[str, Any]]:
+    """Rows: run in KiB, number of runs, direction, GB/s of both ways; before them the pinning.
+
+    `driver` is open. Of each row at most `max_bytes`.
+    """
     memory = mmap.mmap(-1, max_bytes)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     arena = PinnedArena(driver, address, max_bytes)
     yield _pinning(arena, memory)
     device = driver.allocate(2 * max_bytes)
     lanes = {"store": Lane(driver, arena, True), "load": Lane(driver, arena, False)}
-    for kib in RUNS_KIB:
-        for count in COUNTS:
+    for kib in runs_kib:
+        for count in counts:
             if kib * 1024 * count > max_bytes:
                 continue
             runs = every_other(device, kib * 1024, count)
             for direction, lane in lanes.items():
                 ways = {"batches": 0, "staged": kib * 1024 + 1}
-                rates = {name: _rate(lane, runs, short) for name, short in ways.items()}
+                rates = {name: rate(lane, runs, short) for name, short in ways.items()}
                 yield {"run_kib": kib, "runs": count, "direction": direction, **rates}
 
 
@@ -57,7 +67,7 @@ def calibrated(driver: Driver) -> Iterator[dict[str, Any]]:
         yield {"staged_under_kib": nbytes >> 10, "calibrated": "store" if is_store else "load"}
 
 
-def _rate(lane: Lane, runs: Runs, short_bytes: int, seconds: float = 0.2) -> float:
+def rate(lane: Lane, runs: Runs, short_bytes: int, seconds: float = 0.2) -> float:
     """GB/s of one transfer after another, for at least `seconds`."""
     _transfer(lane, runs, short_bytes)
     start, moved = time.perf_counter(), 0

@@ -7,8 +7,9 @@ from contextlib import closing
 from functools import partial
 from multiprocessing.synchronize import Barrier
 
-from bench.client import TIMEOUT, BenchError, Request, Worker
-from bench.crowd import LIMIT, Span, run, wall
+from bench.client import TIMEOUT, Request, Worker
+from bench.common import LIMIT, BenchError, Span
+from bench.crowd import run, wall
 from bench.gpu.background import PROCESSES
 from bench.gpu.plain import Rates
 from bench.gpu.shapes import GpuPool, Shape

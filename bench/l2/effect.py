@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench import disk
 from bench.cases import LARGE_TOKENS, Pools
-from bench.client import LARGE, BenchError, Worker
+from bench.client import LARGE, Worker
+from bench.common import BenchError
 from bench.figures import Samples
 from bench.l2.setting import LIMIT, OBJECT_GB, OBJECTS, Plan, directory, running
 

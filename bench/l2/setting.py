@@ -14,7 +14,8 @@ from typing import Any
 
 from bench import disk, servers
 from bench.cases import LARGE_TOKENS
-from bench.client import CHUNK_TOKENS, LARGE, BenchError
+from bench.client import CHUNK_TOKENS, LARGE
+from bench.common import BenchError
 from bench.servers import Server
 
 LIMIT = 180.0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench import disk
 from bench.cases import LARGE_TOKENS, Pools
-from bench.client import BenchError, Request, Worker
+from bench.client import Request, Worker
+from bench.common import BenchError
 from bench.figures import Samples
 from bench.l2.setting import OBJECT_GB, OBJECTS, Plan, counter, directory, running, wait_for
 from bench.servers import Server

@@ -17,6 +17,7 @@ import yaml
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
 from launch import options
+from scripts import gpu_wheels
 from sidecar.config import load
 from tests.docs.pages import REPO
 from tests.unit.test_stock_flags import STOCK_FLAGS
@@ -122,6 +123,10 @@ def _install(groups: Words) -> None:
         assert re.search(rf"^{group} ", text, re.MULTILINE), group
 
 
+def _wheels(words: Words) -> None:
+    gpu_wheels.parser().parse_args(words)
+
+
 def _stack(topology: options.Topology) -> Callable[[Words], object]:
     return lambda words: options.parse(topology, words, {})
 
@@ -154,6 +159,9 @@ PROGRAMS = {
     ".venv/bin/python": Program(_python, "no test: the benchmark takes minutes"),
     ".venv/gpu/bin/python": Program(_python, "no test: no GPU"),
     "scripts/install.py": Program(_install, "no test: `make test` begins with it"),
+    "scripts/gpu_wheels.py": Program(
+        _wheels, "tests/unit/test_gpu_quick.py::test_what_is_collected"
+    ),
     "launch/agg.sh": Program(_stack("agg"), _DYNAMO),
     "launch/disagg.sh": Program(
         _stack("disagg"),

@@ -21,12 +21,14 @@ _OURS = (
     *(["-m", "launch", command, "--help"] for command in ("agg", "disagg", "vllm", "stop")),
     ["-m", "bench", "--help"],
     ["-m", "bench.gpu", "--help"],
+    ["-m", "tests.gpu.quick", "--help"],
     ["-m", "examples.gain", "--help"],
 )
 # Those of vLLM and Dynamo, and of docker.
 _THEIRS = {
     *("--kv-transfer-config", "--no-enable-prefix-caching", "--tensor-parallel-size"),
     *("--kv-events-config", "--disable-hybrid-kv-cache-manager", "--block-size"),
+    *("--enable-cumem-allocator", "--no-enable-cumem-allocator"),
     *("--disaggregation-mode", "--connector", "--shm-size", "--build-arg"),
     *("--enable-lora", "--enable-prompt-embeds", "--mm-processor-cache-gb", "--runner"),
     *("--hf-overrides", "--revision", "--quantization", "--max-model-len"),
@@ -69,7 +71,7 @@ def test_variables_are_known(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_targets_and_paths_are_there(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z0-9]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
     for code in _code(page):
         word, _, rest = code.partition(" ")
         if word == "make" and rest:

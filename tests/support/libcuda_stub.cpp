@@ -1,9 +1,10 @@
 // A libcuda.so.1 for machines without a GPU. Its functions have the types of the real cuda.h, so a
-// wrong signature does not compile; what is called with wrong arguments fails. Device memory is the
-// process's own, streams do everything at once, and kernels are their .cu files run thread by thread.
-// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with, "cuInit 802", and of
-// what the driver and the GPU are: `version` (of CUDA), `capability`, `mps`, `uuid` (its first byte),
-// and `base`: what cuMemGetAddressRange says is so many bytes off.
+// wrong signature does not compile; what is called with wrong arguments fails. Other processes open
+// device memory and events by their handles; streams do everything at once but what comes after a wait
+// for a word; kernels are their .cu files run thread by thread.
+// LIBCUDA_STUB_FAULTS names a file of calls with the code that each fails with, "cuInit 802" (-1 hangs,
+// -2 crashes), and of what the driver and the GPU are: `version` (of CUDA), `capability`, `mps`, `uuid`
+// (its first byte), and `base`: what cuMemGetAddressRange says is so many bytes off.
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -16,10 +17,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 
 struct Dim { unsigned x; };
 static Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -56,6 +60,16 @@ static bool copyable(CUdeviceptr at, size_t size) {
     return inside(allocations, at, size) || inside(pinned, at, size);
 }
 
+// Memory that is not pinned is copied, too, unless it begins or ends in a piece that is.
+static bool copyable_one_by_one(CUdeviceptr at, size_t size) {
+    if (copyable(at, size)) return true;
+    std::lock_guard<std::mutex> hold(lock);
+    for (auto memory : {&allocations, &pinned})
+        for (auto &piece : *memory)
+            if (at < piece.first + piece.second && piece.first < at + size) return false;
+    return true;
+}
+
 static int setting(const char *wanted, int usual) {
     const char *path = getenv("LIBCUDA_STUB_FAULTS");
     std::ifstream faults(path ? path : "");
@@ -65,7 +79,12 @@ static int setting(const char *wanted, int usual) {
     return usual;
 }
 
-static CUresult fault(const char *call) { return (CUresult)setting(call, CUDA_SUCCESS); }
+static CUresult fault(const char *call) {
+    int code = setting(call, CUDA_SUCCESS);
+    if (code == -1) pause();
+    if (code == -2) abort();
+    return (CUresult)code;
+}
 
 static bool is_copy(CUfunction function) { return function == (CUfunction)&copy_runs; }
 
@@ -87,8 +106,52 @@ static bool objects_inside(const u64 *table, u64 objects) {
     return true;
 }
 
+struct File { int number; size_t size; };
+static std::map<CUdeviceptr, File> files;  // of device memory and events of ours; -1 until exported
+struct Import { std::string handle; int uses; };
+static std::map<CUdeviceptr, Import> imports;
+static std::mutex streams;  // of `held`, and of what kernels and copies work on
+
+static void *new_memory(size_t size) {
+    size = (size + 4095) / 4096 * 4096;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    void *at = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (at == MAP_FAILED) return nullptr;
+    std::lock_guard<std::mutex> hold(lock);
+    return files[(CUdeviceptr)at] = {-1, size}, at;
+}
+
+static void free_memory(CUdeviceptr at) {
+    munmap((void *)at, files[at].size);
+    if (files[at].number >= 0) close(files[at].number);
+    files.erase(at);
+}
+
+// What it holds becomes a file without a name, which others find by our process.
+static bool share(void *at, File &file) {
+    std::lock_guard<std::mutex> hold(streams);
+    file.number = memfd_create("stub", MFD_CLOEXEC);
+    if (write(file.number, at, file.size) != (ssize_t)file.size) return false;
+    int flags = MAP_SHARED | MAP_FIXED;
+    return mmap(at, file.size, PROT_READ | PROT_WRITE, flags, file.number, 0) == at;
+}
+
+static CUresult export_memory(char *handle, CUdeviceptr at) {
+    if (!files.count(at)) return CUDA_ERROR_INVALID_VALUE;
+    File &file = files[at];
+    if (file.number < 0 && !share((void *)at, file)) return CUDA_ERROR_MAP_FAILED;
+    memset(handle, 0, 64);
+    return snprintf(handle, 64, "/proc/%d/fd/%d", getpid(), file.number), CUDA_SUCCESS;
+}
+
+static bool is_ours(const char *handle) {
+    std::string ours = "/proc/" + std::to_string(getpid()) + "/";
+    return !strncmp(handle, ours.c_str(), ours.size());
+}
+
 static void *map_shared(const char *handle, size_t *size) {
-    std::string path = std::string("/dev/shm/") + std::string(handle, strnlen(handle, 64));
+    std::string path = std::string(handle, strnlen(handle, 64));
+    if (path[0] != '/') path = "/dev/shm/" + path;
     int fd = open(path.c_str(), O_RDWR);
     struct stat status;
     if (fd < 0 || fstat(fd, &status)) return nullptr;
@@ -96,6 +159,33 @@ static void *map_shared(const char *handle, size_t *size) {
     void *memory = mmap(nullptr, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     return memory == MAP_FAILED ? nullptr : memory;
+}
+
+// What a stream has to do after a word that it waits for; each says whether it has been done.
+static std::map<CUstream, std::deque<std::function<bool()>>> held;
+
+static void release() {
+    for (;; usleep(100)) {
+        std::lock_guard<std::mutex> hold(streams);
+        for (auto &stream : held)
+            while (!stream.second.empty() && stream.second.front()()) stream.second.pop_front();
+    }
+}
+
+static CUresult submit(CUstream stream, std::function<bool()> work) {
+    static std::once_flag begun;
+    std::lock_guard<std::mutex> hold(streams);
+    auto &waiting = held[stream];
+    if (!waiting.empty() || !work()) {
+        waiting.push_back(work);
+        std::call_once(begun, [] { std::thread(release).detach(); });
+    }
+    return CUDA_SUCCESS;
+}
+
+static bool is_idle(CUstream stream) {
+    std::lock_guard<std::mutex> hold(streams);
+    return held[stream].empty();
 }
 
 static CUresult batch(CUdeviceptr *to, CUdeviceptr *from, size_t *sizes, size_t count,
@@ -106,11 +196,14 @@ static CUresult batch(CUdeviceptr *to, CUdeviceptr *from, size_t *sizes, size_t 
     if (attributes->srcAccessOrder != CU_MEMCPY_SRC_ACCESS_ORDER_STREAM ||
         attributes->flags != CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE)
         return CUDA_ERROR_INVALID_VALUE;
+    if (fault("cuMemcpyBatchAsync")) return fault("cuMemcpyBatchAsync");
     for (size_t i = 0; i < count; i++) {
         *failed = i;
         if (!copyable(to[i], sizes[i]) || !copyable(from[i], sizes[i]))
             return CUDA_ERROR_INVALID_VALUE;
-        memcpy((void *)to[i], (void *)from[i], sizes[i]);
+        CUdeviceptr target = to[i], source = from[i];
+        size_t size = sizes[i];
+        submit(stream, [=] { return memcpy((void *)target, (void *)source, size), true; });
     }
     return CUDA_SUCCESS;
 }
@@ -178,15 +271,29 @@ CUresult cuGetProcAddress(const char *symbol, void **found, int version, cuuint6
 }
 
 CUresult cuMemAlloc(CUdeviceptr *address, size_t size) {
-    *address = (CUdeviceptr)aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    remember(allocations, (void *)*address, size);
-    return CUDA_SUCCESS;
+    *address = (CUdeviceptr)new_memory(size);
+    if (!*address) return CUDA_ERROR_OUT_OF_MEMORY;
+    return remember(allocations, (void *)*address, size), CUDA_SUCCESS;
+}
+
+CUresult cuMemGetInfo(size_t *free, size_t *total) {
+    return *free = 60ul << 30, *total = 80ul << 30, CUDA_SUCCESS;
+}
+
+CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t size) {
+    if (!inside(allocations, to, size)) return CUDA_ERROR_INVALID_VALUE;
+    return memcpy((void *)to, from, size), CUDA_SUCCESS;
+}
+
+CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t size) {
+    if (!inside(allocations, from, size)) return CUDA_ERROR_INVALID_VALUE;
+    return memcpy(to, (void *)from, size), CUDA_SUCCESS;
 }
 
 CUresult cuMemFree(CUdeviceptr address) {
     std::lock_guard<std::mutex> hold(lock);
     if (!allocations.erase(address)) return CUDA_ERROR_INVALID_VALUE;
-    return free((void *)address), CUDA_SUCCESS;
+    return free_memory(address), CUDA_SUCCESS;
 }
 
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned) {
@@ -212,11 +319,23 @@ CUresult cuMemHostGetDevicePointer(CUdeviceptr *device, void *address, unsigned 
     return pinned.count(*device) && !flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr address) {
+    return export_memory(handle->reserved, address);
+}
+
 CUresult cuIpcOpenMemHandle(CUdeviceptr *address, CUipcMemHandle handle, unsigned flags) {
+    if (is_ours(handle.reserved)) return CUDA_ERROR_INVALID_CONTEXT;
+    std::string name(handle.reserved, 64);
+    for (auto &known : imports)
+        if (known.second.handle == name) {
+            known.second.uses++;
+            return *address = known.first, CUDA_SUCCESS;
+        }
     size_t size;
     void *memory = map_shared(handle.reserved, &size);
     if (!memory || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS) return CUDA_ERROR_INVALID_VALUE;
     remember(allocations, (void *)(*address = (CUdeviceptr)memory), size);
+    imports[*address] = {name, 1};
     return CUDA_SUCCESS;
 }
 
@@ -228,11 +347,17 @@ CUresult cuMemGetAddressRange(CUdeviceptr *base, size_t *size, CUdeviceptr addre
 }
 
 CUresult cuIpcCloseMemHandle(CUdeviceptr address) {
-    if (!allocations.count(address)) return CUDA_ERROR_INVALID_VALUE;
+    if (!imports.count(address)) return CUDA_ERROR_INVALID_VALUE;
+    if (--imports[address].uses) return CUDA_SUCCESS;
+    imports.erase(address);
     std::lock_guard<std::mutex> hold(lock);
     munmap((void *)address, allocations[address]);
     allocations.erase(address);
     return CUDA_SUCCESS;
+}
+
+CUresult cuIpcGetEventHandle(CUipcEventHandle *handle, CUevent event) {
+    return export_memory(handle->reserved, (CUdeviceptr)event);
 }
 
 CUresult cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle) {
@@ -242,8 +367,10 @@ CUresult cuIpcOpenEventHandle(CUevent *event, CUipcEventHandle handle) {
 }
 
 CUresult cuEventCreate(CUevent *event, unsigned flags) {
-    *event = (CUevent) new char(1);
-    return flags == CU_EVENT_DISABLE_TIMING ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    bool shared = flags & CU_EVENT_INTERPROCESS;
+    *event = (CUevent)(shared ? new_memory(1) : new char);
+    *(char *)*event = 1;
+    return flags & CU_EVENT_DISABLE_TIMING ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuEventQuery(CUevent event) {
@@ -251,7 +378,9 @@ CUresult cuEventQuery(CUevent event) {
 }
 
 CUresult cuEventRecord(CUevent event, CUstream stream) {
-    return event && stream ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    if (!event || !stream) return CUDA_ERROR_INVALID_HANDLE;
+    *(volatile char *)event = 0;
+    return submit(stream, [=] { return *(volatile char *)event = 1, true; });
 }
 
 CUresult cuEventDestroy(CUevent event) { return event ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; }
@@ -262,12 +391,25 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
-    return stream ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    while (!is_idle(stream)) usleep(100);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamWriteValue64(CUstream stream, CUdeviceptr at, cuuint64_t value, unsigned flags) {
+    if (!stream || flags || !copyable(at, 8)) return CUDA_ERROR_INVALID_VALUE;
+    return submit(stream, [=] { return *(volatile cuuint64_t *)at = value, true; });
+}
+
+CUresult cuStreamWaitValue64(CUstream stream, CUdeviceptr at, cuuint64_t value, unsigned flags) {
+    if (!stream || flags || !copyable(at, 8)) return CUDA_ERROR_INVALID_VALUE;
+    return submit(stream, [=] { return (long)(*(volatile cuuint64_t *)at - value) >= 0; });
 }
 
 CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
-    if (!stream || !copyable(to, size) || !copyable(from, size)) return CUDA_ERROR_INVALID_VALUE;
-    return memcpy((void *)to, (void *)from, size), CUDA_SUCCESS;
+    if (!stream || !copyable_one_by_one(to, size) || !copyable_one_by_one(from, size))
+        return CUDA_ERROR_INVALID_VALUE;
+    return submit(stream, [=] { return memcpy((void *)to, (void *)from, size), true; });
 }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
@@ -293,13 +435,16 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned y, unsigned
     if (is_copy(function) ? threads > 1024 || grid > (setting("mps", 0) ? 132 / 20 : 132)
                           : threads != 32 || grid != (rows + 3) / 4)
         return CUDA_ERROR_INVALID_VALUE;
-    if (is_copy(function) ? !runs_inside(table, rows) : !objects_inside(table, rows))
+    if (is_idle(stream) &&  // the table is there
+        (is_copy(function) ? !runs_inside(table, rows) : !objects_inside(table, rows)))
         return CUDA_ERROR_ILLEGAL_ADDRESS;
-    gridDim.x = grid, blockDim.x = threads;
-    for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
-            is_copy(function) ? copy_runs(table, rows) : sum_objects(table, rows);
-    return CUDA_SUCCESS;
+    return submit(stream, [=] {
+        gridDim.x = grid, blockDim.x = threads;
+        for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)
+            for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
+                is_copy(function) ? copy_runs(table, rows) : sum_objects(table, rows);
+        return true;
+    });
 }
 
 }  // extern "C"

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch", reason="the workers of the bench have tensors")
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
-from bench.crowd import Span
+from bench.common import Span
 from bench.gpu import checks, requests
 from bench.gpu.expected import FIGURES
 from bench.gpu.findings import Finding, as_json, line, markdown

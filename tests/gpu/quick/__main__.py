@@ -1,0 +1,5 @@
+import sys
+
+from tests.gpu.quick.cli import main
+
+sys.exit(main())
