@@ -1,6 +1,7 @@
 """Peers that connect to the admin port and do not behave."""
 
 import contextlib
+import itertools
 import logging
 import os
 import select
@@ -79,8 +80,10 @@ def test_who_does_not_go_on_is_cut_off(impatient: Site, sent: bytes) -> None:
     assert impatient.service.cleared == []
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("port", ["admin", "metrics"])
+@pytest.mark.parametrize(
+    ("port", "behaviour"),
+    [*itertools.product(["admin"], BEHAVIOURS), ("metrics", "pipelines and does not read")],
+)
 def test_no_number_of_connections_keeps_health_checks_out(
     patient: Site, port: str, behaviour: str
 ) -> None:
