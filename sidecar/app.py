@@ -200,6 +200,7 @@ class App:
             core.refusals.add,
             on_answered,
             self._loop.post,
+            self._loop.flows.start,
         )
 
     def _announce(self) -> None:

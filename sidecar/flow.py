@@ -195,7 +195,7 @@ async def first(*outcomes: Outcome[Any]) -> None:
     await one
 
 
-def called_back(begin: Callable[[Callable[[T], None]], None]) -> Outcome[T]:
+def called_back(begin: Callable[[Callable[[T], None]], object]) -> Outcome[T]:
     """The outcome of what `begin(callback)` begins, and which calls back once, with a result."""
     outcome: Outcome[T] = Outcome()
     begin(outcome.set)

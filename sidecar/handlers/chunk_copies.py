@@ -1,14 +1,45 @@
 """Chunk copies of handle mode: the blocks that a request names, and what has been moved."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from sidecar.cache.entry import Entry
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey
+
+
+class Chunk(NamedTuple):
+    """A chunk to store: its blocks by group, and the windowed groups of which it lacks some.
+
+    `failed` is the object whose file could not be made, if it was to go into one.
+    """
+
+    hash: bytes
+    blocks: list[Blocks]
+    missing: frozenset[int]
+    failed: Entry | None = None
+
+
+def chunks_of(
+    core: Core, instance: Instance, key: CacheKey, block_ids: list[list[int]]
+) -> tuple[list[Chunk], list[bytes]]:
+    """The chunks of `[start, end)` that have blocks, and the hashes of the sequence to `end`.
+
+    Raises as `block_tables` does.
+    """
+    tables, hashes = block_tables(core, instance, key, block_ids), core.hashes(key, key.end)
+    null, chunks = core.config.null_block_id, []
+    for row, chunk in enumerate(core.aligned_range(key)):
+        blocks = [table[row] for table in tables]
+        if not all_null(core, blocks):
+            missing = frozenset(g for g, _ in instance.windows if (blocks[g] == null).any())
+            chunks.append(Chunk(hashes[chunk], blocks, missing))
+    return chunks, hashes
 
 
 def block_tables(

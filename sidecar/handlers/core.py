@@ -1,6 +1,8 @@
 """What every handler works on, and the few steps that several of them share."""
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -132,6 +134,26 @@ class Core:
         if instance.transfers >= self.config.max_queued_requests:
             raise Refused("queue_full", f"{instance.transfers} transfers of {shown(instance.id)}")
         instance.transfers += 1
+
+    @contextmanager
+    def pinned(self, entries: Sequence[Entry]) -> Iterator[None]:
+        """A copy of these is under way."""
+        for entry in entries:
+            self.l1.pin(entry)
+        try:
+            yield
+        finally:
+            for entry in entries:
+                self.l1.unpin(entry)
+
+    @contextmanager
+    def transfer(self, instance: Instance) -> Iterator[None]:
+        """A transfer of `instance`, from its admission to its end. Raises Refused as `admit`."""
+        self.admit(instance)
+        try:
+            yield
+        finally:
+            instance.transfers -= 1
 
 
 def scope_of(key: CacheKey) -> Scope:

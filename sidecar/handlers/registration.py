@@ -4,20 +4,21 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from sidecar.cache.arena import ALIGNMENT
+from sidecar.engines.cuda.gpu_memory import GpuMemory
 from sidecar.engines.cuda.gpus import MapRefused
 from sidecar.engines.host_memory import HostMemory
 from sidecar.engines.layout import ITEM_BYTES, UnknownLayout, fingerprint
 from sidecar.engines.memory import WorkerMemory
 from sidecar.engines.registry import Instance, SlotShape, shown
+from sidecar.flow import Outcome, called_back
 from sidecar.handlers.core import Core
 from sidecar.handlers.mapping import Mapping
 from sidecar.handlers.slots import Slots
-from sidecar.wire.endpoint import DEFERRED, Refused, Request
+from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import (
     ArenaAddress,
     BadPayload,
@@ -42,7 +43,7 @@ class Registrations:
         self._slots = slots
         self._mapping: dict[int, Mapping] = {}  # the latest of each worker that is under way
 
-    def register_handles(
+    async def register_handles(
         self,
         request: Request,
         instance_id: int,
@@ -52,23 +53,55 @@ class Registrations:
         engine_type: str,
         hints: LayoutHints,
         groups: Sequence[EngineGroupInfo] = (),
-    ) -> Any:
+    ) -> None:
         """Map a worker's tensors; answered when they are usable. A repeat replaces."""
         core = self._core
         self._admit(request, instance_id)
+        mapping = Mapping(instance_id, request.client, model_name, world_size, hints)
         try:
             self._check_mode("lmcache_driven")
-            mapping = Mapping(instance_id, request.client, model_name, world_size, hints)
             mapping.describe(handles, groups)
         except (BadPayload, UnknownLayout) as error:
             self._refuse(instance_id, request.client)
             raise Refused("bad_registration", str(error)) from None
         self._mapping[instance_id] = mapping
-        core.copies.submit(
-            [partial(mapping.prepare, core.config.chunk_size)],
-            partial(self._prepared, request, mapping),
-        )
-        return DEFERRED
+        prepare = partial(mapping.prepare, core.config.chunk_size)
+        prepared = await called_back(partial(core.copies.submit, [prepare]))
+        memory = await self._map(mapping, prepared)
+        if self._mapping.get(instance_id) is not mapping:
+            if not isinstance(memory, MapRefused):
+                memory.close()
+            raise Refused("superseded", "a later registration, or its end, came first")
+        del self._mapping[instance_id]
+        if isinstance(memory, MapRefused):
+            if memory.is_final:
+                self._refuse(instance_id, request.client)
+            elif (old := core.registry.remove(instance_id)) is not None:
+                self._release(old)
+            raise Refused("bad_registration", memory.reason)
+        layout = mapping.layout
+        assert layout is not None
+        instance = Instance(
+            instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
+            request.client, core.now(), layout=layout, memory=memory,
+        )  # fmt: skip
+        self._add(instance)
+
+    async def _map(self, mapping: Mapping, prepared: bool) -> WorkerMemory | MapRefused:
+        """The worker's memory, mapped by us or by the process of its GPU."""
+        core = self._core
+        if mapping.host is not None:
+            threads = core.config.max_workers
+            return HostMemory(mapping.host, core.arena.bytes, core.copies, threads)
+        is_latest = self._mapping.get(mapping.instance_id) is mapping
+        if not (prepared and is_latest and mapping.gpu and mapping.layout):
+            return MapRefused(mapping.refusal, mapping.is_final)
+        mapped: Outcome[GpuMemory | MapRefused] = Outcome()
+        core.gpus.map(
+            mapping.gpu, mapping.instance_id, mapping.layout, mapping.memories, mapped.set,
+            partial(self._memory_lost, mapping.instance_id),
+        )  # fmt: skip
+        return await mapped
 
     def register_engine_driven(
         self, request: Request, registration: EngineDrivenRegistration
@@ -126,58 +159,11 @@ class Registrations:
         self._slots.withdraw(instance.id)
         self._retire(instance)
 
-    def _prepared(self, request: Request, mapping: Mapping, ok: bool) -> None:
-        core = self._core
-        if mapping.host is not None:
-            threads = core.config.max_workers
-            memory = HostMemory(mapping.host, core.arena.bytes, core.copies, threads)
-            self._mapped(request, mapping, memory)
-        elif ok and mapping.gpu and mapping.layout and self._is_latest(mapping):
-            core.gpus.map(
-                mapping.gpu, mapping.instance_id, mapping.layout, mapping.memories,
-                partial(self._mapped, request, mapping),
-                partial(self._memory_lost, mapping.instance_id),
-            )  # fmt: skip
-        else:
-            self._mapped(request, mapping, MapRefused(mapping.refusal, mapping.is_final))
-
-    def _mapped(
-        self, request: Request, mapping: Mapping, memory: WorkerMemory | MapRefused
-    ) -> None:
-        if not self._is_latest(mapping):
-            if not isinstance(memory, MapRefused):
-                memory.close()
-            request.refuse("superseded", "a later registration, or its end, came first")
-            return
-        del self._mapping[mapping.instance_id]
-        if isinstance(memory, MapRefused):
-            self._refuse_mapping(mapping, memory.is_final)
-            request.refuse("bad_registration", memory.reason)
-            return
-        layout = mapping.layout
-        assert layout is not None
-        instance = Instance(
-            mapping.instance_id, mapping.model_name, mapping.world_size,
-            layout.fingerprint, layout.object_bytes,
-            request.client, self._core.now(), layout=layout, memory=memory,
-        )  # fmt: skip
-        self._add(instance)
-        request.reply(None)
-
-    def _is_latest(self, mapping: Mapping) -> bool:
-        return self._mapping.get(mapping.instance_id) is mapping
-
     def _memory_lost(self, instance_id: int, memory: WorkerMemory) -> None:
         """The GPU's process has been given up: the worker must register again."""
         instance = self._core.registry.instances.get(instance_id)
         if instance is not None and instance.memory is memory:
             self.forget(instance)
-
-    def _refuse_mapping(self, mapping: Mapping, is_final: bool) -> None:
-        if is_final:
-            self._refuse(mapping.instance_id, mapping.client)
-        elif (old := self._core.registry.remove(mapping.instance_id)) is not None:
-            self._release(old)
 
     def _add(self, instance: Instance) -> None:
         telemetry = self._core.telemetry

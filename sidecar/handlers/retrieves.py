@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.cache.entry import Entry
+from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
+from sidecar.flow import called_back
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, scope_of, space_of
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
@@ -23,7 +24,7 @@ class Retrieves:
         self._core = core
         self._lost = lost
 
-    def retrieve(
+    async def retrieve(
         self,
         request: Request,
         key: CacheKey,
@@ -36,38 +37,47 @@ class Retrieves:
 
         Whatever happens, the share of this worker in the lookup's leases ends.
         """
-        core = self._core
+        core, began = self._core, self._core.now()
         core.trace(request, key)
         hashes: list[bytes] = []
         try:
             hashes = core.hashes(key, key.end - key.end % core.config.chunk_size)
             instance = core.instance(request, instance_id, key, "handle")
-            core.telemetry.num_submitted_retrieves.add(1, instance.mapped.device)
+            memory = instance.mapped
+            core.telemetry.num_submitted_retrieves.add(1, memory.device)
             tables = block_tables(core, instance, key, block_ids)
-            copies = self._find(instance, key, hashes, tables, skip_first_n_tokens)
-            core.admit(instance)
-        except Exception:
-            self._release(key, hashes)
-            raise
-        for copy in copies:
-            core.l1.pin(copy.entry)
-        end = partial(self._end_retrieve, request, instance, key, hashes, copies, event, core.now())
-        if not copies:
-            end(True)
-            return DEFERRED
-        instance.mapped.load(copies, event, end)
+            place = space_of(key, key.worker_id or 0, instance.fingerprint)
+            copies = self._find(instance, place, key, hashes, tables, skip_first_n_tokens)
+            with core.transfer(instance), core.pinned([copy.entry for copy in copies]):
+                loaded = not copies or await called_back(partial(memory.load, copies, event))
+                self._count_reuse(copies)
+                if memory.moves_files:
+                    core.tiers.loads.direct.ended([copy.entry for copy in copies])
+                if loaded:
+                    core.l1.touch(place, hashes)
+        finally:
+            start = key.start // core.config.chunk_size
+            core.leases.release(
+                key.request_id, scope_of(key), hashes, start, readers=1, rank=key.worker_id
+            )
+        if not (loaded and core.registry.holds(instance)):
+            raise Refused("forgotten" if loaded else "copy_failed")
+        self._count(instance, key, copies, began)
+        if not request.reply((memory.done_event(event), True)):
+            # It waits for this answer for ever, unless it is made to give up and register again.
+            self._lost(instance)
         return DEFERRED
 
     def _find(
         self,
         instance: Instance,
+        place: SpaceKey,
         key: CacheKey,
         hashes: list[bytes],
         tables: list[Blocks],
         skip_tokens: int,
     ) -> list[ChunkCopy]:
         """What to copy where. Raises Refused if anything of it is not there."""
-        place = space_of(key, key.worker_id or 0, instance.fingerprint)
         space, copies = self._core.l1.space(place), []
         for row, chunk in enumerate(self._core.aligned_range(key)):
             entry = space.ready.get(hashes[chunk]) if space is not None else None
@@ -100,52 +110,25 @@ class Retrieves:
             wanted.append(None if write.all() else np.flatnonzero(write))
         return wanted
 
-    def _end_retrieve(
-        self,
-        request: Request,
-        instance: Instance,
-        key: CacheKey,
-        hashes: list[bytes],
-        copies: list[ChunkCopy],
-        event: bytes,
-        began: float,
-        ok: bool,
+    def _count(
+        self, instance: Instance, key: CacheKey, copies: list[ChunkCopy], began: float
     ) -> None:
-        core = self._core
-        instance.transfers -= 1
-        below = [copy.entry for copy in copies if copy.entry.file is not None]
-        self._count_reuse([copy.entry for copy in copies if copy.entry.file is None])
-        core.tiers.loads.direct.ended(below)
-        if ok:
-            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
-        for copy in copies:
-            core.l1.unpin(copy.entry)
-        self._release(key, hashes)
-        if not (ok and core.registry.holds(instance)):
-            request.refuse("forgotten" if ok else "copy_failed")
-            return
-        core.telemetry.l1_read_chunks.add(len(copies) - len(below))
-        core.telemetry.num_chunks_loaded.add(
+        telemetry = self._core.telemetry
+        in_l1 = sum(copy.entry.file is None for copy in copies)
+        telemetry.l1_read_chunks.add(in_l1)
+        telemetry.num_chunks_loaded.add(
             len(copies), str(shown(instance.id)), key.model_name, key.cache_salt
         )
-        core.telemetry.num_finished_retrieves.add(1, instance.mapped.device)
-        count_bytes(core, "load", instance, copies, began)
-        if not request.reply((instance.mapped.done_event(event), True)):
-            # It waits for this answer for ever, unless it is made to give up and register again.
-            self._lost(instance)
-
-    def _release(self, key: CacheKey, hashes: list[bytes]) -> None:
-        start = key.start // self._core.config.chunk_size
-        self._core.leases.release(
-            key.request_id, scope_of(key), hashes, start, readers=1, rank=key.worker_id
-        )
+        telemetry.num_finished_retrieves.add(1, instance.mapped.device)
+        count_bytes(self._core, "load", instance, copies, began)
 
     def _count_miss(self, instance: Instance) -> None:
         self._core.telemetry.l1_read_failure_chunks.add(
             1, "l1_retrieve", "not_found", instance.model_name
         )
 
-    def _count_reuse(self, entries: list[Entry]) -> None:
-        if entries:  # one chunk stands for the request: they are all used together
-            gap = self._core.now() - entries[0].used_at
-            self._core.telemetry.l1_chunk_reuse_gap.record(gap)
+    def _count_reuse(self, copies: list[ChunkCopy]) -> None:
+        """One chunk stands for the request: they are all used together."""
+        entry = next((copy.entry for copy in copies if copy.entry.file is None), None)
+        if entry is not None:
+            self._core.telemetry.l1_chunk_reuse_gap.record(self._core.now() - entry.used_at)

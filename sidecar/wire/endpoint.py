@@ -7,7 +7,7 @@ sends, it gets the operation's negative at worst, and nobody else notices.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -98,7 +98,8 @@ class Endpoint:
     """The operations that are served to all who connect.
 
     `handlers` maps operation names to `handler(request, *payloads)`, which returns the value
-    to reply, returns DEFERRED and replies later, or raises Refused or BadPayload.
+    to reply, returns DEFERRED and replies itself, or raises Refused or BadPayload. What takes
+    longer is a coroutine that does the same; `start` runs it.
     `on_refused(operation, reason, detail)` and `on_answered(operation, seconds)` observe.
     `post` runs a callback on the loop thread soon.
     """
@@ -111,12 +112,14 @@ class Endpoint:
         on_refused: Callable[[str, str, str], None],
         on_answered: Callable[[str, float], None],
         post: Callable[[Callable[[], None]], None],
+        start: Callable[[Coroutine[Any, None, None]], object],
     ) -> None:
         self._table = table
         self._handlers = handlers
         self.on_refused = on_refused
         self.on_answered = on_answered
         self.post = post
+        self._start = start
         self._router = Router(
             max_message_bytes, _MAX_FRAMES, self._serve, partial(on_refused, "connection"), post
         )
@@ -162,13 +165,30 @@ class Endpoint:
             return
         try:
             value = handler(request, *request.operation.decode(payloads))
-        except BadPayload as error:
-            request.refuse("bad_payload", str(error))
-        except Refused as refusal:
-            request.refuse(refusal.reason, str(refusal))
-        except Exception:
-            log.exception("%s failed", request.operation.name)
-            request.refuse("internal_error")
+        except Exception as error:
+            _refuse(request, error)
+        else:
+            if isinstance(value, Coroutine):
+                self._start(self._answer_later(request, value))
+            elif value is not DEFERRED:
+                request.reply(value)
+
+    async def _answer_later(self, request: Request, handler: Coroutine[Any, None, Any]) -> None:
+        try:
+            value = await handler
+        except Exception as error:
+            _refuse(request, error)
         else:
             if value is not DEFERRED:
                 request.reply(value)
+
+
+def _refuse(request: Request, error: Exception) -> None:
+    """Answer with the negative, for what the handler raised."""
+    if isinstance(error, BadPayload):
+        request.refuse("bad_payload", str(error))
+    elif isinstance(error, Refused):
+        request.refuse(error.reason, str(error))
+    else:
+        log.error("%s failed", request.operation.name, exc_info=error)
+        request.refuse("internal_error")

@@ -150,7 +150,7 @@ class Node:
         self.replies = Replies()
         self._endpoint = Endpoint(
             LMCACHE_0_5_5, self.service.handlers(), 1 << 20, self.core.refusals.add,
-            lambda operation, seconds: None, bench.post,
+            lambda operation, seconds: None, bench.post, bench.flows.start,
         )  # fmt: skip
         self._endpoint.send = self.replies.send
         self._endpoint.is_connected = self.replies.is_connected

@@ -34,6 +34,7 @@ class Server:
             lambda operation, reason, detail: self.refused.append((operation, reason)),
             lambda operation, seconds: None,
             self.loop.post,
+            self.loop.flows.start,
         )
         self.url = url
         self.endpoint.bind(url, 0o600)
