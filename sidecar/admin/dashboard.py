@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 
 from sidecar import __version__
-from sidecar.admin.core import OnLoop, Service
+from sidecar.admin.on_loop import OnLoop
 from sidecar.config import Config
+from sidecar.handlers import Service
 
 _FOLDER = Path(__file__).with_name("page")
 _MEDIA_TYPES = {

@@ -6,12 +6,13 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
 
-from sidecar.admin.core import Service, WireLoop
+from sidecar.handlers import Service
+from sidecar.loop import Loop
 
 _LOOP_SECONDS = 1.0
 
 
-def unhealthy_reason(service: Service, loop: WireLoop) -> str | None:
+def unhealthy_reason(service: Service, loop: Loop) -> str | None:
     """None if the copy pool says that it is well and the wire loop answers within a second."""
     try:
         reason = service.health()
@@ -27,7 +28,7 @@ def unhealthy_reason(service: Service, loop: WireLoop) -> str | None:
 class Health:
     """Asks on a thread of its own, once for all who want to know: no request is in its way."""
 
-    def __init__(self, service: Service, loop: WireLoop) -> None:
+    def __init__(self, service: Service, loop: Loop) -> None:
         self._service = service
         self._loop = loop
         self._thread = ThreadPoolExecutor(1, "health")

@@ -12,7 +12,8 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from sidecar.admin.core import OnLoop, Service
+from sidecar.admin.on_loop import OnLoop
+from sidecar.handlers import Service
 
 _PAGE, _LARGEST_PAGE = 500, 5000
 _LARGEST_BATCH = 5000

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
-from sidecar.admin.core import OnLoop, Service
+from sidecar.admin.on_loop import OnLoop
+from sidecar.handlers import Service
 
 _LARGEST_WORLD = 1024
 Token = Annotated[int, Field(ge=0, lt=2**32)]

@@ -3,10 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,20 +16,21 @@ from pydantic import BaseModel, ConfigDict
 from sidecar import __version__
 from sidecar.admin import checksums, dashboard, objects, prefetches, status
 from sidecar.admin.checksums import ChecksumRequest
-from sidecar.admin.core import Cleared, Service, WireLoop
 from sidecar.admin.health import Health
 from sidecar.admin.metrics import metrics_response
+from sidecar.admin.on_loop import LOOP_SECONDS, OnLoop
 from sidecar.config import Config
 from sidecar.config.show import by_group
+from sidecar.handlers import Service
+from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
+from sidecar.tiers.clearing import Cleared
 
 # The newest LMCache whose protocol is spoken.
 LMCACHE_VERSION = "0.5.6"
-_LOOP_SECONDS = 5.0
 _HASH_SECONDS = 60.0
 _CLEAR_SECONDS = 30.0
 _PROBLEMS_SHOWN = 100
-T = TypeVar("T")
 
 
 class ClearRequest(BaseModel):
@@ -42,7 +43,7 @@ class ClearRequest(BaseModel):
 
 
 def create_app(
-    config: Config, service: Service, loop: WireLoop, telemetry: Telemetry, health: Health
+    config: Config, service: Service, loop: Loop, telemetry: Telemetry, health: Health
 ) -> FastAPI:
     """The application; it holds no state of its own."""
     # No pages that load scripts from elsewhere; /openapi.json tells the same.
@@ -75,13 +76,13 @@ class _Routes:
         self,
         config: Config,
         service: Service,
-        loop: WireLoop,
+        loop: Loop,
         telemetry: Telemetry,
         health: Health,
     ) -> None:
         self._config = config
         self._service = service
-        self._loop = loop
+        self.on_loop = OnLoop(loop)
         self._telemetry = telemetry
         self._health = health
         self._began = time.monotonic()
@@ -164,10 +165,6 @@ class _Routes:
             return _unavailable(str(error))
         return JSONResponse(checksums.reply(body, hashed))
 
-    async def on_loop(self, fn: Callable[[], T]) -> T:
-        """What `fn` returns or raises on the wire thread; TimeoutError if it does not answer."""
-        return await asyncio.to_thread(self._loop.call, fn, timeout=_LOOP_SECONDS)
-
 
 def _cleared(tier: str, adapters: Sequence[Cleared]) -> Response:
     """LMCache's answer, with what came of it in each L2 adapter; 503 if that may not last."""
@@ -194,7 +191,7 @@ def _cleared(tier: str, adapters: Sequence[Cleared]) -> Response:
 
 def _unavailable(reason: str | None) -> Response:
     """503 with the key that the lmcache command line shows."""
-    error = reason or f"the wire loop has not answered for {_LOOP_SECONDS:g} s"
+    error = reason or f"the wire loop has not answered for {LOOP_SECONDS:g} s"
     return JSONResponse({"error": error, "is_healthy": False}, HTTPStatus.SERVICE_UNAVAILABLE)
 
 

@@ -8,9 +8,10 @@ import threading
 from functools import partial
 
 from sidecar import listeners
-from sidecar.admin.core import Service, WireLoop
 from sidecar.admin.health import unhealthy_reason
 from sidecar.config import Config
+from sidecar.handlers import Service
+from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,7 @@ class AdminServer:
     accept, a little later they answer.
     """
 
-    def __init__(
-        self, config: Config, service: Service, loop: WireLoop, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, config: Config, service: Service, loop: Loop, telemetry: Telemetry) -> None:
         self._config = config
         self._service = service
         self._loop = loop

@@ -3,13 +3,11 @@
 Only stores of such workers come here.
 """
 
-from functools import partial
-
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.engines.memory import ChunkCopy
-from sidecar.flow import Outcome, called_back
+from sidecar.flow import Outcome
 from sidecar.handlers.chunk_copies import Chunk
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.direct_stores import DirectStores
@@ -46,7 +44,9 @@ class FileStores:
                 others.append(entry)
         if claimed:
             entries = [entry for _, entry in claimed]
-            await called_back(partial(self._stores.prepare, entries, span))
+            made: Outcome[None] = Outcome()
+            self._stores.prepare(entries, span, lambda: made.set(None))
+            await made
         left += [chunk._replace(failed=e) for chunk, e in claimed if e.file is None]
         copies = [
             ChunkCopy(entry, chunk.blocks, [None] * len(chunk.blocks))

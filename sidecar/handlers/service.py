@@ -27,7 +27,11 @@ _STUCK_SECONDS = 120.0
 
 
 class Service:
-    """Everything that can be asked of the cache. All methods on the loop thread but `health`."""
+    """Everything that can be asked of the cache. All methods on the loop thread but `health`.
+
+    `history`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
+    asked for over HTTP; `objects`: objects one by one.
+    """
 
     def __init__(
         self,
@@ -43,8 +47,8 @@ class Service:
         self._stores = Stores(core, eviction, self._registrations.forget)
         self._retrieves = Retrieves(core, self._registrations.forget)
         self._lookups, self._control = Lookups(core, later), Control(core)
-        self._prefetches, self._objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
-        self._history = History(core)
+        self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
+        self.history = History(core)
         self._hashing: Future[dict[str, Any]] | None = None
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
@@ -89,21 +93,6 @@ class Service:
         else:
             future.set_result([])
         return future
-
-    @property
-    def history(self) -> History:
-        """The last 15 minutes; to be sampled by the loop."""
-        return self._history
-
-    @property
-    def prefetches(self) -> PrefetchJobs:
-        """Prefetches that were asked for over HTTP."""
-        return self._prefetches
-
-    @property
-    def objects(self) -> StoredObjects:
-        """Objects one by one."""
-        return self._objects
 
     def block_checksums(
         self, instance_id: int, block_ids: Sequence[int], blocks_per_chunk: int, layerwise: bool

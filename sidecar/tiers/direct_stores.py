@@ -41,7 +41,7 @@ class _Store:
 class _Making:
     """The files of one request that are still being made; `then` is called when none is."""
 
-    def __init__(self, waiting: set[_Store], then: Callable[[None], None]) -> None:
+    def __init__(self, waiting: set[_Store], then: Callable[[], None]) -> None:
         self.waiting, self._then = waiting, then
         self._gave_way = False
 
@@ -50,13 +50,13 @@ class _Making:
         if store in self.waiting:
             self.waiting.discard(store)
             if not self.waiting:
-                self._then(None)
+                self._then()
 
     def expire(self) -> None:
         """Who has none by now goes without."""
         if self.waiting:
             self.waiting.clear()
-            self._then(None)
+            self._then()
 
     def gives_way(self) -> bool:
         """True once: the files of a request fail together for want of room."""
@@ -106,7 +106,7 @@ class DirectStores:
         entry = Entry(Space(space), chunk_hash, range(0), 0, size)
         return (entry, True) if self._begin(lane, name, entry) else None
 
-    def prepare(self, entries: Sequence[Entry], span: Span, then: Callable[[None], None]) -> None:
+    def prepare(self, entries: Sequence[Entry], span: Span, then: Callable[[], None]) -> None:
         """Make the files, then call back: those without `file` cannot be stored this way.
 
         `span` is of the request that brought them, at least one.

@@ -24,7 +24,7 @@ ALLOWED = {
     "engines": {"cache", "nixl"},
     "tiers": {"cache", "flow", "nixl", "shared_libraries", "telemetry"},
     "handlers": {"cache", "engines", "flow", "tiers", "wire", "telemetry", "config"},
-    "admin": {"config", "listeners", "telemetry"},
+    "admin": {"config", "handlers", "listeners", "loop", "telemetry", "tiers"},
     "app": {
         *("addresses", "admin", "cache", "config", "engines", "handlers", "limits", "loop"),
         *("telemetry", "tiers", "wire"),
