@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,16 +44,117 @@ def test_without_a_size_nothing_is_compared() -> None:
     assert "--l1-size-gb" in findings["/dev/shm"]["what"]
 
 
+V1 = ("cgroup", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+V2 = ("cgroup2", "memory.max", "memory.current", "")
+NO_LIMIT = {V1: 9223372036854771712, V2: "max"}
+Version = tuple[str, str, str, str]
+
+
+def group(directory: Path, version: Version, limit: object, used: int = 0, cached: int = 0) -> None:
+    """The files of a control group, in MiB but for a limit that is none."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _, limit_file, usage, prefix = version
+    limit = limit if limit == NO_LIMIT[version] else int(str(limit)) << 20
+    (directory / limit_file).write_text(f"{limit}\n")
+    (directory / usage).write_text(f"{used << 20}\n")
+    stat = f"{prefix}active_file {cached << 19}\n{prefix}inactive_file {cached << 19}\n"
+    (directory / "memory.stat").write_text(f"cache 1\n{stat}")
+    if version == V2:
+        (directory / "memory.high").write_text("max\n")
+
+
+def machine(root: Path, version: Version, own: str, shown: str = "/") -> Path:
+    """A system whose process is in the group `own`; the directory of the group `shown`."""
+    proc = root / "proc/self"
+    proc.mkdir(parents=True)
+    (root / "proc/meminfo").write_text("MemAvailable: 13631488 kB\n")
+    v1 = version == V1
+    (proc / "cgroup").write_text(f"4:cpu,memory:{own}\n0::/\n" if v1 else f"0::{own}\n")
+    where = "/sys/fs/cgroup/memory" if v1 else "/sys/fs/cgroup"
+    options = "rw,cpu,memory" if v1 else "rw"
+    (proc / "mountinfo").write_text(
+        f"24 1 0:20 / /proc rw shared:5 - proc proc rw\n"
+        f"30 24 0:26 {shown} {where} rw,nosuid shared:9 - {version[0]} cgroup {options}\n"
+    )
+    return root / where.lstrip("/")
+
+
 def test_a_container_with_less_memory_than_the_machine(tmp_path: Path) -> None:
+    top = machine(tmp_path, V2, "/")
     # Of 400 MiB the kernel drops 100 when somebody needs them: files that were read.
-    (tmp_path / "memory.current").write_text(f"{400 << 20}\n")
-    cached = f"active_file {60 << 20}\ninactive_file {40 << 20}\n"
-    (tmp_path / "memory.stat").write_text(f"shmem {200 << 20}\n{cached}")
-    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
-    finding = memory.available(around(), cgroup=tmp_path)
-    assert (finding.level, finding.what) == ("problem", "724 MiB available; the L1 needs 1 GiB")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available(around("--l1-size-gb", "0.01"), cgroup=tmp_path).level == "ok"
+    group(top, V2, 1024, used=400, cached=100)
+    finding = memory.available(around(), tmp_path)
+    assert (finding.level, finding.what) == (
+        "problem",
+        "724 MiB available to the control group /; the L1 needs 1 GiB",
+    )
+    group(top, V2, "max", used=400, cached=100)
+    assert memory.available(around(), tmp_path).what == "13 GiB available"
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("own", "shown", "limits", "what"),
+    [
+        ("/", "/", {"": 512}, "512 MiB available to the control group /"),
+        # A container without a namespace of its own for groups sees its group alone.
+        ("/docker/a", "/docker/a", {"": 512}, "512 MiB available to the control group /"),
+        ("/../b", "/", {"": 512}, "512 MiB available to the control group /"),
+        (
+            "/x/y",
+            "/",
+            {"": None, "x": 300, "x/y": 512},
+            "300 MiB available to the control group /x",
+        ),
+        ("/x/y", "/", {"x": 512, "x/y": 300}, "300 MiB available to the control group /x/y"),
+        ("/x/y", "/", {"x": None, "x/y": None}, "13 GiB available"),
+        ("/x/y", "/", {}, "13 GiB available"),
+    ],
+)
+def test_the_smallest_limit_on_the_way_up_counts(
+    version: Version,
+    own: str,
+    shown: str,
+    limits: dict[str, int | None],
+    what: str,
+    tmp_path: Path,
+) -> None:
+    top = machine(tmp_path, version, own, shown)
+    for name, limit in limits.items():
+        group(top / name, version, NO_LIMIT[version] if limit is None else limit)
+    assert memory.available(around("--l1-size-gb", "0.01"), tmp_path).what == what
+
+
+def test_what_brakes_a_unit_counts_as_a_limit(tmp_path: Path) -> None:
+    top = machine(tmp_path, V2, "/system.slice/kv.service")
+    group(top / "system.slice/kv.service", V2, "max")
+    (top / "system.slice/kv.service/memory.high").write_text(f"{256 << 20}\n")
+    said = memory.available(around(), tmp_path)
+    assert said.what.startswith("256 MiB available to the control group /system.slice/kv.service;")
+
+
+@pytest.fixture
+def limited() -> Iterator[list[str]]:
+    """Words before a command that then runs two groups below a real limit of 256 MiB."""
+    name = f"kv-sidecar-test-{os.getpid()}"
+    for top, file in (("memory", V1[1]), ("", V2[1])):
+        outer = Path("/sys/fs/cgroup", top, name)
+        with suppress(OSError):
+            (outer / "inner").mkdir(parents=True)
+            (outer / file).write_text(str(256 << 20))
+            yield ["sh", "-c", f'echo $$ > {outer}/inner/cgroup.procs && exec "$@"', "sh"]
+            break
+    else:
+        pytest.skip("no control groups can be made here")
+    for each in (outer / "inner", outer):
+        each.rmdir()
+
+
+def test_a_real_group_below_a_real_limit(limited: list[str]) -> None:
+    _, findings = doctor("--l1-size-gb", "1", before=limited)
+    finding = findings["memory"]
+    assert finding["level"] == "problem"
+    assert f"/kv-sidecar-test-{os.getpid()}; the L1 needs 1 GiB" in finding["what"]
 
 
 @pytest.fixture

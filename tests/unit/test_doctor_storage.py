@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import platform
 import sys
 import threading
 from pathlib import Path
@@ -31,18 +33,31 @@ def test_a_good_directory_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_file_system_without_o_direct(tmp_path: Path) -> None:
     with mounted(tmp_path / "ram", "ramfs") as disk:
         findings = list(storage.check(around("--l2-adapter", fs(disk))))
-        (problem,) = only(findings, "problem")
-        assert problem.what == "no O_DIRECT here"
-        assert '"use_odirect": false' in problem.do
-        assert "which is memory" in only(findings, "warning")[0].what
+        direct, memory = only(findings, "warning")
+        # The server starts there.
+        assert only(findings, "problem") == []
+        assert direct.what == "no O_DIRECT here"
+        assert '"use_odirect": false' in direct.do
+        assert "which is memory" in memory.what
         buffered = around("--l2-adapter", fs(disk, use_odirect=False))
-        assert only(storage.check(buffered), "problem") == []
+        assert [f.what for f in only(storage.check(buffered), "warning")] == [memory.what]
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     with mounted(tmp_path / "ro", "tmpfs", "-o", "ro") as disk:
         (problem,) = only(storage.check(around("--l2-adapter", fs(disk))), "problem")
     assert problem.what == "Read-only file system"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call")
+@pytest.mark.parametrize(("shared", "level"), [(False, "problem"), (True, "ok")])
+def test_a_file_system_without_locks(shared: bool, level: str, tmp_path: Path) -> None:
+    where = tmp_path / "l2"
+    adapter = ("--l2-adapter", fs(where, shared=shared))
+    _, findings = doctor(*adapter, before=[sys.executable, "-c", without_call(73, errno.ENOSYS)])
+    assert findings[f"L2 {where}"]["level"] == level
+    if not shared:
+        assert findings[f"L2 {where}"]["what"] == "no locks here: Function not implemented"
 
 
 def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +91,13 @@ def test_the_directory_of_nixl_is_looked_at_too(small_disk: Path) -> None:
     assert "min_free_gb" in problem.why
 
 
-_NO_URING = """
+def without_call(number: int, code: int) -> str:
+    """A program that runs its arguments without the system call of this number."""
+    return f"""
 import ctypes, struct, sys
-# seccomp: load the number of the system call; 425 fails with EPERM, the rest is allowed.
-code = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+# seccomp: load the number of the system call; this one fails, the rest is allowed.
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, {number}), (0x06, 0, 0, 0x00050000 | {code}),
+        (0x06, 0, 0, 0x7FFF0000)]
 program = b"".join(struct.pack("HBBI", *line) for line in code)
 buffer = ctypes.create_string_buffer(program)
 libc = ctypes.CDLL(None)
@@ -100,7 +118,7 @@ def test_io_uring_that_seccomp_forbids(more: str | None, level: str, tmp_path: P
     if more is not None:
         adapter = f'{{"type": "nixl_store", "backend": "POSIX"{more}, "backend_params": '
         arguments = ["--l2-adapter", adapter + f'{{"file_path": "{tmp_path}"}}}}']
-    _, findings = doctor(*arguments, before=[sys.executable, "-c", _NO_URING])
+    _, findings = doctor(*arguments, before=[sys.executable, "-c", without_call(425, errno.EPERM)])
     assert findings["io_uring"]["level"] == level
     assert findings["io_uring"]["what"].startswith("refused: Operation not permitted")
 

@@ -1,12 +1,12 @@
 """Room for the L1: /dev/shm, what may be locked, and pages set aside."""
 
-import math
 import os
 import re
 import resource
 from pathlib import Path
 
 from sidecar.cache.segment import SHM_DIR
+from sidecar.commands.doctor.cgroups import memory_left
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.output import amount
@@ -35,19 +35,22 @@ def shm(around: Surroundings) -> Finding:
     )
 
 
-def available(
-    around: Surroundings, meminfo: Path = _MEMINFO, cgroup: Path = Path("/sys/fs/cgroup")
-) -> Finding:
-    """Whether there is memory behind it: a tmpfs promises more than machine and pod have."""
-    there = min(_kib(meminfo, "MemAvailable") * 1024, _left_to_the_pod(cgroup))
+def available(around: Surroundings, root: Path = Path("/")) -> Finding:
+    """Whether there is memory behind it: a tmpfs promises more than machine and groups have."""
+    machine = _kib(root / "proc/meminfo", "MemAvailable") * 1024
+    left = memory_left(root)
+    there = int(min(machine, left.bytes))
+    what = f"{amount(there)} available"
+    if left.bytes < machine:
+        what += f" to the control group {left.group}"
     wanted = around.l1_bytes
     if wanted is None or around.server or wanted <= there:
-        return ok("memory", f"{amount(there)} available")
+        return ok("memory", what)
     return problem(
         "memory",
-        f"{amount(there)} available; the L1 needs {amount(wanted)}",
+        f"{what}; the L1 needs {amount(wanted)}",
         "the kernel kills somebody while the L1 fills up",
-        "lower --l1-size-gb, or raise the memory limit of the container",
+        "lower --l1-size-gb, or raise the memory limit of the container, the pod or the unit",
     )
 
 
@@ -82,21 +85,6 @@ def huge_pages(meminfo: Path = _MEMINFO) -> Finding:
         "the L1 is ordinary shared memory, and that memory is lost to it",
         "sysctl vm.nr_hugepages=0, unless another program here wants them",
     )
-
-
-def _left_to_the_pod(cgroup: Path) -> float:
-    """Bytes that the container's limit (cgroup v2) leaves.
-
-    Shared memory counts; what is cached of files counts too, but gives way.
-    """
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        by_kind = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    except OSError:
-        return math.inf
-    cached = sum(int(by_kind[kind]) for kind in ("active_file", "inactive_file"))
-    return math.inf if limit == "max" else int(limit) - used + cached
 
 
 def _kib(meminfo: Path, name: str) -> int:

@@ -2,11 +2,12 @@
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
@@ -16,13 +17,16 @@ from sidecar.tiers.adapters.files import DirectorySettings
 from sidecar.tiers.adapters.nixl import NixlSettings
 
 _PAGE = 4096
-_NO_DIRECT = "no O_DIRECT here"
 _SETUP_IO_URING = 425  # of the system call, on every architecture
 _PARAMS_BYTES = 120  # struct io_uring_params
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
 # Of NIXL for CUDA 12 and for CUDA 13.
 _CUFILE, _RUNTIMES = "libcufile.so.0", ("libcudart.so.12", "libcudart.so.13")
+
+
+class NoDirect(Exception):
+    """A file system that opens no file with O_DIRECT."""
 
 
 class ProbeFailed(Exception):
@@ -44,7 +48,10 @@ def directory(settings: DirectorySettings, mounts: Path) -> Iterator[Finding]:
     """One directory; where this user may not even look, that is all that can be said."""
     path = Path(settings.directory)
     try:
-        yield writable(path, settings.direct)
+        written = writable(path, settings.direct)
+        yield written
+        if written.level != "problem" and not settings.shared:
+            yield lockable(path)
         yield room(path, settings)
         yield on_a_disk(path, mounts)
     except OSError as error:
@@ -53,13 +60,38 @@ def directory(settings: DirectorySettings, mounts: Path) -> Iterator[Finding]:
 
 def writable(directory: Path, direct: bool) -> Finding:
     """Write a page there and read it back, past the page cache if the adapter would."""
+    name = f"L2 {directory}"
     try:
-        _probe(_existing(directory), direct)
+        try:
+            _probe(_existing(directory), direct)
+        except NoDirect:
+            _probe(_existing(directory), False)
+            return warning(
+                name,
+                "no O_DIRECT here",
+                "all I/O goes through the page cache, at several times the CPU",
+                'take another file system, or "use_odirect": false ("use_direct_io" for NIXL) to '
+                "say that it is meant",
+            )
     except ProbeFailed as error:
         return _unusable(directory, str(error))
-    return ok(
-        f"L2 {directory}", "a page written and read back" + (" with O_DIRECT" if direct else "")
-    )
+    return ok(name, "a page written and read back" + (" with O_DIRECT" if direct else ""))
+
+
+def lockable(directory: Path) -> Finding:
+    """Whether a server can keep others out, as it does with a directory of its own."""
+    name = f"L2 {directory}"
+    try:
+        with _new_file(_existing(directory), 0) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return problem(
+            name,
+            f"no locks here: {error.strerror}",
+            "the server refuses to start: it locks the directory, so that no other one uses it",
+            'mount it with locks (Lustre: -o flock), or "shared": true, which takes none',
+        )
+    return ok(name, "locks work")
 
 
 def room(directory: Path, settings: DirectorySettings) -> Finding:
@@ -144,18 +176,30 @@ def _existing(directory: Path) -> Path:
 
 
 def _probe(directory: Path, direct: bool) -> None:
-    """Raises ProbeFailed. Leaves nothing behind."""
-    path = directory / f".kv-sidecar-doctor-{secrets.token_hex(8)}"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    """Raises NoDirect or ProbeFailed. Leaves nothing behind."""
     try:
-        fd = os.open(path, flags | (os.O_DIRECT if direct else 0), 0o600)
-        try:
+        with _new_file(directory, os.O_DIRECT if direct else 0) as fd:
             _write_and_read(fd)
+    except OSError as error:
+        raise ProbeFailed(str(error.strerror)) from error
+
+
+@contextmanager
+def _new_file(directory: Path, flags: int) -> Iterator[int]:
+    """A file that is there for the `with` block. Raises NoDirect or OSError."""
+    path = directory / f".kv-sidecar-doctor-{secrets.token_hex(8)}"
+    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            if flags & os.O_DIRECT and error.errno == errno.EINVAL:
+                raise NoDirect from error
+            raise
+        try:
+            yield fd
         finally:
             os.close(fd)
-    except OSError as error:
-        refused = direct and error.errno == errno.EINVAL
-        raise ProbeFailed(_NO_DIRECT if refused else str(error.strerror)) from error
     finally:
         with suppress(OSError):
             path.unlink()
@@ -172,8 +216,6 @@ def _write_and_read(fd: int) -> None:
 
 def _unusable(directory: Path, reason: str) -> Finding:
     do = "see to it that this user may write there, and that the disk is not full or broken"
-    if reason == _NO_DIRECT:
-        do = 'take another file system, or "use_odirect": false ("use_direct_io" for NIXL)'
     return problem(f"L2 {directory}", reason, "the server refuses to start", do)
 
 
