@@ -17,8 +17,8 @@ _SMALL_MODEL = "small"
 def build(options: Options, directory: Path) -> Stack:
     """The stack that `options` describe; what it keeps while it runs goes into `directory`.
 
-    Raises UsageError, StackError or ConnectorError where it could not run here, but for the lack
-    of vLLM, with which it is planned all the same.
+    Raises UsageError, StackError or ConnectorError where it could not run here; what its workers
+    lack is the stack's `obstacle`.
     """
     dynamo = options.topology != "vllm"
     python = hardware.worker_python(options.worker_python, dynamo)
@@ -36,7 +36,7 @@ def build(options: Options, directory: Path) -> Stack:
         start_timeout=options.start_timeout,
         own_model=setting.own_model,
         warnings=conflicts,
-        obstacle="" if have["vllm"] else hardware.no_vllm(python, dynamo),
+        obstacle=hardware.obstacle(python, dynamo, have, setting.on_cpu),
     )
 
 

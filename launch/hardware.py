@@ -11,6 +11,7 @@ from pathlib import Path
 from connectors import versions
 from launch.errors import StackError, UsageError
 from launch.options import Options
+from sidecar import shared_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 # `scripts/install.py dynamo` fills it: Dynamo pins another vLLM than the newest one.
@@ -71,8 +72,10 @@ def on_cpu(options: Options, have: versions.Installed) -> bool:
     return cpu_build
 
 
-def no_vllm(python: str, dynamo: bool) -> str:
-    """What is wrong, and what to do, where there is no vLLM beside `python`."""
+def obstacle(python: str, dynamo: bool, have: versions.Installed, on_cpu: bool) -> str:
+    """Why no worker can run, and what to do; empty where they can."""
+    if have["vllm"]:
+        return shared_libraries.lack("vllm") if on_cpu else ""
     groups = "base engine storage dynamo" if dynamo else "base engine"
     return (
         f"{python} has no vLLM: name an interpreter that has with --worker-python, or install "

@@ -12,6 +12,7 @@ from pathlib import Path
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
 from examples.counters import wait_stored
+from sidecar import shared_libraries
 
 from . import report
 from .client import complete, request_body
@@ -102,6 +103,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave it running (make demo KEEP=1)")
     keep = parser.parse_args().keep
+    if lack := shared_libraries.lack("vllm"):
+        sys.exit(lack)
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, _: sys.exit(128 + number))
     run = Path(tempfile.mkdtemp(prefix="kv-sidecar-demo-"))

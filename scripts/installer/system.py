@@ -26,7 +26,7 @@ def bring(needs: Iterable[str]) -> None:
         if os.geteuid() == 0 and shutil.which("apt-get"):
             _install(package)
         if not _there(name):
-            print(f"  no {name} (apt-get install {package}): tests that need it are skipped")
+            print(f"  no {name} (apt-get install {package}): what needs it is skipped")
 
 
 def _there(name: str) -> bool:

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "sidecar": {"connectors"},
     "launch": {
         *("connectors", "sidecar.addresses", "sidecar.commands", "sidecar.config"),
-        "examples.demo.model",
+        *("sidecar.shared_libraries", "examples.demo.model"),
     },
 }
 

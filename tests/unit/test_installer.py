@@ -13,7 +13,7 @@ from sidecar import shared_libraries
 from tests.support.server import REPO
 
 PROGRAM = "kv-sidecar-test-program"
-NAMED = f"  no {PROGRAM} (apt-get install {PROGRAM}): tests that need it are skipped\n"
+NAMED = f"  no {PROGRAM} (apt-get install {PROGRAM}): what needs it is skipped\n"
 
 
 @pytest.fixture

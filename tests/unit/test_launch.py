@@ -22,6 +22,7 @@ from launch.render import files
 from launch.run_directory import RunDirectory
 from launch.tail import Tail, last_lines
 from launch.terminal import Terminal
+from sidecar import shared_libraries
 from sidecar.config import ConfigError
 from tests.support.server import REPO
 
@@ -212,6 +213,17 @@ def test_without_vllm_a_dry_run_shows_the_stack_and_what_installs_one(
         f"launch/{topology}.sh: {sys.executable} has no vLLM: name an interpreter that has with "
         f"--worker-python, or install the CPU build with `scripts/install.py {groups}`\n"
     )
+
+
+def test_without_what_the_cpu_build_needs_no_stack_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_libraries, "loads", lambda name: False)
+    for version, obstacle in (
+        ("0.31.0+cpu", "vllm needs libnuma.so.1: apt-get install libnuma1"),
+        ("0.31.0", ""),
+    ):
+        have = HAVE_GPU | {"vllm": version}
+        monkeypatch.setattr(hardware, "installed", lambda python, have=have: have)
+        assert plan("agg", "--gpu", "0").obstacle == obstacle
 
 
 def test_supervisor_is_content_with_the_limits_that_it_is_given(
