@@ -61,7 +61,7 @@ def _adapter(core: Core, lane: Lane) -> dict[str, Any]:
         "objects": len(lane.catalog),
         "used_bytes": lane.catalog.used_bytes,
         "capacity_bytes": lane.settings.capacity_bytes,
-        "clear_lasts": not lane.unmarked,
+        "clear_lasts": not lane.marking.unmarked,
         "left_over": lane.leftovers.waiting + lane.leftovers.stuck,
         "breakers": {"load": _breaker(lane.reads), "store": _breaker(lane.writes)},
         "reading": reading,

@@ -19,7 +19,7 @@ Post = Callable[[Callable[[], None]], None]
 
 
 class Side:
-    """The threads and the breaker of one kind of calls: `load`, `store` or `delete`.
+    """The threads and the breaker of one kind of calls: `load`, `store`, `delete` or `mark`.
 
     `awaited`: somebody waits for the outcomes, and not for a thread that may never be free.
     """

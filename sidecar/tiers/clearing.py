@@ -39,7 +39,7 @@ def when_cleared(
 
     def look() -> None:
         elapsed = time.monotonic() - began
-        marked = not any(lane.unmarked for lane in lanes)
+        marked = not any(lane.marking.unmarked for lane in lanes)
         if (elapsed < _MARK_SECONDS and not marked) or (
             elapsed < _DELETION_SECONDS and any(lane.clearing for lane in lanes)
         ):
@@ -81,5 +81,7 @@ def delete(
 
 def _outcome(lane: Lane) -> Cleared:
     left = lane.leftovers
-    why = lane.unmarked or (lane.deletes.last_failure if left.stuck else "")
-    return Cleared(lane.label, not lane.unmarked, left.deleted, left.waiting, left.stuck, why)
+    why = lane.marking.unmarked or (lane.deletes.last_failure if left.stuck else "")
+    return Cleared(
+        lane.label, not lane.marking.unmarked, left.deleted, left.waiting, left.stuck, why
+    )

@@ -76,13 +76,14 @@ class Marks:
 class Generation:
     """The records of one generation in a backend; names are without its tag.
 
-    Without a `tag` it is the one that the mark names when it is first needed. With one it is new,
+    Without a `tag` it is the one that the mark names when it is first needed. With one it `is_new`,
     and `publish` makes it the mark. What is asked of it raises Replaced when it does not count
     any more. All methods but `end` block.
     """
 
     def __init__(self, marks: Marks, tag: str | None = None) -> None:
         self.tag = tag
+        self.is_new = tag is not None
         self._marks = marks
         self._check_at = 0.0 if tag is None else float("inf")
         self._ended = False
@@ -95,7 +96,7 @@ class Generation:
 
     def publish(self) -> None:
         """Make it the one that counts, for all; it is when this returns. Raises TierError."""
-        assert self.tag is not None
+        assert self.is_new and self.tag is not None
         with self._marks.lock:
             before = self._marks.read()
             if before is not None and before != self.tag:

@@ -16,8 +16,9 @@ from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
-from sidecar.tiers.generations import CHECKED_SECONDS, Generation, Marks, Replaced, new_tag
+from sidecar.tiers.generations import Generation, Marks, Replaced, new_tag
 from sidecar.tiers.leftovers import Leftovers
+from sidecar.tiers.marking import Marking
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.removal import Removal
 from sidecar.tiers.scanning import Scanner
@@ -27,7 +28,6 @@ from sidecar.tiers.workers import Workers
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SCAN_AGAIN_SECONDS = 30.0
-_REMOVERS = 2  # a new mark does not wait for what is being removed
 
 
 class Lane:
@@ -57,7 +57,10 @@ class Lane:
         self._calls = Calls(label, settings.timeout_seconds, telemetry, self._adopt)
         self._reading = Side("load", Workers(f"l2-{label}-read", readers, post), awaited=True)
         self._writing = Side("store", Workers(f"l2-{label}-write", writers, post))
-        self._removing = Side("delete", Workers(f"l2-{label}-delete", _REMOVERS, post))
+        self._removing = Side("delete", Workers(f"l2-{label}-delete", 1, post))
+        marks = Side("mark", Workers(f"l2-{label}-mark", 1, post), awaited=True)
+        self.marking = Marking(label, self._calls, marks, lambda: self.generation)
+        self._sides = (self._reading, self._writing, self._removing, marks)
         self.reads, self.writes = self._reading.breaker, self._writing.breaker
         self.deletes = self._removing.breaker
         self.removal = Removal(
@@ -66,9 +69,7 @@ class Lane:
         )  # fmt: skip
         self.leftovers = Leftovers(adapter, self._remove, self.deletes.allows, self._count_stuck)
         self._scanner = Scanner(label, adapter, post, self._found, self._order, self._scan_ended)
-        self._next_scan = self._next_check = 0.0
-        self._marking = False
-        self.unmarked = ""  # why the last clear would not survive this process, if it would not
+        self._next_scan = 0.0
 
     @property
     def read_slots(self) -> int:
@@ -147,19 +148,19 @@ class Lane:
     def clear(self) -> None:
         """Begin a new generation: nothing that was stored before now is found any more.
 
-        It holds for others, and after a restart, once `unmarked` is empty. What is left over is
-        removed in the background, as far as the backend knows or lists it.
+        It holds for others, and after a restart, once `marking.unmarked` is empty. What is left
+        over is removed in the background, as far as the backend knows or lists it.
         """
         self.leftovers.deleted = 0
         self._begin(Generation(self._marks, new_tag()))
-        self._mark()
+        self.marking.publish()
         if self.adapter.shared or not self.scanned:
             self.start_scan(time.monotonic())
 
     @property
     def clearing(self) -> bool:
         """Whether something of the last clear is still under way."""
-        return self._marking or self._scanner.running or bool(self.leftovers.waiting)
+        return self.marking.publishing or self._scanner.running or bool(self.leftovers.waiting)
 
     def leave(self, generation: Generation, name: ObjectName, size: int) -> None:
         """This was stored in a generation that is over."""
@@ -172,11 +173,7 @@ class Lane:
         if self.deletes.allows():
             self.removal.retry()
             self.leftovers.retry()
-            if self.unmarked:
-                self._mark()
-        if now >= self._next_check and self.reads.allows():  # what is known is asked of nobody
-            self._next_check = now + CHECKED_SECONDS / 2
-            self.read(self.generation.check, lambda _, error: None)
+        self.marking.tick(now)
         if not (self.scanned or self.adapter.shared) and now >= self._next_scan:
             self.start_scan(now)
 
@@ -187,17 +184,13 @@ class Lane:
 
     def stop(self) -> None:
         """End the threads after what is queued; `stopped` tells when they have."""
-        for side in (self._reading, self._writing, self._removing):
+        for side in self._sides:
             side.threads.stop()
-        if self.unmarked:
-            log.error(
-                "L2 %s: the clear is lost, what it hid may be found: %s", self.label, self.unmarked
-            )
+        self.marking.stop()
 
     def stopped(self) -> bool:
         """Whether no thread uses the arena, or the adapter, any more."""
-        sides = (self._reading, self._writing, self._removing)
-        return not (self._scanner.alive() or any(side.threads.alive() for side in sides))
+        return not (self._scanner.alive() or any(side.threads.alive() for side in self._sides))
 
     def _put_aside(self, name: ObjectName) -> None:
         self.telemetry.l2_quarantined_objects.add(1, self.label)
@@ -210,25 +203,6 @@ class Lane:
         if over.tag is not None:
             self.leftovers.add(over.tag, swept)
 
-    def _mark(self) -> None:
-        """Make the generation the one that the backend names."""
-        self.unmarked = self.unmarked or "the backend has not answered yet"
-        if self._marking:
-            return  # then it is this one's turn
-        generation, self._marking = self.generation, True
-
-        def marked(_: None, error: TierError | None) -> None:
-            self._marking = False
-            if generation is not self.generation:
-                self._mark()
-            elif error is None:
-                self.unmarked = ""
-            else:
-                log.error("L2 %s: a clear is not durable yet: %s", self.label, error)
-                self.unmarked = str(error)
-
-        self._remove(generation.publish, marked)
-
     def _adopt(self, error: Replaced | Moved) -> None:
         """Others have cleared the backend, or it is another one: what is there is found here."""
         if isinstance(error, Moved):
@@ -236,6 +210,7 @@ class Lane:
         elif error.generation is self.generation:
             log.warning("L2 %s: it has been cleared by others", self.label)
             self._begin(Generation(self._marks))
+            self.marking.unmarked = ""  # theirs is the later one
             self.scanned = False
             self.on_replaced()
 
@@ -243,12 +218,12 @@ class Lane:
         log.warning("L2 %s: %s: what is there now is used", self.label, error)
         self._marks = Marks(self.adapter, self.label)
         # A clear that has not reached the old one holds in this one.
-        self._begin(Generation(self._marks, new_tag() if self.unmarked else None))
+        self._begin(Generation(self._marks, new_tag() if self.marking.unmarked else None))
         self.leftovers.forget()
         self.scanned = False
         self.on_moved()
-        if self.unmarked:
-            self._mark()
+        if self.marking.unmarked:
+            self.marking.publish()
         self.start_scan(time.monotonic())
 
     def _remove(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:

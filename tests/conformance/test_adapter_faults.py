@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 import numpy as np
 import pytest
 
-from sidecar.tiers.base import Adapter, AdapterUnusable, Bytes, NoSpace, TierError
+from sidecar.tiers.base import Adapter, AdapterUnusable, Bytes, Missing, NoSpace, TierError
 from sidecar.tiers.names import ObjectName
 from tests.conformance.adapter_cases import (
     MIB,
@@ -205,3 +205,22 @@ def test_a_value_that_redis_cannot_hold(arena: Bytes) -> None:
     with opened(resp(free_port(), "x"), arena) as adapter:
         error = outcome(lambda: adapter.store(names("x", 1)[0], np.empty(513 * MIB, np.uint8)))
         assert isinstance(error, TierError) and error.cause == "too_large"
+
+
+def test_a_redis_that_allows_no_deletion(arena: Bytes) -> None:
+    """Empty values take the place of what is to go."""
+    rights = ["on", "nopass", "~*", "&*", "+@all", "-del", "-unlink", "-rename"]
+    gone, bad, kept = some = names("rights", 3)
+    with (
+        storage.redis("--user", "default", *rights) as server,
+        opened(resp(server.port, "rights", ttl_seconds=3600), arena) as adapter,
+    ):
+        for name in some:
+            adapter.store(name, arena[:PAGE])
+        adapter.delete([gone])
+        assert adapter.set_aside(bad, "checksum") is False
+        assert adapter.find(some) == [None, None, PAGE]
+        for name in (gone, bad):
+            with pytest.raises(Missing):
+                adapter.load(name, arena[:PAGE])
+        assert [found.name for batch in adapter.scan() for found in batch] == [kept]

@@ -714,3 +714,51 @@ def test_what_is_being_written_is_deleted_after_that() -> None:
     gate.set()
     bench.run_until(lambda: told)
     assert told == [(1, 0)] and not memory.records
+
+
+def test_that_the_mark_can_be_read_says_nothing_of_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sidecar.tiers.marking.CHECKED_SECONDS", 0.0)
+    memory = Memory()
+    old = Bench(memory).start()
+    old.store(1, 2, 3)
+    old.settle()
+    bench, reads = Bench(memory).start(), []
+    lane = bench.tiers.lanes[0]
+
+    def before(op: str, _: ObjectName | None) -> None:
+        reads.append(op)
+        if op == "load":
+            raise TierError("EIO")
+
+    memory.before = before
+    while lane.reads.state == "closed":
+        assert bench.lookup(1, 2, 3) == 0
+    reads.clear()
+    bench.run_ticking(lambda: reads.count("read_mark") > 5)
+    assert lane.reads.state != "closed"
+
+
+def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was last: both come to the same generation, and nothing of before is in it."""
+    monkeypatch.setattr("sidecar.tiers.generations.CHECKED_SECONDS", 0.0)
+    memory = Memory(shared=True)
+    benches = [Bench(memory).start() for _ in range(2)]
+    lanes = [bench.tiers.lanes[0] for bench in benches]
+    for number, bench in enumerate(benches):
+        bench.store(number)
+        bench.settle()
+    for bench in benches:
+        bench.l1.clear(force=True)
+        bench.tiers.clear()
+    while {lane.generation.tag for lane in lanes} != {memory.mark}:
+        for bench in benches:
+            bench.tiers.tick()
+            assert bench.lookup(0, 1) == 0
+    assert [bench.lookup(0, 1) for bench in benches] == [0, 0]
+    assert not any(lane.marking.unmarked for lane in lanes)
+    benches[0].store(5)
+    benches[0].settle()
+    assert benches[1].lookup(5) == 1

@@ -152,7 +152,7 @@ class _Resp:
         if keys and not self._unlinked(keys):
             pipeline = self._client.pipeline(transaction=False)
             for key in keys:
-                pipeline.set(key, b"", xx=True)
+                pipeline.set(key, b"", ex=self._ttl, xx=True)
             with _translated():
                 pipeline.execute()
 
@@ -198,6 +198,11 @@ class _Resp:
                 pipeline.expire(slot, _QUARANTINE_SECONDS)
                 pipeline.execute()
         except Missing:
+            return False
+        except TierError as error:
+            if error.cause != _NO_RIGHT:
+                raise
+            self.delete([name])
             return False
         return True
 

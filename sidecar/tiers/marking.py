@@ -1,0 +1,66 @@
+"""A lane's work on the mark of its backend: written at a clear, and read once in a while."""
+
+import logging
+from collections.abc import Callable
+
+from sidecar.tiers.base import TierError
+from sidecar.tiers.calls import Calls, Side
+from sidecar.tiers.generations import CHECKED_SECONDS, Generation
+
+log = logging.getLogger(__name__)
+
+
+class Marking:
+    """Of one lane. `generation()` is the one that counts here. Loop thread only.
+
+    `side` is its own: that the mark can be read and written says nothing of records.
+    """
+
+    def __init__(
+        self, label: str, calls: Calls, side: Side, generation: Callable[[], Generation]
+    ) -> None:
+        self.unmarked = ""  # why the last clear would not survive this process, if it would not
+        self.publishing = False
+        self._label = label
+        self._calls = calls
+        self._side = side
+        self._generation = generation
+        self._next_check = 0.0
+
+    def publish(self) -> None:
+        """Make a new generation the one that the backend names."""
+        self.unmarked = self.unmarked or "the backend has not answered yet"
+        if self.publishing:
+            return  # then it is this one's turn
+        generation, self.publishing = self._generation(), True
+
+        def published(_: None, error: TierError | None) -> None:
+            self.publishing = False
+            if generation is not self._generation():
+                if self.unmarked:
+                    self.publish()
+            elif error is None:
+                self.unmarked = ""
+            else:
+                log.error("L2 %s: a clear is not durable yet: %s", self._label, error)
+                self.unmarked = str(error)
+
+        self._calls.run(self._side, generation.publish, published)
+
+    def tick(self, now: float) -> None:
+        """Write it if that has failed. Else read it: where all is known, nobody else does."""
+        if not self._side.breaker.allows():
+            return
+        if self.unmarked:
+            self.publish()
+        elif now >= self._next_check:
+            self._next_check = now + CHECKED_SECONDS / 2
+            self._calls.run(self._side, self._generation().check, lambda _, error: None)
+
+    def stop(self) -> None:
+        if self.unmarked:
+            log.error(
+                "L2 %s: the clear is lost, what it hid may be found: %s",
+                self._label,
+                self.unmarked,
+            )
