@@ -15,6 +15,9 @@ from sidecar.admin.origin import Names, objection
 MAX_BODY_BYTES = 10 << 20
 # Of all requests that are under way together.
 MAX_BODIES_BYTES = 4 * MAX_BODY_BYTES
+# That are under way together: the peer of some may have gone, and they go on.
+MAX_REQUESTS = 64
+_HEALTH = ("/healthcheck", "/api/healthcheck")
 
 
 class Boundary:
@@ -25,11 +28,13 @@ class Boundary:
         self._app = app
         self._names = names
         self._body_bytes = 0
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403; a body beyond ``MAX_BODY_BYTES`` becomes a 413.
 
-        Too many bodies together become a 503, and so does what is cut off by the server's end.
+        Too many requests or bodies together become a 503, but no question for health; so does what
+        is cut off by the server's end.
         """
         received = 0
         has_begun = False
@@ -61,13 +66,22 @@ class Boundary:
         if scope["method"] == "HEAD":
             # Whatever can be got; the HTTP server leaves the body out.
             scope = {**scope, "method": "GET"}
-        refused = objection(scope["method"], Headers(scope=scope), scope["server"][0], self._names)
-        answer = JSONResponse({"detail": refused}, HTTPStatus.FORBIDDEN) if refused else self._app
+        self._under_way += 1
         try:
-            await answer(scope, receive_bounded, send_dated)
+            await self._answer(scope)(scope, receive_bounded, send_dated)
         except asyncio.CancelledError:
             if not has_begun:
                 stopping = JSONResponse({"detail": "shutting down"}, HTTPStatus.SERVICE_UNAVAILABLE)
                 await stopping(scope, receive, send_dated)
         finally:
             self._body_bytes -= received
+            self._under_way -= 1
+
+    def _answer(self, scope: Scope) -> ASGIApp:
+        refused = objection(scope["method"], Headers(scope=scope), scope["server"][0], self._names)
+        if refused:
+            return JSONResponse({"detail": refused}, HTTPStatus.FORBIDDEN)
+        if self._under_way > MAX_REQUESTS and scope["path"] not in _HEALTH:
+            detail = "too many requests at once"
+            return JSONResponse({"detail": detail}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return self._app

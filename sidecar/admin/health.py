@@ -35,6 +35,10 @@ class Health:
         self._thread.submit(lambda: None)  # it is there from now on, whatever others start
         self._asking: asyncio.Future[str | None] | None = None
 
+    def close(self) -> None:
+        """Ask no more."""
+        self._thread.shutdown(wait=False)
+
     async def reason(self) -> str | None:
         """None, or why the server would not answer a worker now."""
         if self._asking is None or self._asking.done():

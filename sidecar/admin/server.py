@@ -21,7 +21,7 @@ _STOP_SECONDS = 5.0
 class AdminServer:
     """Admin port and, where configured, metrics port, answered by one thread.
 
-    FastAPI and OpenTelemetry are imported on that thread (0.5 s): from ``start`` on the ports
+    FastAPI is imported on that thread (0.5 s): from ``start`` on the ports
     accept, a little later they answer.
     """
 
@@ -101,4 +101,7 @@ class AdminServer:
         if self._metrics:
             metrics = create_metrics_app(self._telemetry, health)
             sites.append((Boundary(metrics, Names(config.prometheus_host)), self._metrics))
-        await serve(sites, self._stop, self._started.set)
+        try:
+            await serve(sites, self._stop, self._started.set)
+        finally:
+            health.close()

@@ -113,11 +113,9 @@ class Segment:
         try:
             os.ftruncate(self.fd, self.size)
             return mmap.mmap(self.fd, self.size)
-        except BaseException as error:
+        except OSError as error:
             self._path.unlink(missing_ok=True)
             os.close(self.fd)
-            if not isinstance(error, OSError):
-                raise
             size = f"{self.size / _GIB:.2f} GiB"
             raise SegmentError(f"{self._path} cannot have {size}: {error.strerror}") from None
 

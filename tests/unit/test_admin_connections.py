@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sidecar.admin import connections
+from sidecar.admin import boundary, connections
 from tests.support.admin_site import HANDLE, Site
 from tests.support.server import free_port, wait_until
 
@@ -132,6 +132,30 @@ def test_what_is_being_answered_at_the_end_gets_its_no(caplog: pytest.LogCapture
         assert asking.recv(2**16).startswith(b"HTTP/1.1 503")
         assert read_to_the_end(half) == 0
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_requests_whose_peers_have_gone_are_bounded(
+    patient: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go on; health is told all the same."""
+    monkeypatch.setattr(boundary, "MAX_REQUESTS", 4)
+    hashing: list[Future[dict[str, Any]]] = []
+
+    def block_checksums(*_: object) -> Future[dict[str, Any]]:
+        hashing.append(Future())
+        return hashing[-1]
+
+    patient.service.block_checksums = block_checksums  # type: ignore[method-assign]
+    for number in range(4):
+        with connect(patient) as peer:
+            peer.sendall(request("POST", "/cache/checksums", CHECKSUMS))
+            wait_until(lambda before=number: len(hashing) > before, "the request is under way")
+    reply = patient.http.get("/version")
+    assert (reply.status_code, reply.json()) == (503, {"detail": "too many requests at once"})
+    assert patient.http.get("/healthcheck").status_code == 200
+    for each in hashing:
+        each.set_result({"chunk_checksums": ["d0"]})
+    wait_until(lambda: patient.http.get("/version").status_code == 200, "room for requests")
 
 
 def test_bodies_that_are_sent_at_once_are_bounded_together(patient: Site) -> None:
