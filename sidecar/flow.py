@@ -11,6 +11,7 @@ what it awaits with it. Here a thread that moves bytes goes on, and can be waite
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,15 @@ class Flow(Outcome[T]):
             if self._awaits is not None:
                 self._wake()
 
+    def stop(self, reason: str) -> None:
+        """Cancel it at once: it runs inside this call, to its next wait or its end."""
+        if self.done:
+            return
+        if self._awaits is None:
+            raise RuntimeError("a flow cannot stop itself")
+        self._cancelled = Cancelled(reason)
+        self._advance()
+
     def _wake(self) -> None:
         if not self._queued:
             self._queued = True
@@ -168,6 +178,12 @@ class Flows:
         """Run `callback` once `outcome` is set: as a flow goes on, never at once."""
         outcome._wake_when_done(lambda: self._ready.append(callback))
 
+    def turn(self) -> Outcome[None]:
+        """An outcome that is set when whoever runs now, and what is ready already, has run."""
+        outcome: Outcome[None] = Outcome()
+        self._ready.append(lambda: outcome.set(None))
+        return outcome
+
     def sleep(self, seconds: float) -> Outcome[None]:
         """An outcome that is set after so many seconds."""
         outcome: Outcome[None] = Outcome()
@@ -193,6 +209,13 @@ async def first(*outcomes: Outcome[Any]) -> None:
     for outcome in outcomes:
         outcome._wake_when_done(wake)
     await one
+
+
+async def ended(outcome: Outcome[Any]) -> None:
+    """Wait until it is set, for good or bad. No cancellation ends this wait."""
+    while not outcome.done:
+        with suppress(Cancelled):
+            await first(outcome)
 
 
 def called_back(begin: Callable[[Callable[[T], None]], object]) -> Outcome[T]:

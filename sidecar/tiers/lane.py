@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
@@ -103,6 +104,16 @@ class Lane:
     def write(self, call: Callable[[], T], done: Callable[[T, TierError | None], None]) -> None:
         """The same for a call that writes."""
         self._calls.run(self._writing, call, done)
+
+    def reading(
+        self, call: Callable[[], T], on_late: Callable[[], None] = lambda: None
+    ) -> Outcome[T]:
+        """A call that reads, for flows: what it returns, or the TierError that it raises."""
+        return _outcome(lambda done: self.read(call, done, on_late))
+
+    def writing(self, call: Callable[[], T]) -> Outcome[T]:
+        """The same for a call that writes."""
+        return _outcome(lambda done: self.write(call, done))
 
     def find(self, names: Sequence[ObjectName], done: Callable[[], None]) -> None:
         """Ask the backend for `names`; what it has is in the catalog when `done` is called."""
@@ -277,3 +288,17 @@ class Lane:
             log.warning("L2 %s: what a clear has left over stays: %s", self.label, error)
         else:
             self._calls.failed(self._reading, error)
+
+
+def _outcome(run: Callable[[Callable[[T, TierError | None], None]], None]) -> Outcome[T]:
+    """The outcome of a call that is begun by `run(done)`."""
+    outcome: Outcome[T] = Outcome()
+
+    def done(result: T, error: TierError | None) -> None:
+        if error is None:
+            outcome.set(result)
+        else:
+            outcome.fail(error)
+
+    run(done)
+    return outcome

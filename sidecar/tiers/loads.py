@@ -2,18 +2,16 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry
+from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
-from sidecar.flow import Outcome
+from sidecar.flow import Cancelled, Flow, Flows, Gate, Outcome, ended
 from sidecar.telemetry import Telemetry
-from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.telemetry.spans import Span
 from sidecar.tiers.base import Bytes, TierError
 from sidecar.tiers.direct import DirectReads
 from sidecar.tiers.lane import Lane
@@ -25,14 +23,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Load:
-    """An object on its way from `lane`; `others` have not been tried yet.
+    """An object of the sequence `hashes` on its way, from `lane` or one of those `behind` it.
 
-    It belongs to the sequence of the chunks `hashes`.
     `deadline` is on time.monotonic: when nobody waits for it any more. `running`: a thread is
-    at it. `withdrawn`: it will not be published, but the thread still has its slot.
-    `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read has
-    been replaced meanwhile, and says nothing of what is there now. `parent` is the span of the
-    lookup that began it, `span` that of the call under way.
+    at it. `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read
+    has been replaced meanwhile, and says nothing of what is there now. `parent` is the span of
+    the lookup that began it.
     """
 
     entry: Entry
@@ -40,22 +36,12 @@ class Load:
     hashes: Sequence[bytes]
     deadline: float
     lane: Lane
-    others: list[Lane]
+    behind: list[Lane]
     parent: Span
-    span: Span = NO_SPAN
     running: bool = False
-    withdrawn: bool = False
     store_waits: bool = False
     outdated: bool = False
-
-
-@dataclass(slots=True)
-class _Queue:
-    """The loads of one lane: those that wait, and those in flight, with their bytes."""
-
-    waiting: deque[Load] = field(default_factory=deque)
-    running: set[Load] = field(default_factory=set)
-    bytes: int = 0
+    flow: Flow[None] = field(init=False)
 
 
 class Loads:
@@ -66,17 +52,20 @@ class Loads:
     """
 
     def __init__(
-        self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, cold: bool,
-        on_loaded: Callable[[Entry, Lane], None],
+        self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, flows: Flows,
+        cold: bool, on_loaded: Callable[[Entry, Lane], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
         self._lanes = lanes
         self._telemetry = telemetry
+        self._flows = flows
         self._cold = cold
         self._on_loaded = on_loaded
-        self._queues = {lane: _Queue() for lane in lanes}
-        self._loads: dict[Entry, Load] = {}
+        self._loads: dict[Entry, Load] = {}  # those that may still be published
+        self._gates = {lane: Gate(lane.read_slots) for lane in lanes}
+        self._running: dict[Lane, set[Load]] = {lane: set() for lane in lanes}
+        self._bytes = dict.fromkeys(lanes, 0)  # being read
         self.direct = DirectReads(lanes, telemetry)
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
@@ -101,47 +90,25 @@ class Loads:
         self, space: SpaceKey, name: ObjectName, size: int, hashes: Sequence[bytes],
         deadline: float, lanes: list[Lane], span: Span,
     ) -> Entry | None:  # fmt: skip
-        """Begin to load an object of the sequence `hashes`; None if the L1 has no room.
-
-        `pump` starts it.
-        """
+        """Begin to load an object of the sequence `hashes`; None if the L1 has no room."""
         entry = self._l1.reserve(space, name.hash, size)
         if entry is None:
             self._count_failure("l1_oom", space.model_name)
             return None
         entry.settled = Outcome()
-        load = Load(entry, name, hashes, deadline, lanes[0], lanes[1:], span)
-        self._loads[entry] = load
-        self._enqueue(load)
+        load = self._loads[entry] = Load(entry, name, hashes, deadline, lanes[0], lanes[1:], span)
+        load.flow = self._flows.start(self._load(load))
         return entry
-
-    def pump(self) -> None:
-        """Hand to the threads what they can take."""
-        for lane, queue in self._queues.items():
-            while queue.waiting and len(queue.running) < lane.read_slots:
-                load = queue.waiting.popleft()
-                if self._is_wanted(load) and lane.reads.allows():
-                    self._start(lane, load)
-                else:
-                    self._next_lane(load)
-        self.direct.pump()
 
     def drop_unwanted(self) -> None:
         """Give back the slots of what nobody waits for, but of what a thread is at.
 
         If a worker's store waits for such a one, it has the bytes: it need not wait.
         """
-        for queue in self._queues.values():
-            waiting = list(queue.waiting)
-            queue.waiting.clear()
-            for load in waiting:
-                if self._is_wanted(load):
-                    queue.waiting.append(load)
-                else:
-                    self._abort(load)
         for load in list(self._loads.values()):
-            if load.running and load.store_waits and not load.entry.leases:
-                self._withdraw(load)
+            in_the_way = load.store_waits and not load.entry.leases
+            if in_the_way if load.running else not self._is_wanted(load):
+                load.flow.stop("nobody waits for it")
         self.direct.forget_unused()
 
     def give_up(self, entry: Entry) -> bool:
@@ -156,77 +123,105 @@ class Loads:
         if entry.leases and load.lane.reads.allows():
             load.store_waits = True
             return False
-        self._let_go(load)
+        load.flow.stop("a store has the bytes")
         return True
 
     def forget_all(self) -> None:
         """What is on its way is not wanted: the cache has been cleared."""
         for load in list(self._loads.values()):
-            if self._loads.get(load.entry) is load:  # else it went with one before it
-                self._let_go(load)
+            load.flow.stop("the cache has been cleared")
         self.direct.forget_all()
 
     def in_flight(self, lane: Lane) -> tuple[int, int]:
-        """Loads of a lane that have begun: objects, bytes."""
-        queue = self._queues[lane]
-        return len(queue.running), queue.bytes
+        """Loads of a lane that a thread is at: objects, bytes."""
+        return len(self._running[lane]), self._bytes[lane]
 
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What is being read from a lane now, or will be: not to be deleted there."""
-        queue = self._queues[lane]
-        return {load.name for load in (*queue.running, *queue.waiting)} | self.direct.busy(lane)
+        waiting = (load for load in self._loads.values() if load.lane is lane)
+        return {load.name for load in (*self._running[lane], *waiting)} | self.direct.busy(lane)
 
     def replaced(self, lane: Lane, name: ObjectName) -> None:
         """Something was stored under `name`."""
-        for load in self._queues[lane].running:
+        for load in self._running[lane]:
             load.outdated = load.outdated or load.name == name
         self.direct.replaced(lane, name)
 
-    def _is_wanted(self, load: Load) -> bool:
-        return bool(load.entry.leases) and time.monotonic() < load.deadline
+    async def _load(self, load: Load) -> None:
+        """Read an object from the first backend that has it whole, and publish it."""
+        entry = load.entry
+        try:
+            await self._flows.turn()  # the lookup that wants it has its lease then
+            missing = await self._read(load)
+            if missing is not None:
+                self._publish(load, missing)
+        except Cancelled:
+            pass
+        finally:
+            self._loads.pop(entry, None)
+            if entry.state is State.WITHDRAWN:
+                self._l1.release_withdrawn(entry)
+            elif entry.state is State.WRITING:
+                self._l1.abort(entry)
 
-    def _enqueue(self, load: Load) -> None:
-        self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, load.lane.label)
-        self._queues[load.lane].waiting.append(load)
+    async def _read(self, load: Load) -> frozenset[int] | None:
+        """Its missing groups; None if no backend has it, or nobody wants it any more."""
+        while True:
+            lane = load.lane
+            self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
+            async with self._gates[lane]:
+                if self._is_wanted(load) and lane.reads.allows():
+                    try:
+                        return await self._read_from(lane, load)
+                    except TierError as error:
+                        if not load.outdated:
+                            lane.lost(load.name, error)
+            load.behind = [lane for lane in load.behind if lane.reads.allows()]
+            if not self._is_wanted(load):
+                return None
+            if not load.behind:
+                self._count_failure("not_found", load.entry.space.key.model_name)
+                return None
+            load.lane = load.behind.pop(0)
 
-    def _start(self, lane: Lane, load: Load) -> None:
-        entry, queue, began = load.entry, self._queues[lane], time.monotonic()
-        record, generation = self._arena[entry.start : entry.end], lane.generation
-        load.running = True
-        load.span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
-        queue.running.add(load)
-        queue.bytes += len(record)
+    async def _read_from(self, lane: Lane, load: Load) -> frozenset[int]:
+        """Raises TierError; Cancelled when it must not be published, and no thread is at it."""
+        entry, began, generation = load.entry, time.monotonic(), lane.generation
+        record = self._arena[entry.start : entry.end]
+        span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
 
         def work() -> frozenset[int]:
             generation.load(load.name, record)
             return verify(record, entry.space.key, entry.hash, entry.size)
 
-        def done(missing: frozenset[int], error: TierError | None) -> None:
+        load.running = True
+        self._running[lane].add(load)
+        self._bytes[lane] += len(record)
+        call = lane.reading(work, on_late=lambda: load.flow.cancel("timeout"))
+        try:
+            missing = await call
+        except Cancelled as cancelled:
+            span.end(cancelled.reason)
+            self._loads.pop(entry, None)
+            self._l1.withdraw(entry)
+            await ended(call)  # the thread still has the slot
+            raise
+        except TierError as error:
+            span.end(str(error))
+            raise
+        finally:
             load.running = False
-            load.span.end(str(error) if error else "")
-            queue.running.discard(load)
-            queue.bytes -= len(record)
-            if error is None:
-                rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
-                self._telemetry.l2_load_throughput.record(rate, lane.label)
-                self._telemetry.l2_transfer_bytes.add(len(record), "load", lane.label)
-                self._arrived(lane, load, missing)
-            else:
-                self._lost(lane, load, error)
-            self.pump()
-
-        lane.read(work, done, on_late=partial(self._overdue, load))
-
-    def _overdue(self, load: Load) -> None:
-        load.span.end("timeout")
-        self._withdraw(load)
-
-    def _arrived(self, lane: Lane, load: Load, missing: frozenset[int]) -> None:
-        entry = load.entry
+            self._running[lane].discard(load)
+            self._bytes[lane] -= len(record)
+        span.end("")
         lane.catalog.touch(load.name)
-        if load.withdrawn:
-            self._abort(load)
-            return
+        rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
+        self._telemetry.l2_load_throughput.record(rate, lane.label)
+        self._telemetry.l2_transfer_bytes.add(len(record), "load", lane.label)
+        return missing
+
+    def _publish(self, load: Load, missing: frozenset[int]) -> None:
+        entry, lane = load.entry, load.lane
         del self._loads[entry]
         entry.missing, entry.sealed, entry.cold = missing, True, self._cold
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
@@ -237,43 +232,8 @@ class Loads:
             self._l1.touch(entry.space.key, load.hashes[:known])
         self._on_loaded(entry, lane)
 
-    def _lost(self, lane: Lane, load: Load, error: TierError) -> None:
-        if not load.outdated:
-            lane.lost(load.name, error)
-        self._next_lane(load)
-
-    def _next_lane(self, load: Load) -> None:
-        """Try further down the cascade, or give up."""
-        if self._is_wanted(load) and not load.withdrawn:
-            others = [lane for lane in load.others if lane.reads.allows()]
-            if others:
-                load.lane, *load.others = others
-                self._enqueue(load)
-                return
-            self._count_failure("not_found", load.entry.space.key.model_name)
-        self._abort(load)
-
-    def _let_go(self, load: Load) -> None:
-        if load.running:
-            self._withdraw(load)
-        else:
-            self._queues[load.lane].waiting.remove(load)
-            self._abort(load)
-
-    def _withdraw(self, load: Load) -> None:
-        """It is not waited for any more; its slot is free when the thread has ended."""
-        if not load.withdrawn:
-            load.withdrawn = True
-            del self._loads[load.entry]
-            self._l1.withdraw(load.entry)
-
-    def _abort(self, load: Load) -> None:
-        """No thread is at it."""
-        if load.withdrawn:
-            self._l1.release_withdrawn(load.entry)
-        else:
-            del self._loads[load.entry]
-            self._l1.abort(load.entry)
+    def _is_wanted(self, load: Load) -> bool:
+        return bool(load.entry.leases) and time.monotonic() < load.deadline
 
     def _count_failure(self, reason: str, model_name: str) -> None:
         self._telemetry.l2_prefetch_failure_chunks.add(1, reason, model_name)

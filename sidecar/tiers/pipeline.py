@@ -71,11 +71,13 @@ class Tiers:
         self._policy = policy
         self._later = around.later
         self.lanes = _open(settings, arena, around, telemetry)
-        self.loads = Loads(l1, arena, self.lanes, telemetry, not policy.retain, self._promote)
+        self.loads = Loads(
+            l1, arena, self.lanes, telemetry, around.flows, not policy.retain, self._promote
+        )
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
             l1, arena, self.lanes, telemetry, bounds, self.loads,
-            Manners(around.busy, around.busy_share), around.later, self._kept,
+            Manners(around.busy, around.busy_share), around.flows, self._kept,
         )  # fmt: skip
         self.direct_stores = DirectStores(self._direct_lane(), self.loads, telemetry, around.later)
         self.prefetches = Prefetches(
@@ -145,7 +147,7 @@ class Tiers:
         for lane in self.lanes:
             lane.tick(now)
         self.loads.drop_unwanted()
-        self.loads.pump()
+        self.loads.direct.pump()
         self.writes.pump()
 
     def begin_stop(self) -> None:

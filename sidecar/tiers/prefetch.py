@@ -173,7 +173,7 @@ class Prefetches:
                 if entry.settled is not None:  # else its header is known already
                     self._flows.when(entry.settled, partial(self._progress, prefetch))
         prefetch.planned = not prefetch.asking
-        self._loads.pump()
+        self._loads.direct.pump()
         self._progress(prefetch)
 
     def _claim(self, prefetch: Prefetch, chunk_hash: bytes) -> list[tuple[Entry, ...]] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from sidecar.flow import Outcome
 from sidecar.tiers.base import TierError
 from sidecar.tiers.catalog import Catalog
 from sidecar.tiers.generations import Generation
@@ -54,6 +55,13 @@ class Removal:
     def when_changed(self, name: ObjectName, callback: Callable[[], None]) -> None:
         """Call back when the change of `name` that is under way has ended."""
         self._changing[name].append(callback)
+
+    async def wait_to_change(self, name: ObjectName) -> None:
+        """Begin a change as soon as nobody else is at it."""
+        while not self.begin_change(name):
+            changed: Outcome[None] = Outcome()
+            self.when_changed(name, partial(changed.set, None))
+            await changed
 
     def end_change(self, name: ObjectName) -> None:
         for callback in self._changing.pop(name):

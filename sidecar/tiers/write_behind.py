@@ -8,11 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
+from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, TierError
@@ -54,27 +54,26 @@ class Bounds:
 class WriteBehind:
     """The queues of all lanes. Loop thread only.
 
-    `manners` say when; `later(seconds, fn)` is a timer; `on_kept(entry)` is called when a
-    lane has kept the entry and has let go of it.
+    `manners` say when; `on_kept(entry)` is called when a lane has kept the entry and has let
+    go of it.
     """
 
     def __init__(
         self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, bounds: Bounds,
-        loads: Loads, manners: Manners,
-        later: Callable[[float, Callable[[], None]], None], on_kept: Callable[[Entry], None],
+        loads: Loads, manners: Manners, flows: Flows, on_kept: Callable[[Entry], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
         self._telemetry = telemetry
         self._bounds = bounds
         self.manners = manners
-        self._later = later
+        self._flows = flows
         self._loads = loads
         self._on_kept = on_kept
         self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
         self._writing = dict.fromkeys(lanes, 0)  # how many
         self._queued: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
-        self._look_again = False
+        self._looks_again = False
         self.bytes = 0
         self.objects = 0
 
@@ -119,9 +118,9 @@ class WriteBehind:
                 self._drop(lane, waiting.popleft(), "breaker")
             while lane.counted and waiting and self._writing[lane] < lane.write_slots:
                 if not self.manners.allow(waiting[0].since, self._writing[lane]):
-                    self._look_again_later()
+                    self._flows.start(self._look_again_later())
                     break
-                self._begin(lane, waiting.popleft())
+                self._flows.start(self._write(lane, waiting.popleft()))
 
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""
@@ -144,38 +143,43 @@ class WriteBehind:
         full = self.objects >= self._bounds.objects or self.bytes + size > self._bounds.bytes
         return "queue_full" if full else None
 
-    def _look_again_later(self) -> None:
-        def look() -> None:
-            self._look_again = False
+    async def _look_again_later(self) -> None:
+        if not self._looks_again:
+            self._looks_again = True
+            await self._flows.sleep(_LOOK_AGAIN_SECONDS)
+            self._looks_again = False
             self.pump()
 
-        if not self._look_again:
-            self._look_again = True
-            self._later(_LOOK_AGAIN_SECONDS, look)
-
-    def _begin(self, lane: Lane, write: _Write) -> None:
-        reason = None
-        if not lane.writes.allows():
-            reason = "breaker"
-        elif write.entry.state is not State.READY or write.generation is not lane.generation:
-            reason = "cleared"
-        elif not lane.removal.begin_change(write.name):
-            lane.removal.when_changed(write.name, partial(self._again, lane, write))
-            return
-        elif not make_room(lane, write.bytes):
-            lane.removal.end_change(write.name)
-            reason = "capacity"
-        if reason is None:
-            self._write(lane, write)
-        else:
+    async def _write(self, lane: Lane, write: _Write) -> None:
+        """An object whose turn it is: written, or dropped for some reason; and let go of."""
+        self._writing[lane] += 1
+        try:
+            reason = await self._changed(lane, write)
+        finally:
+            self._writing[lane] -= 1
+        if reason:
             self._drop(lane, write, reason)
-
-    def _again(self, lane: Lane, write: _Write) -> None:
-        """Somebody else was changing what is under this name."""
-        self._waiting[lane].appendleft(write)
+        else:
+            self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
+            self._release(lane, write)
+            self._on_kept(write.entry)
         self.pump()
 
-    def _write(self, lane: Lane, write: _Write) -> None:
+    async def _changed(self, lane: Lane, write: _Write) -> str:
+        """Write it when nobody else changes what is under its name; why not, "" if it was kept."""
+        await lane.removal.wait_to_change(write.name)
+        try:
+            if not lane.writes.allows():
+                return "breaker"
+            if write.entry.state is not State.READY or write.generation is not lane.generation:
+                return "cleared"
+            if not make_room(lane, write.bytes):
+                return "capacity"
+            return await self._stored(lane, write)
+        finally:
+            lane.removal.end_change(write.name)
+
+    async def _stored(self, lane: Lane, write: _Write) -> str:
         began, entry, size = time.monotonic(), write.entry, write.bytes
         record = self._arena[entry.start : entry.end]
         span = write.span.child(
@@ -184,8 +188,6 @@ class WriteBehind:
         # Whose absence only the backend knows. What is to go, or is bad, does not count.
         is_suspect = write.name in lane.catalog.suspects or lane.catalog.is_leaving(write.name)
         ask_first = lane.adapter.shared and not is_suspect
-        lane.catalog.reserved += size
-        self._writing[lane] += 1
 
         def work() -> bool:
             if ask_first and write.generation.find([write.name]) != [None]:
@@ -196,32 +198,25 @@ class WriteBehind:
             write.generation.store(write.name, record)
             return True
 
-        def done(is_new: bool, error: TierError | None) -> None:
+        lane.catalog.reserved += size
+        try:
+            is_new = await lane.writing(work)
+        except TierError as error:
+            span.end(str(error))
+            return not_kept(lane, size, error)
+        finally:
             lane.catalog.reserved -= size
-            self._writing[lane] -= 1
-            span.end(str(error) if error else "")
-            self.manners.written(time.monotonic() - began)
-            if error is None:
-                self._kept(lane, write, is_new, time.monotonic() - began)
-            else:
-                self._drop(lane, write, not_kept(lane, write.bytes, error))
-            lane.removal.end_change(write.name)
-            self.pump()
-
-        lane.write(work, done)
-
-    def _kept(self, lane: Lane, write: _Write, is_new: bool, seconds: float) -> None:
-        write.entry.sealed = write.entry.sealed or is_new
-        if not kept(lane, self._loads, write.name, write.bytes, write.generation):
-            self._drop(lane, write, "cleared")
-            return
-        self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
+            seconds = time.monotonic() - began
+            self.manners.written(seconds)
+        span.end("")
+        entry.sealed = entry.sealed or is_new
+        if not kept(lane, self._loads, write.name, size, write.generation):
+            return "cleared"
         if is_new:
-            rate = write.bytes / max(seconds, 1e-9) / 1e9
+            rate = size / max(seconds, 1e-9) / 1e9
             self._telemetry.l2_store_throughput.record(rate, lane.label)
-            self._telemetry.l2_transfer_bytes.add(write.bytes, "store", lane.label)
-        self._release(lane, write)
-        self._on_kept(write.entry)
+            self._telemetry.l2_transfer_bytes.add(size, "store", lane.label)
+        return ""
 
     def _drop(self, lane: Lane, write: _Write, reason: str) -> None:
         self._telemetry.l2_dropped_objects.add(1, lane.label, reason)

@@ -177,8 +177,8 @@ def test_a_write_from_the_l1_of_the_same_object_waits(site: Site) -> None:
     """One changes what is under a name at a time."""
     (entry,) = site.begin(1)
     site.bench.store(1)
-    site.bench.tiers.tick()
-    assert site.bench.tiers.writes.in_flight(site.lane) == 0
+    site.bench.tick()
+    assert site.lane.catalog.reserved == RECORD_BYTES, "that of the GPU alone"
     write(entry)
     site.stores.publish([entry])
     site.bench.settle()

@@ -126,7 +126,7 @@ def test_a_hung_backend_does_not_keep_the_l1() -> None:
     policy = replace(DEFAULTS, timeout_seconds=0.3)
     bench = Bench(memory, slots=32, policy=policy, settings={"num_workers": 2}).start()
     assert bench.lookup(*range(1, 25)) == 0
-    bench.tiers.tick()
+    bench.tick()
     assert bench.l1.writing <= bench.tiers.lanes[0].read_slots
     gate.open.set()
     quiet(bench)
@@ -141,7 +141,7 @@ def test_loads_are_cut_off_when_every_thread_hangs(threads: int) -> None:
     settings = {"num_workers": threads, "timeout_seconds": 0.1}
     bench = Bench(memory, policy=policy, settings=settings).start()
     assert bench.lookup(*range(1, 9)) == 0
-    bench.tiers.tick()
+    bench.tick()
     deadlines = bench.count("l2_prefetch_deadline_requests")
     assert bench.lookup(*range(1, 9)) == 0
     assert bench.count("l2_prefetch_deadline_requests") == deadlines
@@ -157,7 +157,7 @@ def test_stores_are_cut_off_when_every_thread_hangs() -> None:
     for number in range(1, 10):
         bench.store(number)
     turn_for(bench, 0.3)
-    bench.tiers.tick()
+    bench.tick()
     lane = bench.tiers.lanes[0]
     pinned, state = bench.tiers.writes.objects, lane.writes.state
     gate.open.set()
@@ -178,7 +178,7 @@ def test_a_store_does_not_wait_for_a_hung_backend() -> None:
     bench = Bench(memory, policy=policy, settings={"timeout_seconds": 0.1}).start()
     assert bench.lookup(1, 2) == 0
     time.sleep(0.2)
-    bench.tiers.tick()  # the calls are overdue now
+    bench.tick()  # the calls are overdue now
     space = bench.l1.space(SPACE)
     waited_for = list(space.writing) if space is not None else []
     gate.open.set()
@@ -193,7 +193,7 @@ def test_an_object_is_loaded_again_while_a_stuck_call_still_has_it() -> None:
     policy = replace(DEFAULTS, timeout_seconds=0.3)
     bench = Bench(memory, policy=policy, settings={"timeout_seconds": 0.1}).start()
     assert bench.lookup(1) == 0
-    bench.tiers.tick()
+    bench.tick()
     bench.begin("again", 1)
     turn_for(bench, 0.1)
     gate.open.set()
@@ -295,7 +295,7 @@ def test_a_delete_that_fails_is_not_forgotten() -> None:
     memory.before = lambda op, _: None
     end = time.monotonic() + 20
     while memory.records and time.monotonic() < end:
-        bench.tiers.tick()
+        bench.tick()
         turn_for(bench, 0.05)
     bench.store(4)
     bench.settle()
@@ -346,7 +346,7 @@ def test_an_object_that_vanishes_while_its_delete_fails() -> None:
     delete.open.set()
     turn_for(bench, 0.2)
     memory.before = lambda op, _: None
-    bench.tiers.tick()
+    bench.tick()
     bench.store(1)
     bench.settle()
     assert {each.hash for each in memory.records} == {name(1).hash}

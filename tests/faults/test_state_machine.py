@@ -35,6 +35,7 @@ from tests.support.turned_threads import TurnedThreads
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
 SLOTS = 7  # fewer than there are objects
 CHUNKS = 4
+MAX_COPIES = 12  # the worker has blocks for so many
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -62,6 +63,19 @@ def content(space: SpaceKey | str, chunk_hash: bytes) -> Bytes:
     model = space if isinstance(space, str) else space.model_name
     whole = chunk_hash[:28] + model.encode()[:4]
     return np.frombuffer(whole * (OBJECT_BYTES // len(whole)), np.uint8)
+
+
+class Slow(Memory):
+    """Writes to the slot of a load until the call has returned."""
+
+    def __init__(self, threads: TurnedThreads, shared: bool = False) -> None:
+        super().__init__(shared)
+        self._threads = threads
+
+    def load(self, name: ObjectName, record: Bytes) -> None:
+        super().load(name, record)
+        data = record.copy()
+        self._threads.writes.append(lambda: np.copyto(record, data))
 
 
 @dataclass(eq=False)
@@ -104,8 +118,11 @@ class Machine(RuleBasedStateMachine):
         skip_l1=st.booleans(),
         shared=st.booleans(),
         in_flight=st.sampled_from([1, 8]),
+        filled=st.booleans(),
     )
-    def begin(self, retain: bool, skip_l1: bool, shared: bool, in_flight: int) -> None:
+    def begin(
+        self, retain: bool, skip_l1: bool, shared: bool, in_flight: int, filled: bool
+    ) -> None:
         self.cleanup, self.threads = ExitStack(), TurnedThreads()
         self.cleanup.enter_context(self.threads)
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.0))
@@ -114,7 +131,7 @@ class Machine(RuleBasedStateMachine):
         for module in ("lane", "generations"):
             made = patch(f"sidecar.tiers.{module}.new_tag", lambda: next(tags))
             self.cleanup.enter_context(made)
-        self.adapters = [Memory(), Memory(shared)]
+        self.adapters = [Slow(self.threads), Slow(self.threads, shared)]
         self.failing = False
         for adapter in self.adapters:
             adapter.before = self._mood
@@ -132,6 +149,18 @@ class Machine(RuleBasedStateMachine):
         self.copies: list[Copy] = []
         self.slots: list[Slots] = []
         self.number = 0
+        if filled:
+            self._fill_l2()
+
+    def _fill_l2(self) -> None:
+        """The run begins with objects in L2 and none in the L1."""
+        self.all_calls_end()
+        for tokens in PROMPTS[:2]:
+            self.store(tokens, 0, CHUNKS)
+            self.node.copies.run()
+            self.turn()
+            self.all_calls_end()
+            self.evict(SLOTS)
 
     def _mood(self, op: str, name: ObjectName | None) -> None:
         if self.failing and op != "scan":
@@ -146,6 +175,7 @@ class Machine(RuleBasedStateMachine):
 
     # --- Stores ---
 
+    @precondition(lambda self: len(self.copies) < MAX_COPIES)
     @rule(tokens=st.sampled_from(PROMPTS), start=st.integers(0, 3), count=st.integers(1, 4))
     def store(self, tokens: list[int], start: int, count: int) -> None:
         self._begin_copy("store", self._next(), tokens, range(start, min(start + count, CHUNKS)))
@@ -223,7 +253,7 @@ class Machine(RuleBasedStateMachine):
         if request.hits is None:
             request.hits = self.node.ask("query_prefetch_status", request.name)
 
-    @precondition(lambda self: any(r.hits for r in self.requests))
+    @precondition(lambda self: len(self.copies) < MAX_COPIES and any(r.hits for r in self.requests))
     @rule(data=st.data())
     def retrieve(self, data: st.DataObject) -> None:
         """What was promised is there."""
@@ -267,6 +297,13 @@ class Machine(RuleBasedStateMachine):
     def a_result_arrives(self, data: st.DataObject) -> None:
         self.threads.arrive(data.draw(st.integers(0, len(self.threads.ended) - 1)))
 
+    @precondition(lambda self: self.threads.waiting)
+    @rule()
+    def all_calls_run(self) -> None:
+        """But their results are on their way."""
+        while self.threads.waiting:
+            self.threads.run(0)
+
     @precondition(lambda self: self.threads.waiting or self.threads.ended)
     @rule()
     def all_calls_end(self) -> None:
@@ -291,7 +328,7 @@ class Machine(RuleBasedStateMachine):
     def tick(self) -> None:
         self.node.liveness.tick()
 
-    @rule(failing=st.booleans())
+    @rule(failing=st.sampled_from([True, False, False, False]))
     def backends_fail(self, failing: bool) -> None:
         self.failing = failing
 
@@ -414,7 +451,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(8):
             self.all_calls_end()
             self.calls_are_overdue()
-            self.bench.tiers.tick()
+            self.bench.tick()
             self.turn()
         bench = self.bench
         assert not self.copies and bench.tiers.prefetches.active == 0
@@ -427,7 +464,7 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(
     max_examples=EXAMPLES,
-    stateful_step_count=40,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

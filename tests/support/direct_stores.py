@@ -84,7 +84,7 @@ class Site:
 
     def turn_until(self, condition: Callable[[], bool]) -> None:
         def happened() -> bool:
-            self.bench.tiers.tick()
+            self.bench.tick()
             return condition()
 
         self.bench.run_until(happened)

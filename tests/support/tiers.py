@@ -237,7 +237,7 @@ class Bench:
         """Run, and do all the while what is done once a second."""
 
         def ticked() -> object:
-            self.tiers.tick()
+            self.tick()
             return condition()
 
         self.run_until(ticked)
@@ -266,6 +266,11 @@ class Bench:
             heapq.heappop(self._timers)[2]()
             self.flows.run()
         self.check()
+
+    def tick(self) -> None:
+        """What is done once a second."""
+        self.tiers.tick()
+        self.flows.run()
 
     def run_posted(self) -> bool:
         """Run what was posted first, and the flows that go on then; whether there was something."""

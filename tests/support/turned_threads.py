@@ -22,11 +22,16 @@ class Call:
 
 
 class TurnedThreads:
-    """In place of all `Workers`, while it is entered."""
+    """In place of all `Workers`, while it is entered.
+
+    What an adapter puts into `writes` while it runs is done once more when the result arrives:
+    until then a thread may write to what it was given.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[Call] = []
         self.ended: list[Callable[[], None]] = []
+        self.writes: list[Callable[[], None]] = []
         self._patches = [
             patch(f"sidecar.tiers.{module}.Workers", self._workers)
             for module in ("lane", "scanning")
@@ -49,7 +54,14 @@ class TurnedThreads:
             result = call.run()
         except TierError as error:
             failure = error
-        self.ended.append(lambda: call.done(result, failure))
+        writes, self.writes[:] = list(self.writes), []
+
+        def end() -> None:
+            for write in writes:
+                write()
+            call.done(result, failure)
+
+        self.ended.append(end)
 
     def arrive(self, index: int) -> None:
         """On the loop thread: the result of a call that has run."""

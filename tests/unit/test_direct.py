@@ -259,7 +259,7 @@ def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, gate: threading.Event) -
     bench.begin("r", 1, direct=True)
 
     def missed() -> bool:
-        bench.tiers.tick()
+        bench.tick()
         return bench.results == {"r": 0}
 
     bench.run_until(missed)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.flow import Cancelled, Flows, Gate, Outcome, Overdue, called_back, first
+from sidecar.flow import Cancelled, Flows, Gate, Outcome, Overdue, called_back, ended, first
 from sidecar.loop import Loop
 
 
@@ -125,6 +125,19 @@ def test_who_is_cancelled_can_still_wait_for_the_thread_that_has_its_bytes(flows
     assert told == ["worker gone", "slot free"] and flow.done
 
 
+def test_no_cancellation_ends_the_wait_for_a_thread(flows: Flows) -> None:
+    copied: Outcome[str] = Outcome()
+    flow = flows.start(ended(copied))
+    for reason in ("late", "later"):
+        flow.cancel(reason)
+        flows.run()
+        flow.stop(reason)
+    assert not flow.done
+    copied.fail(ValueError("of no interest"))
+    flows.run()
+    assert flow.done and flow.result() is None
+
+
 def test_a_result_and_a_cancellation_at_once_lose_neither(flows: Flows) -> None:
     copied: Outcome[str] = Outcome()
 
@@ -166,6 +179,40 @@ def test_a_flow_that_is_cancelled_while_it_runs_hears_of_it_where_it_waits(flows
     go.set(None)
     flows.run()
     assert told == ["ran on"] and flow.done and isinstance(flow._error, Cancelled)
+
+
+def test_a_flow_that_is_stopped_has_run_when_the_call_returns(flows: Flows) -> None:
+    copied: Outcome[str] = Outcome()
+    told: list[str] = []
+
+    async def work() -> None:
+        try:
+            await copied
+        except Cancelled as cancelled:
+            told.append(cancelled.reason)
+        flow.stop("by itself")
+
+    flow = flows.start(work())
+    flow.stop("a store has the bytes")
+    assert told == ["a store has the bytes"] and flow.done
+    with pytest.raises(RuntimeError, match="itself"):
+        flow.result()
+    flow.stop("again")
+    copied.set("late")
+    flows.run()
+
+
+def test_a_turn_later_others_have_run(flows: Flows) -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        await flows.turn()
+        told.append("flow")
+
+    flows.start(work())
+    told.append("caller")
+    flows.run()
+    assert told == ["caller", "flow"]
 
 
 def test_nobody_is_woken_by_what_it_does_not_wait_for_any_more(flows: Flows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -231,7 +232,7 @@ def test_a_call_that_hangs_is_not_waited_for_again() -> None:
     bench = Bench(memory, settings=settings, policy=policy).start()
     lane = bench.tiers.lanes[0]
     assert bench.lookup(*range(1, 9)) == 0
-    bench.tiers.tick()
+    bench.tick()
     assert lane.reads.state == "open"
     assert bench.count("l2_timeouts") >= 3
     deadlines = bench.count("l2_prefetch_deadline_requests")
@@ -354,7 +355,7 @@ def test_nothing_is_written_before_it_is_known_how_full_it_is() -> None:
     assert not memory.records
     gate.set()
     bench.run_until(lambda: bench.tiers.lanes[0].scanned)
-    bench.tiers.tick()
+    bench.tick()
     bench.settle()
     assert memory.records
 
@@ -755,10 +756,34 @@ def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> Non
         bench.tiers.clear()
     while {lane.generation.tag for lane in lanes} != {memory.mark}:
         for bench in benches:
-            bench.tiers.tick()
+            bench.tick()
             assert bench.lookup(0, 1) == 0
     assert [bench.lookup(0, 1) for bench in benches] == [0, 0]
     assert not any(lane.marking.unmarked for lane in lanes)
     benches[0].store(5)
     benches[0].settle()
     assert benches[1].lookup(5) == 1
+
+
+def test_a_load_that_was_given_up_and_is_overdue_then_keeps_its_slot() -> None:
+    """Until the thread that writes to it has ended, however often it is told that it is late."""
+    memory, gate, reached = Memory(), threading.Event(), threading.Event()
+    old = Bench(memory).start()
+    old.store(1)
+    old.settle()
+
+    def wait() -> None:
+        reached.set()
+        gate.wait(30)
+
+    memory.before = on("load", wait)
+    bench = Bench(memory, settings={"timeout_seconds": 0.01}).start()
+    bench.begin("r", 1)
+    bench.run_until(reached.is_set)
+    bench.tiers.loads.forget_all()
+    for _ in range(3):
+        time.sleep(0.02)
+        bench.tick()
+    assert bench.count("l2_timeouts") and bench.l1.used_bytes == RECORD_BYTES
+    gate.set()
+    bench.run_until(lambda: not bench.l1.used_bytes)
