@@ -69,6 +69,7 @@ class Instance:
     proven: bool = False
     unreachable_since: float | None = None
     transfers: int = 0
+    contested: bool = False  # another connection has registered under its id in vain
 
     @property
     def kind(self) -> str:
@@ -136,7 +137,9 @@ class Registry:
     ) -> Instance | None:
         """The worker that `client` names, heard from now; None if it is not registered.
 
-        Raises NotOwner if it is another connection's, and `is_connected` says that it stands.
+        Raises NotOwner if it is another connection's, and `is_connected` says that it stands. When
+        it has ended, whoever comes next is the same worker, unless another one has registered under
+        its id: the memory may be the other's then, and it is for nobody. Both register again.
         """
         instance = self.instances.get(instance_id)
         if instance is None:
@@ -144,10 +147,17 @@ class Registry:
         if instance.client != client:
             if is_connected(instance.client):
                 raise NotOwner(instance_id)
+            if instance.contested:
+                return None
             instance.client = client
         instance.last_seen = now
         instance.unreachable_since = None
         return instance
+
+    def contest(self, instance_id: int) -> None:
+        """Another connection has registered under this id, and was refused."""
+        if instance_id in self.instances:
+            self.instances[instance_id].contested = True
 
     def touch(self, instance_id: int, client: bytes, now: float) -> None:
         """Something has come over `client` that names this worker; it counts if it is its own."""

@@ -22,7 +22,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.pipeline import Tiers
 from sidecar.wire.endpoint import Refused, Request
-from sidecar.wire.messages import BadPayload, CacheKey
+from sidecar.wire.messages import NO_TOKENS, BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists
 
 
@@ -81,9 +81,11 @@ class Core:
     def hashes(self, key: CacheKey, end: int) -> list[bytes]:
         """The chunk hashes of the sequence up to token `end`, a multiple of the chunk size.
 
-        Raises BadPayload if the sequence is shorter.
+        The key gives its tokens up: they are a part of the message, and hold all of it in memory
+        for as long as the request is under way. Raises BadPayload if the sequence is shorter.
         """
         tokens = self.tokens.decode(key.request_id, key.token_ids)
+        key.token_ids = NO_TOKENS
         if end * BYTES_PER_TOKEN > len(tokens.data):
             count = len(tokens.data) // BYTES_PER_TOKEN
             raise BadPayload(f"end {end} is behind the {count} tokens")

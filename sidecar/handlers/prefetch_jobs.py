@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
 import numpy as np
 
 from sidecar.cache.keys import chunk_hashes
@@ -14,12 +13,11 @@ from sidecar.cache.leases import Lookup
 from sidecar.handlers.core import Core
 from sidecar.handlers.lookups import Lookups
 from sidecar.wire.endpoint import Refused
-from sidecar.wire.messages import CacheKey
+from sidecar.wire.messages import NO_TOKENS, CacheKey
 
 _MAX_JOBS = 1024  # remembered; the oldest is forgotten first
 # As a client they have no connection, so nobody can ask on their behalf.
 _CLIENT = b""
-_NO_TOKENS = msgspec.Raw(b"\x90")
 
 
 @dataclass(slots=True)
@@ -58,7 +56,7 @@ class PrefetchJobs:
         """
         core, tokens = self._core, len(hashes) * self._core.config.chunk_size
         request_id = f"prefetch-{secrets.token_hex(8)}"
-        key = CacheKey(model_name, world_size, None, _NO_TOKENS, 0, tokens, request_id, cache_salt)
+        key = CacheKey(model_name, world_size, None, NO_TOKENS, 0, tokens, request_id, cache_salt)
         if not core.registry.layouts(model_name, world_size, _CLIENT):
             raise LookupError(f"no worker serves {model_name!r} with world size {world_size}")
         if not hashes:

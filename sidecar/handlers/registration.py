@@ -208,7 +208,11 @@ class Registrations:
 
     def _check_owner(self, request: Request, instance_id: int) -> None:
         """Raises Refused if another connection speaks for this worker, or registers it now."""
-        self._core.speaker(request, instance_id)
+        try:
+            self._core.speaker(request, instance_id)
+        except Refused:
+            self._core.registry.contest(instance_id)
+            raise
         mapping = self._mapping.get(instance_id)
         if mapping is None or mapping.client == request.client:
             return

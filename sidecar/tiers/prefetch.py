@@ -8,7 +8,7 @@ what has arrived: when all has, when something did not, or at the deadline.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,7 +75,10 @@ class Prefetch:
 
 
 class Prefetches:
-    """All lookups that wait for L2, `max_in_flight` of them at once. Loop thread only."""
+    """All lookups that wait for L2, `max_in_flight` of them at once, and one of each client.
+
+    Loop thread only.
+    """
 
     def __init__(
         self, l1: L1, leases: Leases, loads: Loads, lanes: Sequence[Lane], telemetry: Telemetry,
@@ -93,7 +96,7 @@ class Prefetches:
         self._max_in_flight = max_in_flight
         self._waiting: deque[Prefetch] = deque()
         self._under_way: dict[Lookup, Prefetch] = {}
-        self._running = 0
+        self._running: Counter[bytes] = Counter()  # of each client
         self._starting = False
 
     @property
@@ -148,11 +151,24 @@ class Prefetches:
             return  # one that ends at once starts the next: in turn, not inside each other
         self._starting = True
         try:
-            while self._waiting and self._running < self._max_in_flight:
-                self._running += 1
-                self._advance(self._waiting.popleft())
+            while (prefetch := self._next()) is not None:
+                self._waiting.remove(prefetch)
+                self._running[prefetch.lookup.client] += 1
+                self._advance(prefetch)
         finally:
             self._starting = False
+
+    def _next(self) -> Prefetch | None:
+        """Who is to begin: the oldest of the client that has fewest under way.
+
+        A client that has none need not wait for others, however many they have.
+        """
+        first = min(self._waiting, key=lambda p: self._running[p.lookup.client], default=None)
+        if first is None or (
+            self._running[first.lookup.client] and self._running.total() >= self._max_in_flight
+        ):
+            return None
+        return first
 
     def _advance(self, prefetch: Prefetch) -> None:
         """Plan chunk after chunk, until the prefix ends or a backend has to be asked."""
@@ -301,7 +317,9 @@ class Prefetches:
         if prefetch in self._waiting:
             self._waiting.remove(prefetch)
         else:
-            self._running -= 1
+            self._running[prefetch.lookup.client] -= 1
+            if not self._running[prefetch.lookup.client]:
+                del self._running[prefetch.lookup.client]
         if any(prefetch.from_l2):
             self._telemetry.l2_prefetch_load_submitted_requests.add(1)
             if prefetch.planned and prefetch.arrived == len(prefetch.from_l2):

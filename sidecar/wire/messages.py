@@ -4,7 +4,7 @@ Structs travel as msgpack maps keyed by field name; unknown keys are ignored, as
 server does. Bounds stand in the types, so a hostile number is refused while it is decoded.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -55,6 +55,7 @@ class CacheKey(msgspec.Struct):
             raise BadPayload("start is behind end")
 
 
+NO_TOKENS: Final = msgspec.Raw(b"\x90")
 _SALT_FORBIDDEN = frozenset("@/\\\0")
 
 

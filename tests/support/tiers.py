@@ -185,8 +185,9 @@ class Bench:
         return entries
 
     def begin(
-        self, request: str, *numbers: int, space: SpaceKey = SPACE, direct: bool = False
-    ) -> Lookup:
+        self, request: str, *numbers: int, space: SpaceKey = SPACE, direct: bool = False,
+        client: bytes = b"me",
+    ) -> Lookup:  # fmt: skip
         """A lookup of this sequence; its result will be in `results`.
 
         `direct`: for workers whose GPUs read files themselves.
@@ -201,7 +202,7 @@ class Bench:
             objects.append((ready[each],))
         scope, far = Scope(space.model_name, 1, ""), time.monotonic() + 1000
         lookup = Lookup(
-            b"me", request, scope, hashes[: len(objects)], [objects], 1, far, loading=True
+            client, request, scope, hashes[: len(objects)], [objects], 1, far, loading=True
         )
         self.leases.add(lookup)
 

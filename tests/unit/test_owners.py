@@ -180,6 +180,21 @@ def test_a_second_worker_of_a_taken_id_is_served_once_the_first_has_left(
     assert len(workers.prepare(B, 1, 1, 2)) == 2
 
 
+def test_the_registration_of_who_took_an_id_is_not_taken_for_the_first_ones(
+    site: Site, workers: EngineDriven
+) -> None:
+    """B is refused while A stands, and computes; A's geometry is not B's when A has gone."""
+    workers.register(A, 1)
+    workers.register(B, 1)
+    site.gone.add(A)
+    assert workers.prepare(B, 1, 1, 1) == []
+    assert site.refused("unknown_instance")
+    site.pass_time(2 * GONE_SECONDS)
+    assert [site.call(B, "ping", 1) for _ in range(2)] == [False, True]
+    workers.register(B, 1)
+    assert len(workers.prepare(B, 1, 1, 1)) == 1
+
+
 def test_others_pings_do_not_keep_a_worker_from_registering_again(site: Site) -> None:
     assert site.call(A, "ping", 1) is False
     for number in range(3000):

@@ -23,6 +23,17 @@ def test_only_its_owner_speaks_for_a_worker_while_its_connection_stands() -> Non
     assert heard is not None and heard.client == b"another" and heard.last_seen == 5.0
 
 
+def test_an_id_for_which_two_have_registered_passes_to_nobody() -> None:
+    """The memory that is registered may be the other's: it would be stored under this one's key."""
+    registry = Registry()
+    registry.add(instance())
+    registry.contest(1)
+    assert registry.speaker(1, b"another", 5.0, is_connected=lambda client: False) is None
+    assert registry.speaker(1, OWNER, 5.0, is_connected=lambda client: True) is not None
+    registry.add(instance())
+    assert registry.speaker(1, b"another", 5.0, is_connected=lambda client: False) is not None
+
+
 def test_only_what_its_owner_says_keeps_a_worker() -> None:
     registry = Registry()
     registry.add(instance())

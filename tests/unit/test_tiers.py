@@ -471,6 +471,25 @@ def test_only_so_many_lookups_load_at_once() -> None:
     assert set(bench.results.values()) == {1}
 
 
+def test_a_client_with_one_lookup_does_not_wait_for_one_with_many() -> None:
+    memory, gate = Memory(), threading.Event()
+    old = Bench(memory).start()
+    old.store(*range(1, 9))
+    old.settle()
+    memory.before = on("load", lambda: gate.wait(20) or None)
+    bench = Bench(memory, policy=replace(DEFAULTS, max_in_flight=2)).start()
+    for number in range(1, 7):
+        bench.begin(f"many{number}", number, client=b"many")
+    assert bench.l1.writing == 2
+    bench.begin("one", 7, client=b"one")
+    assert bench.l1.writing == 3
+    bench.begin("two", 8, client=b"one")
+    assert bench.l1.writing == 3, "who has one under way waits in turn"
+    gate.set()
+    bench.run_until(lambda: len(bench.results) == 8)
+    assert set(bench.results.values()) == {1}
+
+
 def test_clear_removes_what_is_kept_and_what_is_on_its_way() -> None:
     memory, gate = Memory(), threading.Event()
     bench = Bench(memory, slots=32).start()

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.cache.keys import ROOT, chunk_hashes
-from sidecar.wire.messages import BadPayload
+from sidecar.wire.messages import NO_TOKENS, BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists
+from tests.support.node import Node
+from tests.support.raw import make_key
+from tests.support.tiers import Bench
 
 encode = msgspec.msgpack.encode
 CHUNK = 4
@@ -50,6 +53,16 @@ def test_every_array_header(count: int) -> None:
     assert lists.decode("r", msgspec.Raw(encode(tokens))).data == big_endian(tokens)
     longer = [*tokens, 5]
     assert lists.decode("r", msgspec.Raw(encode(longer))).data == big_endian(longer)
+
+
+def test_a_request_under_way_does_not_hold_its_message() -> None:
+    """The encoded tokens are a part of it, up to `--max-message-mb`."""
+    node = Node(Bench(slots=1))
+    fields = make_key(list(range(64)), 0, 64, model="m")
+    key = msgspec.msgpack.decode(encode(fields), type=CacheKey)
+    assert len(node.core.hashes(key, 64)) > 0
+    assert key.token_ids == NO_TOKENS
+    node.close()
 
 
 def test_a_longer_encoding_of_the_same_numbers_is_not_confused() -> None:

@@ -22,6 +22,7 @@ from tests.support.raw import EVENT, NoReply, RawClient, RawPool, RawWorker, mak
 
 LATE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 60.0
+_PING_SECONDS = 2.0
 _BLOCKS_A_CHUNK = CHUNK // RawPool.SLOTS
 
 
@@ -93,19 +94,14 @@ class Honest(threading.Thread):
         frames = self.client.frames(operation, *payloads)
         began = time.monotonic()
         reply = self.client.exchange(frames, _GIVE_UP_SECONDS)
-        took = time.monotonic() - began
         self.sum.requests += 1
-        self.sum.slowest = max(self.sum.slowest, took)
-        if took > LATE_SECONDS:
-            self.sum.problems.append(f"{operation} took {took:.1f} s")
+        self._in_time(operation, began)
         return self.client.value(reply)
 
     def one_request(self, number: int) -> None:
         """What vLLM does with a prompt."""
         tokens, request = tokens_of(number), f"{self.model}-{self.random.random()}"
-        if self.ask("ping", self.instance) is not True:
-            self.sum.problems.append("its worker was forgotten")
-            self.register()
+        self._ping()
         key = make_key(tokens, 0, len(tokens), model=self.model, request=request)
         hits = self._lookup({**key, "worker_id": None})
         if hits:
@@ -114,11 +110,27 @@ class Honest(threading.Thread):
             self.store({**key, "start": hits * CHUNK}, number, hits)
         self.ask("end_session", request)
 
+    def _ping(self) -> None:
+        self._pinged = time.monotonic()
+        if self.ask("ping", self.instance) is not True:
+            self.sum.problems.append("its worker was forgotten")
+            self.register()
+
     def _lookup(self, key: Any) -> int:
+        began = time.monotonic()
         self.ask("lookup", key, 1)
         while (hits := self.ask("query_prefetch_status", key["request_id"])) is None:
             time.sleep(0.005)
+            if time.monotonic() - self._pinged > _PING_SECONDS:
+                self._ping()
+        self._in_time("a lookup", began)
         return int(hits)
+
+    def _in_time(self, what: str, began: float) -> None:
+        took = time.monotonic() - began
+        self.sum.slowest = max(self.sum.slowest, took)
+        if took > LATE_SECONDS:
+            self.sum.problems.append(f"{what} took {took:.1f} s")
 
     def _load(self, key: Any, number: int, hits: int) -> None:
         loaded = self.load(key, hits)
