@@ -22,19 +22,21 @@ from bench.gpu.sweep import calibrated, sweep
 from sidecar.engines.cuda.libcuda import LibCuda
 
 _LIMIT = 600.0
+PARTS = ("plain copies", "batches", "pinning", "events", "inference", "lifetimes")
 
 
 def parts(l1_gb: int, logs: Path) -> dict[str, Callable[[], Iterable[Finding]]]:
     """Those that the sweep does not give, by name."""
     served = partial(_served, l1_gb, logs)
-    return {
-        "plain copies": partial(in_a_process, link),
-        "batches": partial(in_a_process, batch_calls),
-        "pinning": partial(in_a_process, pinned),
-        "events": partial(in_a_process, event_latency),
-        "inference": partial(served, lambda server: interference.measure(server.url)),
-        "lifetimes": partial(served, lifetimes.measure),
-    }
+    measures: tuple[Callable[[], Iterable[Finding]], ...] = (
+        partial(in_a_process, link),
+        partial(in_a_process, batch_calls),
+        partial(in_a_process, pinned),
+        partial(in_a_process, event_latency),
+        partial(served, lambda server: interference.measure(server.url)),
+        partial(served, lifetimes.measure),
+    )
+    return dict(zip(PARTS, measures, strict=True))
 
 
 def _served(

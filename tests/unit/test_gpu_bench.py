@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch", reason="the workers of the bench have tensors")
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
 from bench.common import Span
-from bench.gpu import checks, requests
+from bench.gpu import checks, cli, requests
 from bench.gpu.expected import FIGURES
 from bench.gpu.findings import Finding, as_json, line, markdown
 from bench.gpu.interference import percentile
@@ -96,3 +100,34 @@ def test_requests_beside_plain_copies(
 def test_requests_are_whole_chunks_of_about_a_quarter_of_a_gigabyte(shape: Shape) -> None:
     assert shape.tokens % 256 == 0
     assert 0.9 < shape.nbytes / (256 << 20) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], cli.PARTS),
+        (["--sweep"], ("sweep",)),
+        (["--checks"], checks.PARTS),
+        (["--parts", "events", "requests", "--checks"], ("events", "requests")),
+    ],
+)
+def test_parts_that_are_asked_for(arguments: list[str], parts: Sequence[str]) -> None:
+    assert set(cli._wanted(cli._parser().parse_args(arguments))) == set(parts)
+
+
+def test_what_has_been_measured_is_kept_whatever_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.torch.cuda, "get_device_name", lambda _: "a GPU")
+    options = cli._parser().parse_args(["--parts", "events", "batches", "--output", str(tmp_path)])
+    run = cli.Run(options, tmp_path)
+
+    def interrupted() -> list[Finding]:
+        raise KeyboardInterrupt
+
+    measures = {"batches": lambda: [Finding("batch_call", 1.0)], "events": interrupted}
+    monkeypatch.setattr(cli.checks, "parts", lambda *_: measures)
+    with pytest.raises(KeyboardInterrupt):
+        run.measure()
+    (found,) = json.loads(run.target.read_text())["checks"]
+    assert found["figure"] == "batch_call"
