@@ -14,7 +14,7 @@ from tests.gpu.quick.gpu import MIB, Gpu, wait
 from tests.gpu.quick.report import Report
 from tests.gpu.quick.site import Blocks, Worker, key_of
 from tests.support.raw import RawClient
-from tests.support.server import Server
+from tests.support.server import Server, shown
 
 # The server gives up a connection that is gone for the registration grace.
 REAP = ("--worker-reap-timeout-seconds", "2", "--worker-registration-grace-seconds", "2")
@@ -82,7 +82,7 @@ def wait_forgotten(server: Server, bystander: Bystander, level: int) -> float:
 
     def forgotten() -> bool:
         bystander.worker.client.call("ping", bystander.worker.instance)
-        return server.instances() == {bystander.worker.instance}
+        return server.instances() == shown(bystander.worker.instance)
 
     seconds = wait(forgotten, "the dead workers are forgotten", 30, _PAUSE)
     back: Callable[[], Any] = lambda: bystander.gpu.free_bytes() > level - _NEAR  # noqa: E731
