@@ -31,6 +31,13 @@ def test_a_small_dev_shm() -> None:
     assert findings["/dev/shm"]["what"] == "64 MiB free of 64 MiB; the L1 needs 1 GiB"
 
 
+def test_a_dev_shm_that_cannot_be_written() -> None:
+    code, findings = doctor("--l1-size-gb", "1", before=in_small_shm("4g,ro"))
+    assert code == 1
+    assert findings["/dev/shm"]["level"] == "problem"
+    assert "mounted read-only" in findings["/dev/shm"]["what"]
+
+
 def test_a_dev_shm_that_promises_more_than_there_is() -> None:
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
     _, findings = doctor("--l1-size-gb", str(gib + 8), before=in_small_shm(f"{gib + 16}g"))

@@ -248,6 +248,36 @@ def test_the_arena_grows_on_when_shared_memory_has_room_again(
     segment.remove()
 
 
+def test_a_real_dev_shm_that_is_full_for_a_moment() -> None:
+    code = """
+import logging, sys, threading
+from pathlib import Path
+from sidecar.cache.arena import Arena
+from sidecar.cache.segment import Segment
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+segment, filler, usable = Segment("full", 192 << 20), Path("/dev/shm/filler"), []
+filler.write_bytes(bytes(100 << 20))
+grown = threading.Event()
+logging.getLogger().addHandler(room := logging.Handler())
+room.emit = lambda record: filler.unlink(missing_ok=True)  # when it is told that it is full
+arena = Arena(segment)
+arena.start_populating(lambda offset, size: (usable.append(size), len(usable) == 3 and grown.set()))
+print(grown.wait(60), sum(usable) == 192 << 20, arena.bytes[::4096].sum())
+arena.stop_populating()
+segment.remove()
+"""
+    mounts = 'mount -t tmpfs -o size=200m tmpfs /dev/shm && exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", mounts, "sh"]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    done = subprocess.run(
+        [*before, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    stopped, went_on, result = done.stdout.splitlines()
+    assert stopped.startswith("the L1 stops at ") and went_on.startswith("the L1 grows on")
+    assert result == "True True 0"
+
+
 def test_an_arena_that_waits_for_room_can_be_stopped(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

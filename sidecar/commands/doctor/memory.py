@@ -18,6 +18,13 @@ _LARGER = "mount a larger one: docker --shm-size, Kubernetes emptyDir with mediu
 
 def shm(around: Surroundings) -> Finding:
     """Whether /dev/shm can hold the L1. A running server has taken its part already."""
+    if not os.access(SHM_DIR, os.W_OK | os.X_OK):
+        return problem(
+            "/dev/shm",
+            "this user may not write in it, or it is mounted read-only",
+            "the server refuses to start",
+            "its mode is 1777; look for ro in its line of /proc/mounts",
+        )
     room = os.statvfs(SHM_DIR)
     free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
     what = f"{amount(free)} free of {amount(total)}"
