@@ -19,6 +19,14 @@ from sidecar.engines.registry import Instance, shown
 
 log = logging.getLogger(__name__)
 
+_STILL_OPEN = (
+    "worker %d has lost its connection, and its process still has the L1 open: "
+    "%d bytes of the L1 wait for its end"
+)
+_UNKNOWN = (
+    "worker %d has lost its connection, and whether its process has ended cannot be known here: "
+    "%d bytes of the L1 wait for the server's"
+)
 # Instance, request, scope, rank, range, and the last chunk's hash, which covers all tokens.
 PreparedKey = tuple[int, str, Scope, int | None, int, int, bytes]
 
@@ -141,13 +149,9 @@ class PreparedSlots:
         for prepared in waiting:
             prepared.reported = True
         log.warning(
-            "worker %d has lost its connection, and %s: %d bytes of the L1 wait for %s",
+            _STILL_OPEN if self._attachments.reliable else _UNKNOWN,
             shown(waiting[0].instance.id),
-            "its process still has the L1 open"
-            if self._attachments.reliable
-            else "whether its process has ended cannot be known here",
             sum(prepared.nbytes for prepared in waiting),
-            "its end" if self._attachments.reliable else "the server's",
         )
 
     def _all(self) -> list[Prepared]:

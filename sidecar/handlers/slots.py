@@ -38,13 +38,10 @@ class Slots:
         name = _name(instance_id, key, hashes)
         if self._prepared.writing(name) or not chunks:
             return store_context([], [])  # being written already, or nothing meant
-        core.admit(instance)
-        try:
+        with core.transfer(instance):
             entries, indices = self._reserve(request.client, instance, key, hashes, chunks)
-        finally:
-            instance.transfers -= 1
         if entries:
-            instance.transfers += 1
+            instance.transfers += 1  # until the commit
             deadline = core.now() + core.config.l1_write_ttl_seconds
             self._prepared.add_write(Prepared(name, instance, request.client, entries, deadline))
         else:  # so no commit follows

@@ -56,31 +56,22 @@ class Stores:
             waits = [core.flows.start(entry.when_settled()) for entry in others]
             if copies or to_files:
                 try:
-                    self._check_registered(instance)
-                    move = partial(memory.store, [*copies, *to_files], event)
-                    if not await called_back(move):
-                        raise Refused("copy_failed")
-                    self._check_registered(instance)
-                    # From here to the end of the publication nobody else runs. A worker that has
-                    # lost its connection may have used its blocks for something else meanwhile.
-                    # What others copy is not waited for first: they may wait for these chunks.
+                    await self._copy(instance, [*copies, *to_files], event)
+                    # From here to the end of the publication nobody else runs. What others copy is
+                    # not waited for first: they may wait for these chunks.
                     at_once = not to_files and all(wait.done for wait in waits)
-                    if not (
-                        self._answer(request, instance, event)
-                        if at_once
-                        else self._still_waits(request, instance)
-                    ):
-                        raise Refused("forgotten")
+                    tell = self._answer if at_once else self._check_connected
+                    tell(request, instance, event)
                 except BaseException:
                     for copy in copies:
                         core.l1.abort(copy.entry)
-                    self._files.give_up(to_files)
+                    if to_files:
+                        self._files.give_up(to_files)
                     raise
                 core.publish([copy.entry for copy in copies], place, hashes, span)
-                waits += [
-                    core.flows.start(entry.when_settled())
-                    for entry in self._files.publish(to_files)
-                ]
+                if to_files:
+                    found = self._files.publish(to_files)
+                    waits += [core.flows.start(entry.when_settled()) for entry in found]
                 count_bytes(core, "store", instance, [*copies, *to_files], began)
                 self._eviction.check()
             else:
@@ -90,6 +81,13 @@ class Stores:
             if not request.answered:
                 self._answer(request, instance, event)
         return DEFERRED
+
+    async def _copy(self, instance: Instance, copies: list[ChunkCopy], event: bytes) -> None:
+        """Raises Refused if it failed, or the worker was dropped: its blocks may hold other KV."""
+        holds, memory = self._core.registry.holds, instance.mapped
+        copied = holds(instance) and await called_back(partial(memory.store, copies, event))
+        if not (copied and holds(instance)):
+            raise Refused("forgotten" if copied or not holds(instance) else "copy_failed")
 
     def _reserve(
         self, instance: Instance, place: SpaceKey, chunks: list[Chunk], others: list[Entry]
@@ -130,22 +128,17 @@ class Stores:
             core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", instance.model_name)
         return entry, entry is not None
 
-    def _check_registered(self, instance: Instance) -> None:
-        """Raises Refused for a worker that was dropped: its blocks may hold something else."""
-        if not self._core.registry.holds(instance):
+    def _check_connected(self, request: Request, instance: Instance, event: bytes) -> None:
+        """Raises Refused for a worker without its connection: it has given its requests up, and
+        may have used its blocks for something else while they were copied.
+        """
+        if not request.is_connected():
+            self._lost(instance)
             raise Refused("forgotten")
 
-    def _still_waits(self, request: Request, instance: Instance) -> bool:
-        """Whether the worker has its connection; one that has not gives up its requests."""
-        connected = request.is_connected()
-        if not connected:
-            self._lost(instance)
-        return connected
-
-    def _answer(self, request: Request, instance: Instance, event: bytes) -> bool:
-        """Whether the worker was told that it is stored."""
+    def _answer(self, request: Request, instance: Instance, event: bytes) -> None:
+        """Tell the worker that it is stored. Raises Refused if that is not delivered."""
         self._core.telemetry.num_finished_stores.add(1, instance.mapped.device)
-        delivered = request.reply((instance.mapped.done_event(event), True))
-        if not delivered:
+        if not request.reply((instance.mapped.done_event(event), True)):
             self._lost(instance)
-        return delivered
+            raise Refused("forgotten")

@@ -124,7 +124,10 @@ def test_a_store_reads_nothing_before_the_event(gpu_site: GpuSite, kind: str) ->
     frames = gpu_site.client.frames("store", *worker.request(key, ids, handle))
     gpu_site.client.send(frames)
     with RawClient(gpu_site.server.url) as other:  # what came later is done before
-        round_trip(GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+        neighbour = GpuWorker(other, "gpu", 2)
+        neighbour.register()
+        round_trip(neighbour, chunks=2, seed=2)
+        neighbour.close()
     worker.pool.data[:, ids] = 4711
     event.signal()
     timeline.write(8)
@@ -189,7 +192,10 @@ def test_a_retrieve_writes_nothing_before_the_event(gpu_site: GpuSite) -> None:
     frames = gpu_site.client.frames("retrieve", *worker.request(key, ids, event.handle), 0)
     gpu_site.client.send(frames)
     with RawClient(gpu_site.server.url) as other:
-        round_trip(GpuWorker(other, "gpu", 1, worker.pool), chunks=2, seed=2)
+        neighbour = GpuWorker(other, "gpu", 2)
+        neighbour.register()
+        round_trip(neighbour, chunks=2, seed=2)
+        neighbour.close()
     worker.pool.data[:, ids] = 0  # a kernel that still uses the blocks
     event.signal()
     assert gpu_site.answer(frames) == [b"", True]

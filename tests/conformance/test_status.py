@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from tests.support.raw import RawClient, RawWorker
-from tests.support.server import REPO, Server
+from tests.support.server import REPO, Server, shown
 
 
 def table(server: Server) -> list[str]:
@@ -25,8 +25,9 @@ def test_a_worker_and_its_hits_are_shown(own_server: Server) -> None:
         worker.prove(range(1, 1 + 2 * own_server.chunk_size), own_server.chunk_size)
         lines = table(own_server)
         worker.close()
-    (row,) = [line.split() for line in lines if line.startswith("4711")]
-    assert row[:5] == ["4711", "some-model", "1", "lmcache_driven", "cpu"]
+    (number,) = shown(4711)
+    (row,) = [line.split() for line in lines if line.startswith(str(number))]
+    assert row[:5] == [str(number), "some-model", "1", "lmcache_driven", "cpu"]
     (hits,) = [line for line in lines if line.startswith("hits")]
     assert "100.0% of 128 tokens looked up since the start (100.0% L1, 0.0% L2)" in hits
     (l1,) = [line for line in lines if line.startswith("L1")]

@@ -117,8 +117,10 @@ def test_an_event_that_never_happens(gpu_site: GpuSite) -> None:
     frames = gpu_site.client.frames("store", *worker.request(key_of(1, 2), SOURCE, event.handle))
     gpu_site.client.send(frames)
     with RawClient(gpu_site.server.url) as other:
-        neighbour = GpuWorker(other, "gpu", 1, worker.pool)
+        neighbour = GpuWorker(other, "gpu", 2)
+        neighbour.register()
         prove(neighbour, stored(neighbour, 2))
+        neighbour.close()
     assert gpu_site.answer(frames) == NO
     assert gpu_site.child() == child
     assert gpu_site.found(key_of(1, 2)) == 0
@@ -181,14 +183,16 @@ def test_a_server_that_ends_leaves_no_process(tmp_path: Path, number: int) -> No
 def test_a_load_overtakes_a_long_store(gpu_site: GpuSite) -> None:
     """Stores and loads have a stream each."""
     pool = GpuPool(blocks=640, size=1024, layers=1)
-    long, quick = gpu_site.worker(1, pool), gpu_site.worker(2)
-    key = stored(quick, 1)
-    gpu_site.fail({"call": "stream", "delay": 0.1})
-    frames = gpu_site.client.frames("store", *long.request(key_of(2, 150), mixed(600)))
-    gpu_site.client.send(frames)
+    long = gpu_site.worker(1, pool)
     with RawClient(gpu_site.server.url) as other:
-        loader = GpuWorker(other, "gpu", 2, quick.pool)
-        prove(loader, key)
+        quick = GpuWorker(other, "gpu", 2)
+        quick.register()
+        key = stored(quick, 1)
+        gpu_site.fail({"call": "stream", "delay": 0.1})
+        frames = gpu_site.client.frames("store", *long.request(key_of(2, 150), mixed(600)))
+        gpu_site.client.send(frames)
+        prove(quick, key)
         assert gpu_site.server.leases() > 0, "the store had ended before"
+        quick.close()
     gpu_site.fail()
     assert gpu_site.answer(frames) == [b"", True]
