@@ -15,7 +15,6 @@ from tests.conformance.adapter_cases import (
     Spec,
     fs,
     mooncake,
-    nixl_azure,
     nixl_obj,
     resp,
     s3,
@@ -83,12 +82,9 @@ def directory(speak: Callable[[Path, str], Spec], **more: Any) -> Backend:
 
 BACKENDS = {
     "fs": directory(fs),
-    "fs, shared": directory(fs, shared=True),
     "s3 without bulk deletion": refusing("bulk"),
     "s3 without any rights but to read and write": refusing("delete", "list"),
     "nixl obj": server_of(storage.moto, nixl_obj),
-    "nixl azure": server_of(storage.azurite, nixl_azure),
-    "redis": server_of(storage.redis, resp),
     "redis without deletion": server_of(storage.redis, resp, *_NO_DELETE),
     "mooncake": server_of(storage.mooncake_master, mooncake),
 }

@@ -290,6 +290,21 @@ def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.Mon
         files._open(str(tmp_path / "gone"), False)
 
 
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    """A FIFO is not waited for: all transfers of the GPU would wait, too."""
+    path = tmp_path / "0.kv"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "1.kv").write_bytes(bytes(8192))
+        path.symlink_to(tmp_path / "1.kv")
+    mover = object.__new__(FileMover)
+    mover.failed = None
+    with pytest.raises(CannotMove):
+        mover.begin(str(path), 4096, 4096, 0, is_store=False)
+
+
 def test_memory_that_cannot_be_registered_is_told_at_once() -> None:
     driver, mover = FakeDriver(), FakeMover("lost", {})
     with pytest.raises(CannotMove, match="cannot be registered"):

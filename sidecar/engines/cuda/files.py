@@ -131,11 +131,16 @@ class FileCopy:
 
 
 def _open(path: str, is_store: bool) -> int:
-    """A descriptor, without O_DIRECT where the file system has none. Raises OSError."""
-    flags = (os.O_RDWR if is_store else os.O_RDONLY) | os.O_CLOEXEC
+    """A descriptor, without O_DIRECT where the file system has none. Raises OSError.
+
+    No link is followed, and no FIFO waited for that has come under the path.
+    """
+    flags = (os.O_RDWR if is_store else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(path, flags | os.O_DIRECT)
+        fd = os.open(path, flags | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    return os.open(path, flags)
+        fd = os.open(path, flags)
+    os.set_blocking(fd, True)
+    return fd
