@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from scripts import gpu_wheels
 from tests.gpu.quick import cli, wheels
-from tests.gpu.quick.steps import STEPS
+from tests.gpu.quick.steps import SERVER, STEPS
 from tests.support.server import REPO, wait_until
 
 HANGS_FOR = 1.0
@@ -140,8 +141,12 @@ def test_wheels_that_fit_and_are_missing(tmp_path: Path) -> None:
 
 
 def test_what_is_collected() -> None:
-    needs = {gpu_wheels.name_of(need) for need in gpu_wheels.server_needs()}
-    assert "numpy" not in needs and {"blake3", "xxhash", "uvicorn"} <= needs
+    """All that steps with a server look for, and all that a server needs but numpy."""
+    needs = {gpu_wheels.name_of(need).lower() for need in gpu_wheels.server_needs()}
+    assert "numpy" not in needs
+    owners = importlib.metadata.packages_distributions()
+    found = {owners[module][0].lower().replace("_", "-") for module in SERVER}
+    assert found == needs | {"pyzmq"}
     names = gpu_wheels.platforms("manylinux_2_28_x86_64")
     assert names[0] == "manylinux_2_28_x86_64" and "manylinux2014_x86_64" in names
     assert gpu_wheels.platforms("macosx_11_0_arm64") == ["macosx_11_0_arm64"]
