@@ -11,7 +11,7 @@ from connectors.errors import ConnectorError, NotKnown
 from connectors.model_config import Model, model
 
 # It imports vLLM, and with it PyTorch.
-_CLASS_SECONDS = 120.0
+_CLASS_SECONDS = 240.0
 
 
 def read(path: Path, ask_classes: bool = False) -> Model:

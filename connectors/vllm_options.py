@@ -11,7 +11,7 @@ from connectors.errors import ConnectorError
 
 _PARSER = Path(__file__).with_name("vllm_parser.py")
 # It imports vLLM, and with it PyTorch.
-_TIMEOUT_SECONDS = 120.0
+_TIMEOUT_SECONDS = 240.0
 # `--config FILE`, `--kv-transfer-config.kv_connector NAME`
 _HIDDEN = re.compile(r"--config|--[A-Za-z][\w-]*\..+")
 

@@ -59,7 +59,7 @@ def doctor(
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode in (0, 1), done.stderr
     document = json.loads(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from collections.abc import Mapping
@@ -379,34 +380,16 @@ def test_a_running_server_counts_for_more_than_the_options() -> None:
     assert "chunks of 100 tokens" in found.what
 
 
-def test_the_whole_command() -> None:
-    bad = vllm(client(kv_load_failure_policy=None), "--block-size", "96")
+def test_the_whole_command(tmp_path: Path) -> None:
+    file = tmp_path / "vllm.yaml"
+    file.write_text("enable-lora: true\n")
+    config = client(kv_load_failure_policy=None)
+    bad = vllm(config, "--block-size", "96", "--config", str(file))
     code, findings = doctor("--", *bad)
     assert code == 1
     assert findings["chunk size"]["level"] == "problem"
     assert findings["--kv-transfer-config"]["level"] == "warning"
-
-
-def test_vllms_own_reading_of_a_command(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
-    file = tmp_path / "vllm.yaml"
-    file.write_text("block-size: 96\nenable-lora: true\n")
-    texts = {key: value for key, value in CLIENT.items() if isinstance(value, str)}
-    dotted = [f"--kv-transfer-config.{key}={value}" for key, value in texts.items()]
-    code, findings = doctor("--", "vllm", "serve", "m", "--config", str(file), *dotted)
-    assert code == 1
-    assert findings["chunk size"]["what"] == "chunks of 256 tokens, blocks of 96"
-    assert findings["--enable-lora"]["level"] == "problem"
-    assert "--kv-transfer-config" not in findings
-
-
-@pytest.mark.parametrize(
-    ("host", "do"),
-    [
-        ("tcp://::1", "an IPv6 address stands in brackets"),
-        ("tcp://[::1]", "an IPv4 address or ipc://; serve --host *"),
-    ],
-)
-def test_an_ipv6_address_of_the_sidecar(host: str, do: str) -> None:
-    (found,) = examined(vllm(settings(host=host)))
-    assert (found.check, found.level, found.do) == ("address", "problem", do)
+    if importlib.util.find_spec("vllm"):
+        assert findings["--enable-lora"]["level"] == "problem"
+    else:
+        assert findings["arguments"]["what"].startswith("not checked: ")
