@@ -28,9 +28,11 @@ class Shape:
 
 def layer_count(text: Config) -> int:
     """Layers with attention or a state. Raises ConnectorError."""
-    # Nemotron-H's class counts the entries.
     kinds = text.get("layers_block_type")
-    layers = number(text, *LAYERS) if not isinstance(kinds, list) else len(kinds)
+    if isinstance(kinds, list) and all(text.get(key) is None for key in LAYERS):
+        layers = len(kinds)  # as Nemotron-H's class counts them
+    else:
+        layers = number(text, *LAYERS)
     if layers > _MOST_LAYERS:
         raise ConnectorError(f"{layers} layers are more than any model has")
     # Each has two attentions.

@@ -22,7 +22,6 @@ SALTED = "--salted-requests"
 Options = Mapping[str, tuple[str, ...]]
 
 _PREFIX_CACHE, _IMAGE_CACHE = "--enable-prefix-caching", "--mm-processor-cache-gb"
-_SALTS = f"give those requests a cache_salt of their own, and say so with {SALTED}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def of_latent_model(mode: str, have: Installed | None) -> Hazard | None:
 def check(
     worker: Worker, command: Command, have: Installed | None, salted: bool, python: str
 ) -> list[str]:
-    """Raise ConnectorError for a worker whose KV would be wrong; what could not be checked.
+    """What could not be checked. Raises ConnectorError for a worker whose KV would be wrong.
 
     `have` and `python` are the worker's versions and interpreter, None and empty where the
     worker runs elsewhere. `salted`: all requests have the cache_salt that they need.
@@ -101,7 +100,7 @@ def adapters(options: Options) -> Hazard | None:
     return Hazard(
         "--enable-lora",
         "the client's keys do not tell LoRA adapters apart: one gets the KV of another",
-        _SALTS.replace("those requests", "the requests of each adapter"),
+        _salts("the requests of each adapter"),
         salts_help=True,
     )
 
@@ -112,7 +111,7 @@ def embeddings(options: Options) -> Hazard | None:
     return Hazard(
         "--enable-prompt-embeds",
         "the client's keys hold no prompt embeddings: those of one length get each other's KV",
-        _SALTS.replace("those requests", "different embeddings"),
+        _salts("different embeddings"),
         salts_help=True,
     )
 
@@ -139,6 +138,10 @@ _OPTIONS: tuple[Callable[[Options], Hazard | None], ...] = (
     embeddings,
     counted_images,
 )
+
+
+def _salts(whose: str) -> str:
+    return f"give {whose} a cache_salt of their own, and say so with {SALTED}"
 
 
 def _on(options: Options, name: str) -> bool:

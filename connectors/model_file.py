@@ -39,7 +39,7 @@ def read(path: Path, ask_classes: bool = False) -> Model:
 def is_latent(model: str) -> bool:
     """Whether the directory `model` says MLA; False where there is no config.json to read."""
     try:
-        return read(Path(model)).latent
+        return bool(model) and read(Path(model)).latent
     except ConnectorError:
         return False
 

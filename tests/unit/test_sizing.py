@@ -277,10 +277,19 @@ _KEYS = [
     "kv_lora_rank", "qk_rope_head_dim", "index_head_dim", "sliding_window", "layer_types",
     "sliding_window_pattern", "full_attention_interval", "attn_layer_period", "attn_layer_offset",
     "attn_layer_indices", "attn_type_list", "hybrid_override_pattern", "max_window_layers",
-    "num_kv_shared_layers", "text_config", "torch_dtype", "quantization_config", "architectures",
+    "num_kv_shared_layers", "text_config", "torch_dtype", "model_type",
+    "per_layer_config", "attn_config",
+    "linear_attn_config", "hybrid_layer_pattern", "full_attn_idxs", "global_head_dim", "v_head_dim",
+    "swa_num_key_value_heads", "swa_head_dim", "multi_query", "layers_block_type", "quantization",
+    "full_attn_layers", "kda_layers", "kv_n_heads", "0", "thinker_config",
+    "quantization_config", "architectures",
 ]  # fmt: skip
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.sampled_from(["M*", "mamba"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 9)
+    | st.floats()
+    | st.sampled_from(["M*", "mamba", "qwen3", "falcon_h1", "kimi_linear", "gemma4_text"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner),
     max_leaves=5,
 )
