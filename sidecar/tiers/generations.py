@@ -5,28 +5,35 @@ tag, its mark: of the generation that counts. A clear is a new mark. That is one
 can be listed or deleted, and it holds for all who use the backend, and for those who come later.
 What bears another tag is left over: nobody finds it, and it is removed where that is possible.
 
-No mark that was ever replaced counts again. Where the mark is missing, or is one that this
-process knows to be replaced (a backend may lose its last writes), a new generation begins, empty.
+Tags sort by age, and a mark that is older than one that this process has seen does not count: a
+backend may lose its last writes, or answer with what it was told before. Then, and where the
+mark is missing, a new generation begins, empty.
 """
 
+import calendar
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Sequence
 
-from sidecar.tiers.base import Adapter, Bytes, Missing, TierError
+from sidecar.tiers.base import Adapter, Bytes, Corrupt, Missing, TierError
 from sidecar.tiers.names import ObjectName, is_tag
 
 log = logging.getLogger(__name__)
 
 # For how long a mark that was read is believed: a clear reaches all others in this time.
 CHECKED_SECONDS = 6.0
+_STAMP = "g%Y%m%dT%H%M%S"
 
 
-def new_tag() -> str:
-    """One that nobody has used. Tags sort by the time at which they were made."""
-    return f"g{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+def new_tag(after: str = "") -> str:
+    """One that nobody has used, made now; newer than `after`, whatever clocks say."""
+    stamp = time.strftime(_STAMP, time.gmtime())
+    if after and stamp <= after[: len(stamp)]:
+        seconds = calendar.timegm(time.strptime(after[: len(stamp)], _STAMP)) + 1
+        stamp = time.strftime(_STAMP, time.gmtime(seconds))
+    return f"{stamp}-{secrets.token_hex(6)}"
 
 
 class Replaced(TierError):
@@ -38,7 +45,7 @@ class Replaced(TierError):
 
 
 class Marks:
-    """The mark of one backend, as this process has seen it: `replaced` tags do not come back.
+    """The mark of one backend, as this process has seen it: `newest` is the last that counted.
 
     `lock` is held by the one thread that reads or writes the mark.
     """
@@ -46,16 +53,30 @@ class Marks:
     def __init__(self, adapter: Adapter, label: str) -> None:
         self.adapter = adapter
         self.lock = threading.Lock()
-        self.replaced: set[str] = set()
+        self.newest = ""
         self._label = label
 
     def read(self) -> str | None:
         """The mark; None if there is none that may count. Raises TierError."""
-        mark = self.adapter.read_mark()
-        return mark if mark is not None and is_tag(mark) and mark not in self.replaced else None
+        mark = self.read_any()
+        if mark is None or mark < self.newest:
+            return None
+        self.newest = mark
+        return mark
+
+    def read_any(self) -> str | None:
+        """The mark, however old. Raises TierError."""
+        try:
+            mark = self.adapter.read_mark()
+        except Missing:
+            return None
+        except Corrupt as error:  # which says nothing of a record
+            raise TierError("mark", str(error)) from None
+        return mark if mark is not None and is_tag(mark) else None
 
     def write(self, tag: str) -> str:
         """Make `tag` the mark; the mark then, which may be another's. Raises TierError."""
+        self.newest = tag  # whatever becomes of it: what was there before is not to count again
         self.adapter.write_mark(tag)
         mark = self.read()
         if mark is None:
@@ -64,7 +85,7 @@ class Marks:
 
     def begin(self) -> str:
         """A new generation where there is no mark; the mark then. Raises TierError."""
-        mark = self.write(new_tag())
+        mark = self.write(new_tag(self.newest))
         log.info(
             "L2 %s: it has no mark of a generation, so it begins empty: nothing that another "
             "version may have stored there is found",
@@ -88,19 +109,21 @@ class Generation:
         self._check_at = 0.0 if tag is None else float("inf")
         self._ended = False
 
+    def next_tag(self) -> str:
+        """For the generation that is to take its place."""
+        return new_tag(max(self._marks.newest, self.tag or ""))
+
     def end(self) -> None:
         """Another one has taken its place in this process. What is under way ends as its own."""
         self._ended = True
-        if self.tag is not None:
-            self._marks.replaced.add(self.tag)
 
     def publish(self) -> None:
         """Make it the one that counts, for all; it is when this returns. Raises TierError."""
         assert self.is_new and self.tag is not None
         with self._marks.lock:
-            before = self._marks.read()
-            if before is not None and before != self.tag:
-                self._marks.replaced.add(before)
+            before = self._marks.read_any() or ""
+            if before > self.tag:  # what was stored in this one meanwhile is given up
+                self.tag = new_tag(before)
             self._marks.write(self.tag)
             self._check_at = 0.0
 

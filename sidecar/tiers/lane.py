@@ -17,7 +17,7 @@ from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
-from sidecar.tiers.generations import Generation, Marks, Replaced, new_tag
+from sidecar.tiers.generations import Generation, Marks, Replaced
 from sidecar.tiers.leftovers import Leftovers
 from sidecar.tiers.marking import Marking
 from sidecar.tiers.names import ObjectName
@@ -163,7 +163,7 @@ class Lane:
         over is removed in the background, as far as the backend knows or lists it.
         """
         self.leftovers.deleted = 0
-        self._begin(Generation(self._marks, new_tag()))
+        self._begin(Generation(self._marks, self.generation.next_tag()))
         self.marking.publish()
         if self.adapter.shared or not self.scanned:
             self.start_scan(time.monotonic())
@@ -229,7 +229,9 @@ class Lane:
         log.warning("L2 %s: %s: what is there now is used", self.label, error)
         self._marks = Marks(self.adapter, self.label)
         # A clear that has not reached the old one holds in this one.
-        self._begin(Generation(self._marks, new_tag() if self.marking.unmarked else None))
+        self._begin(
+            Generation(self._marks, self.generation.next_tag() if self.marking.unmarked else None)
+        )
         self.leftovers.forget()
         self.scanned = False
         self.on_moved()
