@@ -22,6 +22,7 @@ _OURS = (
     ["-m", "bench", "--help"],
     ["-m", "bench.gpu", "--help"],
     ["-m", "tests.gpu.quick", "--help"],
+    ["-m", "tests.faults.campaign", "--help"],
     ["-m", "examples.gain", "--help"],
 )
 # Those of vLLM and Dynamo, and of docker.
