@@ -1,7 +1,7 @@
 """Device-handle descriptors: the msgpack ext bodies by which a worker names its tensors.
 
-lmcache 0.5.6 sends data-only msgpack maps, decoded here strictly. Older clients send
-pickles, which are refused unread: unpickling is code execution for whoever reaches the port.
+lmcache 0.5.6 sends data-only msgpack maps, decoded here strictly. What older clients send is read
+into such maps first (`pickled_handles.py`).
 """
 
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from sidecar.wire.messages import BadPayload
+from sidecar.wire.pickled_handles import read_pickled_handle
 
 EXT_DEVICE_HANDLE = 1
 _PICKLE_PROTOCOL_MARK = b"\x80"
@@ -85,14 +86,15 @@ _PREFIX_BYTES = 2
 
 
 def decode_tensor(ext: msgspec.msgpack.Ext) -> CpuShmTensor | GpuTensor:
-    """The descriptor in `ext`. Raises BadPayload for a pickle, another device or any misfit."""
+    """The descriptor in `ext`. Raises BadPayload for another device or any misfit."""
     if ext.code != EXT_DEVICE_HANDLE:
         raise BadPayload(f"unknown ext code {ext.code}")
     body = bytes(ext.data)
-    if body.startswith(_PICKLE_PROTOCOL_MARK):
-        raise BadPayload("pickled tensor handle refused (lmcache 0.5.6 or later sends data)")
     try:
-        tensor = _decoder.decode(body)
+        if body.startswith(_PICKLE_PROTOCOL_MARK):
+            tensor: _Tensor = msgspec.convert(read_pickled_handle(body), _Tensor)
+        else:
+            tensor = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadPayload(f"tensor handle: {error}") from None
     if isinstance(tensor, _VmmTensor):
