@@ -39,7 +39,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine storage k8s browser dynamo images
+	$(venv) base dev engine clients storage k8s browser dynamo images
 	$(RUN) -m pytest --timeout=600 -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(if $(HEAVY),$(RUN) -m pytest --timeout=600 $(HEAVY))
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py

@@ -11,6 +11,7 @@ images  buildah and debootstrap, with which images are built (as root)
 browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)
+clients older releases of LMCache, for the tests of what their clients speak (after `engine`)
 gpu     the tools, and the CUDA builds of PyTorch and vLLM, in .venv/gpu: for `make gpu`
 dynamo  NVIDIA Dynamo with the vLLM that it pins, in .venv/dynamo over .venv (after `storage`)
 

@@ -39,7 +39,8 @@ from sidecar.tiers.base import AdapterUnusable
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.record import HEADER_BYTES
 from sidecar.wire.endpoint import Endpoint
-from sidecar.wire.operations import LMCACHE_0_5_5
+from sidecar.wire.generations import Generation, generation_of
+from sidecar.wire.peers import Peers
 from sidecar.wire.tokens import TokenLists
 
 log = logging.getLogger("sidecar")
@@ -194,11 +195,12 @@ class App:
             telemetry.request_latency.record(seconds, operation)
 
         return Endpoint(
-            LMCACHE_0_5_5,
+            Peers(_only(self._config.client_generation)),
             self._service.handlers(),
             self._config.max_message_mb << 20,
             core.refusals.add,
             on_answered,
+            self._service.withhold,
             self._loop.post,
             self._loop.flows.start,
         )
@@ -257,6 +259,11 @@ class App:
             # time there, Mooncake's 14 s when its master is gone.
             logging.shutdown()
             os._exit(0)
+
+
+def _only(release: str) -> Generation | None:
+    """What all clients speak, if that is fixed."""
+    return None if release == "auto" else generation_of(release)
 
 
 def wire_url(config: Config) -> str:

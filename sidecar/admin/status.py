@@ -155,5 +155,5 @@ def _kernel_group(index: int, group: Mapping[str, Any]) -> Json:
 
 
 def _worker(worker: Mapping[str, Any]) -> Json:
-    keys = ("instance_id", "kind", "model_name", "world_size", "device", "moves_files")
+    keys = ("instance_id", "kind", "lmcache", "model_name", "world_size", "device", "moves_files")
     return {key: worker[key] for key in (*keys, "last_seen_seconds", "connected")}

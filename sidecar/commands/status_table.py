@@ -96,7 +96,7 @@ def _refused(status: Json) -> str:
 def _workers(workers: Sequence[Json]) -> list[str]:
     if not workers:
         return ["no workers"]
-    head = ("WORKER", "MODEL", "RANKS", "MODE", "DEVICE", "LAST SEEN")
+    head = ("WORKER", "MODEL", "RANKS", "MODE", "LMCACHE", "DEVICE", "LAST SEEN")
     return columns([head, *map(_worker, workers)])
 
 
@@ -108,6 +108,7 @@ def _worker(worker: Json) -> tuple[str, ...]:
         worker["model_name"],
         str(worker["world_size"]),
         mode,
+        worker["lmcache"],
         worker["device"],
         seen if worker["connected"] else f"{seen}, connection lost",
     )

@@ -14,6 +14,11 @@ _FREE_PORT = values.integer(0, 65535)
 _SECONDS = values.number(0.001, 31_536_000)
 _SECONDS_OR_OFF = values.number(0, 31_536_000)
 _RATIO = values.number(0, 1)
+# Those whose clients `wire/generations.py` has tables for.
+RELEASES = (
+    *("0.4.5", "0.4.6", "0.4.7"),
+    *("0.5.0", "0.5.1", "0.5.2", "0.5.3", "0.5.4", "0.5.5", "0.5.6"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,12 @@ class Config:
         values.choice("auto", "lmcache_driven", "engine_driven"),
         "auto",
         "who copies: lmcache_driven (the server), engine_driven (the worker) or auto (both)",
+    )
+    client_generation: str = _option(
+        "mp",
+        values.choice("auto", *RELEASES),
+        "auto",
+        "the lmcache release that all clients have, where it cannot be told; auto tells it",
     )
     shm_name: str = _option(
         "mp", values.shm_name, "", "name of the shared-memory arena; empty makes a unique one"

@@ -56,8 +56,9 @@ class WorkerMemory(Protocol):
     ) -> None:
         """Copy objects (at least one) back into their chunks' blocks."""
 
-    def done_event(self, event: bytes) -> bytes:
-        """What the worker is answered in place of an event of ours: all has happened."""
+    @property
+    def done_event(self) -> bytes | None:
+        """An event that has happened, as a worker on a GPU imports one; None if there is none."""
 
     def close(self) -> None:
         """Let go of the memory, after the copies that use it. Once."""

@@ -52,7 +52,8 @@ class SlotShape:
 class Instance:
     """One registered worker. Exactly one of `memory` and `slot_shape` is set.
 
-    `fingerprint` and `object_bytes` say what its objects are. Times are on the cache's clock.
+    `fingerprint` and `object_bytes` say what its objects are, `releases` which lmcache it has.
+    Times are on the cache's clock.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Instance:
     layout: WorkerLayout | None = None
     memory: WorkerMemory | None = None
     slot_shape: SlotShape | None = None
+    releases: str = ""
     rank: int | None = None
     proven: bool = False
     unreachable_since: float | None = None
@@ -116,6 +118,11 @@ class Registry:
         """Whether this very registration is the one that counts."""
         return self.instances.get(instance.id) is instance
 
+    def worker_of(self, client: bytes) -> int | None:
+        """The worker that this connection speaks for, or spoke for until it was forgotten."""
+        owned = (worker.id for worker in self.instances.values() if worker.client == client)
+        return next(owned, None) or next(reversed(self._told.get(client, {})), None)
+
     def owned(self, client: bytes) -> int:
         """How many workers this connection speaks for."""
         return sum(instance.client == client for instance in self.instances.values())
@@ -123,6 +130,8 @@ class Registry:
     def remove(self, instance_id: int) -> Instance | None:
         """Forget a worker. If it speaks again, it is made to register again."""
         instance = self.instances.pop(instance_id, None)
+        if instance is not None:
+            self._tell(instance.client, instance_id, True)
         if instance is not None and instance.memory is not None and instance.transfers:
             _remember(self._leaving, instance_id, instance, _REMEMBERED)
         return instance

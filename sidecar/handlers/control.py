@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sidecar.handlers.core import Core
+from sidecar.handlers.withheld import Withheld
 from sidecar.tiers.clearing import Cleared
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
 
@@ -15,8 +16,9 @@ _CONNECTIONS_REMEMBERED = 10_000
 class Control:
     """get_chunk_size, get_experimental, ping, noop, clear, report_block_allocation."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, withheld: Withheld) -> None:
         self._core = core
+        self._withheld = withheld
         self._greeted: OrderedDict[bytes, None] = OrderedDict()
 
     def get_chunk_size(self, request: Request) -> int:
@@ -35,6 +37,10 @@ class Control:
         more; seeing us unhealthy it gives them up at once instead of at its own timeout. A
         worker that we have forgotten registers again when it sees us healthy after that.
         """
+        if self._withheld.must_hear_no(request.client):
+            return False
+        if instance_id is None and not request.generation.names_worker_in_ping:
+            instance_id = self._core.registry.worker_of(request.client)
         if instance_id is None:
             return self._greet(request.client)
         try:

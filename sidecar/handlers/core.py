@@ -110,6 +110,8 @@ class Core:
         if (instance.model_name, instance.world_size) != (key.model_name, key.world_size):
             raise Refused("wrong_model", f"it serves {instance.model_name}")
         instance.rank = key.worker_id
+        if request.done_event is None and instance.memory is not None:
+            request.done_event = instance.memory.done_event
         if (session := self.sessions.get(key.request_id)) is not None:
             self.registry.serves(instance, session.scheduler)
         return instance

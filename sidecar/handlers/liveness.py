@@ -8,6 +8,7 @@ from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import count_evicted
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.slots import Slots
+from sidecar.handlers.withheld import Withheld
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,13 @@ class Liveness:
         core: Core,
         slots: Slots,
         registrations: Registrations,
+        withheld: Withheld,
         is_connected: Callable[[bytes], bool],
     ) -> None:
         self._core = core
         self._slots = slots
         self._registrations = registrations
+        self._withheld = withheld
         self._is_connected = is_connected
         grace = core.config.worker_registration_grace_seconds
         self._gone_seconds = min(_GONE_SECONDS, grace)
@@ -58,6 +61,7 @@ class Liveness:
             if reason is not None:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
+        self._withheld.tick(self._is_connected, lambda c: self._core.registry.owned(c) > 0)
         registered = self._core.registry.instances.keys()
         self._core.attachments.prune(registered | self._slots.instances())
         self._core.tiers.tick()

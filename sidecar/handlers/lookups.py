@@ -9,6 +9,7 @@ from sidecar.cache.entry import Entry, Space
 from sidecar.cache.leases import Lookup
 from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core, Session, scope_of, space_of
+from sidecar.handlers.withheld import Withheld
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
@@ -30,9 +31,15 @@ Windows = frozenset[tuple[int, int]]
 class Lookups:
     """lookup, query_prefetch_status, wait_prefetch_status, free_lookup_locks, end_session."""
 
-    def __init__(self, core: Core, later: Callable[[float, Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        later: Callable[[float, Callable[[], None]], None],
+        withheld: Withheld,
+    ) -> None:
         """`later(seconds, fn)` is a timer."""
         self._core = core
+        self._withheld = withheld
         self._later = later
         self._waits: Counter[bytes] = Counter()  # of each connection
 
@@ -163,7 +170,7 @@ class Lookups:
     ) -> tuple[list[list[Instance]], str | None]:
         """By rank, who may read this; why the lookup cannot be a hit, if it cannot."""
         workers = self._core.registry.layouts(key.model_name, key.world_size, client)
-        if not workers:
+        if not workers or self._withheld.silences(key.model_name):
             return [], "no_gpu_context"
         if sum(map(len, workers)) > _MAX_OBJECTS_A_CHUNK:
             return [], "too_many_layouts"

@@ -12,7 +12,7 @@ from sidecar.engines.host import HostWorker
 from sidecar.engines.layout import LayerLayout, TensorSpec, UnknownLayout, layer_layout
 from sidecar.engines.mapping import SegmentRefused
 from sidecar.wire.ipc import CpuShmTensor, CudaTensor, GpuTensor, decode_tensor, memory_handle
-from sidecar.wire.messages import EngineGroupInfo, LayoutHints
+from sidecar.wire.messages import BadPayload, EngineGroupInfo, LayoutHints
 
 _MAX_PLANES = 16_384  # of one worker, over all tensors, and over all groups
 # torch leaves out the prefix of a whole GPU's.
@@ -42,7 +42,7 @@ class Mapping:
     refusal: str = "mapping failed"
     is_final: bool = False  # no repetition would help: the layout itself is the reason
 
-    def describe(
+    def _describe(
         self, handles: Sequence[msgspec.msgpack.Ext], groups: Sequence[EngineGroupInfo]
     ) -> None:
         """Take in what the wire says. Raises BadPayload or UnknownLayout."""
@@ -59,17 +59,26 @@ class Mapping:
             if self.host_tensors:
                 raise UnknownLayout("tensors in host memory and on a GPU")
 
-    def prepare(self, chunk_size: int) -> None:
-        """Find the layout and map host memory. For a copy thread: segments may be large."""
+    def prepare(
+        self,
+        handles: Sequence[msgspec.msgpack.Ext],
+        groups: Sequence[EngineGroupInfo],
+        chunk_size: int,
+    ) -> None:
+        """Read the handles, find the layout and map host memory.
+
+        For a copy thread: handles may be thousands, and segments large.
+        """
         try:
+            self._describe(handles, groups)
             self.layout = worker_layout(self._layers(), self.specs, chunk_size)
             _check_groups(self.layout)
             if self.gpu is None:
                 names = [tensor.shm_name for tensor in self.host_tensors]
                 self.host = HostWorker(self.layout, names, _segment_sizes(self.host_tensors))
-        except (UnknownLayout, SegmentRefused) as error:
+        except (BadPayload, UnknownLayout, SegmentRefused) as error:
             self.layout, self.refusal = None, str(error)
-            self.is_final = isinstance(error, UnknownLayout)
+            self.is_final = not isinstance(error, SegmentRefused)
 
     def _layers(self) -> list[LayerLayout]:
         layers: list[LayerLayout] = []

@@ -19,9 +19,9 @@ from sidecar.handlers.core import Core
 from sidecar.handlers.mapping import Mapping
 from sidecar.handlers.slots import Slots
 from sidecar.wire.endpoint import Refused, Request
+from sidecar.wire.generations import Generation
 from sidecar.wire.messages import (
     ArenaAddress,
-    BadPayload,
     EngineDrivenRegistration,
     EngineGroupInfo,
     LayoutHints,
@@ -60,14 +60,15 @@ class Registrations:
         mapping = Mapping(instance_id, request.client, model_name, world_size, hints)
         try:
             self._check_mode("lmcache_driven")
-            mapping.describe(handles, groups)
-        except (BadPayload, UnknownLayout) as error:
+            _check_groups(request.generation, groups)
+        except UnknownLayout as error:
             self._refuse(instance_id, request.client)
             raise Refused("bad_registration", str(error)) from None
         self._mapping[instance_id] = mapping
-        prepare = partial(mapping.prepare, core.config.chunk_size)
+        prepare = partial(mapping.prepare, handles, groups, core.config.chunk_size)
         prepared = await called_back(partial(core.copies.submit, [prepare]))
-        memory = await self._map(mapping, prepared)
+        imports_events = not request.generation.takes_empty_event
+        memory = await self._map(mapping, prepared, imports_events)
         if self._mapping.get(instance_id) is not mapping:
             if not isinstance(memory, MapRefused):
                 memory.close()
@@ -79,15 +80,22 @@ class Registrations:
             elif (old := core.registry.remove(instance_id)) is not None:
                 self._release(old)
             raise Refused("bad_registration", memory.reason)
+        if memory.on_gpu and imports_events and memory.done_event is None:
+            # Its client ends the engine over the first answer without an event.
+            memory.close()
+            self._refuse(instance_id, request.client)
+            raise Refused("bad_registration", "the GPU's driver shares no events")
         layout = mapping.layout
         assert layout is not None
         instance = Instance(
             instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
             request.client, core.now(), layout=layout, memory=memory,
         )  # fmt: skip
-        self._add(instance)
+        self._add(request, instance)
 
-    async def _map(self, mapping: Mapping, prepared: bool) -> WorkerMemory | MapRefused:
+    async def _map(
+        self, mapping: Mapping, prepared: bool, imports_events: bool
+    ) -> WorkerMemory | MapRefused:
         """The worker's memory, mapped by us or by the process of its GPU."""
         core = self._core
         if mapping.host is not None:
@@ -99,7 +107,7 @@ class Registrations:
         mapped: Outcome[GpuMemory | MapRefused] = Outcome()
         core.gpus.map(
             mapping.gpu, mapping.instance_id, mapping.layout, mapping.memories, mapped.set,
-            partial(self._memory_lost, mapping.instance_id),
+            partial(self._memory_lost, mapping.instance_id), imports_events,
         )  # fmt: skip
         return await mapped
 
@@ -127,7 +135,7 @@ class Registrations:
             r.instance_id, r.model_name, r.world_size, identity, object_bytes,
             request.client, core.now(), slot_shape=view,
         )  # fmt: skip
-        self._add(instance)
+        self._add(request, instance)
         return ArenaAddress("/" + core.attachments.name(r.instance_id), core.arena.size)
 
     def unregister(self, request: Request, instance_id: int) -> None:
@@ -148,6 +156,14 @@ class Registrations:
             self._core.registry.remove(instance.id)
             self._release(instance)
 
+    def forget_client(self, client: bytes) -> set[str]:
+        """Drop the workers that this connection speaks for; the names of their models."""
+        instances = self._core.registry.instances.values()
+        owned = [instance for instance in instances if instance.client == client]
+        for instance in owned:
+            self.forget(instance)
+        return {instance.model_name for instance in owned}
+
     def forget_all(self) -> None:
         """Treat every worker as after a restart; what is cached stays."""
         self._mapping.clear()
@@ -165,7 +181,7 @@ class Registrations:
         if instance is not None and instance.memory is memory:
             self.forget(instance)
 
-    def _add(self, instance: Instance) -> None:
+    def _add(self, request: Request, instance: Instance) -> None:
         telemetry = self._core.telemetry
         largest = max(map(len, self._core.arena.parts))
         if instance.object_bytes > largest:
@@ -175,6 +191,8 @@ class Registrations:
                 instance.object_bytes,
                 largest,
             )
+        instance.releases = request.generation.releases
+        request.worker_registered(instance.id)
         self._mapping.pop(instance.id, None)
         old = self._core.registry.add(instance)
         telemetry.registrations.add(1, instance.kind)
@@ -226,6 +244,20 @@ class Registrations:
         supported = self._core.config.supported_transfer_mode
         if supported not in ("auto", mode):
             raise UnknownLayout(f"--supported-transfer-mode is {supported}")
+
+
+def _check_groups(generation: Generation, groups: Sequence[EngineGroupInfo]) -> None:
+    """Raises UnknownLayout for groups of which an older client does not say what they hold.
+
+    Recurrent state looks like KV there, and what is stored of it is no prefix's: hits of hybrid
+    models gave wrong tokens.
+    """
+    several = len({group.engine_group_id for group in groups}) > 1
+    if several and not generation.counts_readers:
+        raise UnknownLayout(
+            f"lmcache {generation.releases} does not say which KV groups are recurrent: "
+            "a model with several needs lmcache 0.5.5 or newer"
+        )
 
 
 def _slot_shape(r: EngineDrivenRegistration, chunk_size: int) -> tuple[SlotShape, int]:

@@ -63,7 +63,7 @@ class Retrieves:
         if not (loaded and core.registry.holds(instance)):
             raise Refused("forgotten" if loaded else "copy_failed")
         self._count(instance, key, copies, began)
-        if not request.reply((memory.done_event(event), True)):
+        if not request.reply((request.done_event, True)):
             # It waits for this answer for ever, unless it is made to give up and register again.
             self._lost(instance)
         return DEFERRED

@@ -20,6 +20,7 @@ from sidecar.handlers.slots import Slots
 from sidecar.handlers.snapshot import snapshot
 from sidecar.handlers.stored_objects import StoredObjects
 from sidecar.handlers.stores import Stores
+from sidecar.handlers.withheld import Withheld
 from sidecar.tiers.clearing import Cleared
 
 # A piece takes milliseconds, mapping a very large worker some seconds.
@@ -46,14 +47,18 @@ class Service:
         self._registrations = Registrations(core, self._slots)
         self._stores = Stores(core, eviction, self._registrations.forget)
         self._retrieves = Retrieves(core, self._registrations.forget)
-        self._lookups, self._control = Lookups(core, later), Control(core)
+        self._withheld = Withheld(core.now, later, self._registrations.forget_client)
+        self.withhold = self._withheld.hold
+        self._lookups = Lookups(core, later, self._withheld)
+        self._control = Control(core, self._withheld)
         self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
         self.history = History(core)
         self._hashing: Future[dict[str, Any]] | None = None
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
-        return Liveness(self._core, self._slots, self._registrations, is_connected)
+        parts = self._slots, self._registrations, self._withheld
+        return Liveness(self._core, *parts, is_connected)
 
     def grow(self, offset: int, size: int) -> None:
         """The next `size` bytes of the arena, from `offset`, may be used."""

@@ -93,6 +93,7 @@ def _worker(instance: Instance, now: float) -> dict[str, Any]:
     return {
         "instance_id": shown(instance.id),
         "kind": instance.kind,
+        "lmcache": instance.releases,
         "model_name": instance.model_name,
         "world_size": instance.world_size,
         "device": instance.memory.device if instance.memory else "cpu",

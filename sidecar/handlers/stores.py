@@ -61,7 +61,7 @@ class Stores:
                     # not waited for first: they may wait for these chunks.
                     at_once = not to_files and all(wait.done for wait in waits)
                     tell = self._answer if at_once else self._check_connected
-                    tell(request, instance, event)
+                    tell(request, instance)
                 except BaseException:
                     for copy in copies:
                         core.l1.abort(copy.entry)
@@ -79,7 +79,7 @@ class Stores:
             for wait in waits:
                 await wait
             if not request.answered:
-                self._answer(request, instance, event)
+                self._answer(request, instance)
         return DEFERRED
 
     async def _copy(self, instance: Instance, copies: list[ChunkCopy], event: bytes) -> None:
@@ -128,7 +128,7 @@ class Stores:
             core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", instance.model_name)
         return entry, entry is not None
 
-    def _check_connected(self, request: Request, instance: Instance, event: bytes) -> None:
+    def _check_connected(self, request: Request, instance: Instance) -> None:
         """Raises Refused for a worker without its connection: it has given its requests up, and
         may have used its blocks for something else while they were copied.
         """
@@ -136,9 +136,9 @@ class Stores:
             self._lost(instance)
             raise Refused("forgotten")
 
-    def _answer(self, request: Request, instance: Instance, event: bytes) -> None:
+    def _answer(self, request: Request, instance: Instance) -> None:
         """Tell the worker that it is stored. Raises Refused if that is not delivered."""
         self._core.telemetry.num_finished_stores.add(1, instance.mapped.device)
-        if not request.reply((instance.mapped.done_event(event), True)):
+        if not request.reply((request.done_event, True)):
             self._lost(instance)
             raise Refused("forgotten")

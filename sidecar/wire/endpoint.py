@@ -13,9 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
+from sidecar.wire.generations import Generation
 from sidecar.wire.listener import Listener
 from sidecar.wire.messages import BadPayload
-from sidecar.wire.operations import Operation, OperationTable
+from sidecar.wire.operations import Operation
+from sidecar.wire.peers import Peers, Reading, Unreadable
 from sidecar.wire.router import Router
 from sidecar.wire.zmtp import Message
 
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 DEFERRED: Final = object()
 _MAX_FRAMES = 2 + 8 + 1  # uid, op; payloads; one too many
 _LINGER_SECONDS = 0.5
+_TRANSFERS = ("store", "retrieve")
+_EVENT_AT = 3  # among their payloads
+# What a worker on a GPU sends: a CUDA event, or a word in its memory (isolated_ipc).
+_GPU_EVENT_BYTES = (64, 81)
 
 
 class Refused(Exception):
@@ -39,21 +45,26 @@ class Request:
 
     One that is dropped without an answer, because a callback that had to give it failed, is
     refused when its last reference goes.
+
+    `generation` is what its client speaks. `done_event` stands in the answer of a transfer for an
+    event that has happened; None while no such event is known that the client could import.
     """
 
     __slots__ = (
         *("_endpoint", "_op_frame", "_uid"),
-        *("answered", "client", "on_end", "operation", "received"),
+        *("answered", "client", "done_event", "generation", "on_end", "operation", "received"),
     )
 
     def __init__(
-        self, endpoint: "Endpoint", client: bytes, uid: bytes, op_frame: bytes, operation: Operation
+        self, endpoint: "Endpoint", client: bytes, uid: bytes, op_frame: bytes, reading: Reading
     ) -> None:
         self._endpoint = endpoint
         self._uid = uid
         self._op_frame = op_frame
         self.client = client
-        self.operation = operation
+        self.operation: Operation = reading.operation
+        self.generation: Generation = reading.generation
+        self.done_event = _done_event(reading)
         self.received = time.monotonic()
         self.answered = False
         # Told why the request was refused, "" if it was not.
@@ -67,9 +78,29 @@ class Request:
         return self._send(None if value is None else msgspec.msgpack.encode(value))
 
     def refuse(self, reason: str, detail: str = "") -> None:
-        """Answer with the negative and count it."""
+        """Count it and answer with the negative, at once or when that does no harm any more."""
         self._endpoint.on_refused(self.operation.name, reason, detail)
-        self._send(self.operation.negative, reason)
+        if self._refusal_does_harm():
+            self._endpoint.withhold(self, reason)
+        else:
+            self.send_negative(reason)
+
+    def send_negative(self, reason: str) -> None:
+        """The negative, whatever the client makes of it."""
+        if self.operation.name in _TRANSFERS:
+            self._send(msgspec.msgpack.encode((self.done_event or b"", False)), reason)
+        else:
+            self._send(self.operation.negative, reason)
+
+    def _refusal_does_harm(self) -> bool:
+        """Whether its client uses what was not loaded, or cannot do without an event to import."""
+        is_transfer = self.operation.name in _TRANSFERS
+        cannot_tell = is_transfer and self.done_event is None
+        return cannot_tell or self.generation.uses_what_failed(self.operation)
+
+    def worker_registered(self, instance_id: int) -> None:
+        """This worker is registered over the connection: what it speaks is remembered of both."""
+        self._endpoint.peers.registered(self.client, instance_id)
 
     def is_connected(self, client: bytes | None = None) -> bool:
         """Whether who asked still has its connection: without it, it gives up its requests.
@@ -94,6 +125,17 @@ class Request:
         return sent
 
 
+def _done_event(reading: Reading) -> bytes | None:
+    """What a request is answered with in place of an event, as far as the request itself tells.
+
+    A client without a GPU takes whatever it has sent itself.
+    """
+    if reading.generation.takes_empty_event or reading.operation.name not in _TRANSFERS:
+        return b""
+    event = reading.payloads[_EVENT_AT] if len(reading.payloads) > _EVENT_AT else b""
+    return event if event and len(event) not in _GPU_EVENT_BYTES else None
+
+
 class Endpoint:
     """The operations that are served to all who connect.
 
@@ -101,21 +143,24 @@ class Endpoint:
     to reply, returns DEFERRED and replies itself, or raises Refused or BadPayload. What takes
     longer is a coroutine that does the same; `start` runs it.
     `on_refused(operation, reason, detail)` and `on_answered(operation, seconds)` observe.
+    `withhold(request, reason)` keeps a request whose client must not be told "no" yet.
     `post` runs a callback on the loop thread soon.
     """
 
     def __init__(
         self,
-        table: OperationTable,
+        peers: Peers,
         handlers: dict[str, Callable[..., Any]],
         max_message_bytes: int,
         on_refused: Callable[[str, str, str], None],
         on_answered: Callable[[str, float], None],
+        withhold: Callable[[Request, str], None],
         post: Callable[[Callable[[], None]], None],
         start: Callable[[Coroutine[Any, None, None]], object],
     ) -> None:
-        self._table = table
+        self.peers = peers
         self._handlers = handlers
+        self.withhold = withhold
         self.on_refused = on_refused
         self.on_answered = on_answered
         self.post = post
@@ -147,24 +192,31 @@ class Endpoint:
         uid, op_frame, *payloads = message.frames
         if not op_frame:
             return  # stream control (ack, cancel); we open no streams
-        operation = self._table.find(op_frame)
-        if operation is None:
-            self.on_refused("unknown", "unknown_operation", repr(op_frame[:32]))
-            self.send(client, [uid, op_frame])
-            return
-        request = Request(self, client, uid, op_frame, operation)
         if message.oversized:
-            request.refuse("too_large")
+            error = Unreadable("too_large", "", self.peers.unread(client, op_frame))
+            self._refuse(client, uid, op_frame, error)
+            return
+        try:
+            reading = self.peers.read(client, uid, op_frame, payloads)
+        except Unreadable as error:
+            self._refuse(client, uid, op_frame, error)
         else:
-            self._dispatch(request, payloads)
+            self._dispatch(Request(self, client, uid, op_frame, reading), reading.payloads)
 
-    def _dispatch(self, request: Request, payloads: list[bytes]) -> None:
+    def _refuse(self, client: bytes, uid: bytes, op_frame: bytes, error: Unreadable) -> None:
+        if error.reading is None:
+            self.on_refused("unknown", error.reason, str(error))
+            self.send(client, [uid, op_frame])
+        else:
+            Request(self, client, uid, op_frame, error.reading).refuse(error.reason, str(error))
+
+    def _dispatch(self, request: Request, payloads: list[Any]) -> None:
         handler = self._handlers.get(request.operation.name)
         if handler is None:
             request.refuse("not_served")
             return
         try:
-            value = handler(request, *request.operation.decode(payloads))
+            value = handler(request, *payloads)
         except Exception as error:
             _refuse(request, error)
         else:

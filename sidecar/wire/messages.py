@@ -1,13 +1,14 @@
-"""Payload and reply types of the LMCache MP protocol (lmcache 0.5.5 and 0.5.6).
+"""Payload and reply types of the LMCache MP protocol (lmcache 0.4.5 to 0.5.6).
 
 Structs travel as msgpack maps keyed by field name; unknown keys are ignored, as the stock
-server does. Bounds stand in the types, so a hostile number is refused while it is decoded.
+server does. Bounds stand in the types, so a hostile number is refused while it is decoded. A field
+that tells the releases apart is UNSET where a client does not send it.
 """
 
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 MAX_RANKS = 1024
 
@@ -42,7 +43,7 @@ class CacheKey(msgspec.Struct):
     end: Count
     request_id: RequestId
     cache_salt: Annotated[str, Meta(max_length=128)] = ""
-    num_kv_readers: Annotated[int, Meta(ge=0, le=MAX_RANKS)] = 0
+    num_kv_readers: Annotated[int, Meta(ge=0, le=MAX_RANKS)] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if "@" in self.model_name:

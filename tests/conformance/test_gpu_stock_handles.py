@@ -23,7 +23,7 @@ from lmcache.v1.platform.devices.cuda.ipc_wrapper import (
 )
 
 from sidecar.handlers.mapping import Mapping
-from sidecar.wire.messages import BadPayload, LayoutHints
+from sidecar.wire.messages import LayoutHints
 
 HANDLE = bytes(range(64))
 UUID = "8a5e7a3c-1111-2222-3333-444455556666"
@@ -37,10 +37,8 @@ def metadata(offset: int = 0) -> TensorMetadata:
 
 def described(wrapper: DeviceIPCWrapper) -> Mapping:
     """The registration of one tensor, as it comes over the wire."""
-    mapping = Mapping(1, "model", 1, LayoutHints(kv_layout="NHD"))
-    mapping.describe([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [])
-    mapping.prepare(64)
-    assert mapping.layout is not None, mapping.refusal
+    mapping = Mapping(1, b"client", "model", 1, LayoutHints(kv_layout="NHD"))
+    mapping.prepare([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [], 64)
     return mapping
 
 
@@ -49,6 +47,7 @@ def test_torch_s_sharing(memory: bytes) -> None:
     handle = (3, memory, 131_072 + 512, 2048, b"/torch_77_1_2", 5, bytes(64), True)
     data = CudaIPCData(version=1, metadata=metadata(offset=256), handle=handle)
     mapping = described(CudaIPCWrapper.from_wire(data))
+    assert mapping.layout is not None, mapping.refusal
     (tensor,) = mapping.memories
     assert mapping.gpu == f"GPU-{UUID}"
     assert (tensor.handle, tensor.offset) == (HANDLE, 2048)
@@ -69,5 +68,5 @@ def test_virtual_memory_is_refused_with_what_to_do() -> None:
         version=1, metadata=metadata(), export_id=bytes(16), kind="fabric",
         fabric_blob=bytes(64), **fields,
     )  # fmt: skip
-    with pytest.raises(BadPayload, match="--no-enable-cumem-allocator"):
-        described(VmmCudaIPCWrapper.from_wire(data))
+    refusal = described(VmmCudaIPCWrapper.from_wire(data)).refusal
+    assert "--enable-sleep-mode" in refusal

@@ -29,6 +29,7 @@ HANDLE = {
     "model_name": "llama",
     "world_size": 1,
     "device": "cpu",
+    "lmcache": "0.5.5-0.5.6",
     "moves_files": False,
     "last_seen_seconds": 1.5,
     "connected": True,

@@ -96,6 +96,12 @@ class FakeDriver:
         self._events[event] = _open_shm(handle)
         return event
 
+    def share_event(self) -> bytes:
+        self._call("share_event")
+        name = f"{PREFIX}{os.getpid()}_event_{next(self._ids)}"
+        (SHM / name).write_bytes(b"\1")
+        return handle_of(name)
+
     def new_event(self) -> int:
         self._call("new_event")
         event = next(self._ids)

@@ -22,7 +22,7 @@ from sidecar.handlers import Service
 from sidecar.handlers.core import Core
 from sidecar.handlers.refusals import Refusals
 from sidecar.wire.endpoint import Endpoint
-from sidecar.wire.operations import LMCACHE_0_5_5
+from sidecar.wire.peers import Peers
 from sidecar.wire.tokens import TokenLists
 from sidecar.wire.zmtp import Message
 from tests.support.raw import EVENT, OPERATIONS, decode, encode, make_key
@@ -109,8 +109,7 @@ class BlockMemory:
     def _slot(self, copy: ChunkCopy) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return self._arena[copy.entry.offset : copy.entry.offset + copy.entry.size]
 
-    def done_event(self, event: bytes) -> bytes:
-        return event
+    done_event = None
 
     def close(self) -> None:
         pass
@@ -149,8 +148,8 @@ class Node:
         self.service = Service(self.core, bench.post, bench.later)
         self.replies = Replies()
         self._endpoint = Endpoint(
-            LMCACHE_0_5_5, self.service.handlers(), 1 << 20, self.core.refusals.add,
-            lambda operation, seconds: None, bench.post, bench.flows.start,
+            Peers(), self.service.handlers(), 1 << 20, self.core.refusals.add,
+            lambda operation, seconds: None, self.service.withhold, bench.post, bench.flows.start,
         )  # fmt: skip
         self._endpoint.send = self.replies.send
         self._endpoint.is_connected = self.replies.is_connected

@@ -14,7 +14,9 @@ PAGE = ROOT / "sidecar" / "admin" / "page"
 FILES = sorted(path.name for path in PAGE.iterdir() if path.name != "index.html")
 
 # Which argument is the reason, by the end of the name of what is called.
-REASON_IS = {"_on_dropped": 0, "Refused": 0, "refuse": 0, "on_refused": 1, "refusals.add": 1}
+REASON_IS = {
+    "_on_dropped": 0, "Refused": 0, "Unreadable": 0, "refuse": 0, "on_refused": 1, "refusals.add": 1
+}  # fmt: skip
 
 
 def policy(site: Site, path: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ import zmq
 
 from sidecar.loop import Loop
 from sidecar.wire.endpoint import DEFERRED, Endpoint, Refused, Request
-from sidecar.wire.operations import LMCACHE_0_5_5
+from sidecar.wire.operations import OPERATIONS
+from sidecar.wire.peers import Peers
 from tests.support.server import wait_until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
@@ -18,7 +19,7 @@ encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 class Server:
     def __init__(self, url: str) -> None:
-        self.loop, self.refused, self.deferred = Loop(), [], []
+        self.loop, self.refused, self.deferred, self.withheld = Loop(), [], [], []
         handlers: dict[str, Callable[..., Any]] = {
             "get_chunk_size": lambda request: 256,
             "end_session": lambda request, request_id: None,
@@ -28,11 +29,12 @@ class Server:
             "noop": self._defer,
         }
         self.endpoint = Endpoint(
-            LMCACHE_0_5_5,
+            Peers(),
             {k: v for k, v in handlers.items() if v},
             1 << 20,
             lambda operation, reason, detail: self.refused.append((operation, reason)),
             lambda operation, seconds: None,
+            lambda request, reason: self.withheld.append(request),
             self.loop.post,
             self.loop.flows.start,
         )
@@ -67,18 +69,31 @@ def server(tmp_path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def ask(server: Server) -> Iterator[Callable[..., list[bytes]]]:
-    socket = zmq.Context.instance().socket(zmq.DEALER)
-    socket.connect(server.url)
-    socket.setsockopt(zmq.RCVTIMEO, 10_000)
+def connect(server: Server) -> Iterator[Callable[[int], Callable[..., list[bytes]]]]:
+    """Connects a client that greets with an id of `get_chunk_size`; the result sends requests."""
+    context = zmq.Context()
 
-    def ask(*frames: bytes) -> list[bytes]:
-        socket.send_multipart(frames)
-        return socket.recv_multipart()
+    def connect(greeting: int) -> Callable[..., list[bytes]]:
+        socket = context.socket(zmq.DEALER)
+        socket.connect(server.url)
+        socket.setsockopt(zmq.RCVTIMEO, 10_000)
 
-    ask.socket = socket  # type: ignore[attr-defined]
-    yield ask
-    socket.close(0)
+        def ask(*frames: bytes) -> list[bytes]:
+            socket.send_multipart(frames)
+            return socket.recv_multipart()
+
+        ask.socket = socket  # type: ignore[attr-defined]
+        assert decode(ask(b"\x00", encode(greeting))[2]) == 256
+        return ask
+
+    yield connect
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def ask(connect) -> Callable[..., list[bytes]]:
+    """A client of the newest generation."""
+    return connect(21)
 
 
 def test_uid_and_op_come_back_byte_for_byte(ask) -> None:
@@ -130,7 +145,7 @@ def test_a_message_of_very_many_frames_is_answered_and_not_kept(ask, server: Ser
     reply = ask(b"\x03", encode(9), *[b""] * 100_000)
     assert reply == [b"\x03", encode(9), encode(0)]
     assert server.refused == [("query_prefetch_status", "bad_payload")]
-    assert decode(ask(b"\x04", encode(21))[2]) == 256
+    assert decode(ask(b"\x04", encode("get_chunk_size"))[2]) == 256
 
 
 def test_a_deferred_request_is_answered_once(ask, server: Server) -> None:
@@ -191,12 +206,36 @@ def test_a_unix_socket_is_private_and_not_stolen(server: Server, tmp_path) -> No
         Server(f"ipc://{path}")
 
 
-def test_every_operation_has_both_spellings_and_an_encodable_negative() -> None:
-    names = set(LMCACHE_0_5_5.names())
-    assert {"store", "retrieve", "lookup", "ping", "subscribe_kv_events"} <= names
-    assert LMCACHE_0_5_5.find(encode(6)) is LMCACHE_0_5_5.find(encode("store"))
-    for name in names:
-        operation = LMCACHE_0_5_5.find(encode(name))
-        assert operation is not None
+def test_every_operation_has_an_encodable_negative() -> None:
+    assert {"store", "retrieve", "lookup", "ping", "subscribe_kv_events"} <= set(OPERATIONS)
+    for operation in OPERATIONS.values():
         if operation.negative is not None:
             decode(operation.negative)
+
+
+def test_a_client_that_would_use_what_was_not_loaded_is_not_told_no_at_once(
+    connect, server: Server
+) -> None:
+    """Up to 0.5.4 a failed retrieve is only logged. 15 is `prepare_retrieve` of 0.5.0."""
+    ask = connect(18)
+    ask.socket.send_multipart([b"\x01", encode(15), b"nonsense"])
+    wait_until(lambda: server.withheld, "the refusal is withheld")
+    server.loop.call(lambda: server.withheld[0].send_negative("now"), 5)
+    _, _, value = ask.socket.recv_multipart()
+    assert decode(value) == {"success": False, "data": b"", "context": {}}
+
+
+def test_a_client_that_needs_an_event_is_told_no_with_one_or_not_at_once(
+    connect, server: Server
+) -> None:
+    """0.5.0 imports the event of any answer to a store; without a GPU, whatever it sent itself."""
+    ask = connect(18)
+    key = {
+        "model_name": "m", "world_size": 1, "worker_id": 0, "token_ids": [], "start": 0, "end": 0,
+        "request_id": "r", "cache_salt": "",
+    }  # fmt: skip
+    store = [encode(key), encode(1), encode([[]])]
+    _, _, value = ask(b"\x01", encode(3), *store, encode(b"stub"))
+    assert decode(value) == [b"stub", False]
+    ask.socket.send_multipart([b"\x02", encode(3), *store, encode(bytes(64))])
+    wait_until(lambda: server.withheld, "the refusal is withheld")

@@ -54,7 +54,9 @@ def test_l1_hits_and_refusals() -> None:
 def test_workers_with_models() -> None:
     lost = {**SNAPSHOT["workers"][0], "instance_id": 8, "connected": False}  # type: ignore[index]
     lines = table(workers=[*SNAPSHOT["workers"], lost])  # type: ignore[misc]
-    assert line(lines, "7 ").split() == ["7", "llama", "1", "lmcache_driven", "cpu", "1s", "ago"]
+    assert line(lines, "7 ").split() == [
+        *("7", "llama", "1", "lmcache_driven", "0.5.5-0.5.6", "cpu", "1s", "ago")
+    ]
     assert "engine_driven" in line(lines, str(2**62))
     assert line(lines, "8 ").endswith("1s ago, connection lost")
     assert "no workers" in table(workers=[])

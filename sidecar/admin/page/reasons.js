@@ -1,6 +1,7 @@
 // What each reason of a refusal means, for whoever reads it at night.
 
 export const REASONS = {
+  ambiguous_generation: "several releases of lmcache mean different things by it: --client-generation",
   bad_blocks: "the block ids do not fit the worker's cache",
   bad_payload: "the request could not be read",
   bad_registration: "the worker's memory or layout cannot be served; it computes everything",

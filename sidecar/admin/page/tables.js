@@ -19,7 +19,7 @@ const BREAKER = {
 export function showWorkers(state) {
   const columns = ["Worker", "Mode", "Layout", "#Blocks", "#Bytes a token", "State"];
   const rows = state.workers.map((worker) => [
-    { text: worker.model_name, note: `instance ${worker.instance_id}` },
+    { text: worker.model_name, note: `instance ${worker.instance_id}, lmcache ${worker.lmcache}` },
     { text: MODES[worker.kind][0], note: MODES[worker.kind][1] },
     layout(worker),
     { text: worker.num_blocks === null ? NOTHING : count(worker.num_blocks) },

@@ -48,6 +48,9 @@ _EVENT_SECONDS = 30.0
 _POLL_SECONDS = 50e-6
 # A worker's predecessor is given up 5 s after its connection is gone, and then unmapped.
 _HOLD_SECONDS, _HELD_POLL_SECONDS = 10.0, 0.1
+# Older clients import an event with each answer. They get these in turn, so that none is imported
+# again before the answers in between have been dealt with.
+_SHARED_EVENTS = 64
 _POLLED_A_TURN = 32  # copies must not wait for long while many events are looked at
 
 
@@ -83,6 +86,7 @@ class Child:
         self._workers: dict[int, MappedWorker] = {}
         self._held: list[tuple[Map, float]] = []  # until their handles are free, or until a time
         self._waiting: deque[_Waiting] = deque()
+        self._events: list[bytes] = []
         self._is_ending = False
 
     def run(self, inbox: "queue.SimpleQueue[protocol.ToChild]") -> None:
@@ -145,7 +149,19 @@ class Child:
         except CannotMap as error:
             self._send(Mapped(order.worker, str(error)))
         else:
-            self._send(Mapped(order.worker, None))
+            events = self._shared_events() if order.imports_events else []
+            self._send(Mapped(order.worker, None, events))
+
+    def _shared_events(self) -> list[bytes]:
+        """Events that have happened; none if the driver cannot share any."""
+        try:
+            while len(self._events) < _SHARED_EVENTS:
+                self._events.append(self._driver.share_event())
+        except DriverError as error:
+            if error.is_fatal:
+                raise
+            log.warning("no event can be shared with older clients: %s", error)
+        return self._events
 
     def _open_files(self, order: OpenFiles) -> None:
         try:

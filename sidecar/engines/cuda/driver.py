@@ -121,6 +121,12 @@ class Driver(Protocol):
     def open_event(self, handle: bytes) -> int:
         """Another process's event."""
 
+    def share_event(self) -> bytes:
+        """An event that has happened and that other processes can open: its handle (64 bytes).
+
+        It lasts for as long as this process.
+        """
+
     def new_event(self) -> int: ...
 
     def destroy_event(self, event: int) -> None: ...

@@ -1,5 +1,6 @@
 """One child process as the server sees it: orders out, answers in, and its end."""
 
+import itertools
 import logging
 import os
 import queue
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -59,6 +60,7 @@ class Gpu:
         self.opens_files = False  # it has been asked to, and has not answered
         self.reason = "its process has ended"
         self._has_started = False
+        self._events: Iterator[bytes] = iter(())
         self._post, self._on_lost, self._on_ended = post, on_lost, on_ended
         self._asked: float | None = time.monotonic()
         self._patience = _START_SECONDS
@@ -70,6 +72,11 @@ class Gpu:
         # A child that hangs does not read either: sending must not stop the loop.
         for work in (self._write, self._read):
             threading.Thread(target=work, name=f"gpu-{uuid}", daemon=True).start()
+
+    @property
+    def done_event(self) -> bytes | None:
+        """The handle of an event that has happened; None if there is none to be had."""
+        return next(self._events, None)
 
     @property
     def could_not_start(self) -> bool:
@@ -169,6 +176,8 @@ class Gpu:
                 self.near = answer.part
             case protocol.Mapped():
                 on_mapped, shares = self._mapping.pop(answer.worker)
+                if answer.events:
+                    self._events = itertools.cycle(answer.events)
                 if answer.error is None:
                     self._shares[answer.worker] = shares
                 on_mapped(answer.error)

@@ -61,11 +61,9 @@ class GpuMemory:
     ) -> None:
         self._transfer(copies, event, on_done, is_store=False)
 
-    def done_event(self, event: bytes) -> bytes:
-        """Empty: complete already. Whoever sends handles that we read is lmcache 0.5.6 or newer,
-        which takes it so; older clients, which would import it, send pickles.
-        """
-        return b""
+    @property
+    def done_event(self) -> bytes | None:
+        return self.gpu.done_event
 
     def close(self) -> None:
         self._close(self)

@@ -78,11 +78,13 @@ class Gpus:
         tensors: Sequence[Tensor],
         on_mapped: OnMapped,
         on_lost: OnLost,
+        imports_events: bool = False,
     ) -> None:
         """Map the tensors of a worker, `instance`, on the GPU `uuid`.
 
         `on_mapped` gets the memory, or why there is none. `on_lost` gets a memory that is lost,
-        unless it was closed before: the worker has to register again.
+        unless it was closed before: the worker has to register again. `imports_events`: its client
+        wants an event in each answer (`done_event`).
         """
         if uuid in self._failed:
             on_mapped(MapRefused(self._failed[uuid][1], is_final=False))
@@ -97,7 +99,7 @@ class Gpus:
         memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
         shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
-        order = map_order(number, instance, layout, tensors)
+        order = map_order(number, instance, layout, tensors, imports_events)
         gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
         if is_new and self._files is not None and uuid not in self._without_files:
             gpu.open_files(self._files)  # it takes seconds: not before the worker is answered

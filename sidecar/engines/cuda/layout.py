@@ -20,7 +20,13 @@ class Tensor:
     counter: Share | None = None
 
 
-def map_order(worker: int, instance: int, layout: WorkerLayout, tensors: Sequence[Tensor]) -> Map:
+def map_order(
+    worker: int,
+    instance: int,
+    layout: WorkerLayout,
+    tensors: Sequence[Tensor],
+    imports_events: bool = False,
+) -> Map:
     """The order by which a child maps the `tensors` of an instance; `layout` tells the blocks."""
     reach = {tensor.handle: 0 for tensor in tensors}
     index = {handle: i for i, handle in enumerate(reach)}
@@ -35,4 +41,5 @@ def map_order(worker: int, instance: int, layout: WorkerLayout, tensors: Sequenc
                 reach[handle] = max(reach[handle], end)
                 placed.append((index[handle], start, plane.stride))
             groups[-1].append(Planes(run, placed))
-    return Map(worker, instance, [Allocation(*item) for item in reach.items()], groups)
+    allocations = [Allocation(*item) for item in reach.items()]
+    return Map(worker, instance, allocations, groups, imports_events)

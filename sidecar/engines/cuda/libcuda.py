@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 _BATCH = 4096
 _ORDER_STREAM, _PREFER_OVERLAP = 1, 1
 _NOT_READY = 600
-_STREAM_NON_BLOCKING, _EVENT_NO_TIMING, _LAZY_PEER_ACCESS, _PIN_MAPPED = 1, 2, 1, 2
+_STREAM_NON_BLOCKING, _LAZY_PEER_ACCESS, _PIN_MAPPED = 1, 1, 2
+_EVENT_NO_TIMING, _EVENT_INTERPROCESS = 2, 4
 # Kernels of two processes never run at once, so a small grid of ours would only keep inference
 # waiting for longer. They do under MPS: there a kernel takes this share of the multiprocessors.
 _MPS_SHARE = 20
@@ -62,6 +63,14 @@ class LibCuda:
         event = c_void_p()
         self._call("cuIpcOpenEventHandle", byref(event), Handle.from_buffer_copy(handle))
         return event.value or 0
+
+    def share_event(self) -> bytes:
+        event, handle = c_void_p(), Handle()
+        flags = _EVENT_NO_TIMING | _EVENT_INTERPROCESS
+        self._call("cuEventCreate", byref(event), c_uint(flags))
+        self._call("cuEventRecord", event, c_void_p(self._control))
+        self._call("cuIpcGetEventHandle", byref(handle), event)
+        return bytes(handle)
 
     def new_event(self) -> int:
         event = c_void_p()

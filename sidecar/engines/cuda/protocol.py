@@ -23,12 +23,14 @@ class Map(msgspec.Struct, tag=True, frozen=True):
     """Map a worker's memory; answered by Mapped.
 
     `worker` is never used again for another registration, while an `instance` may register again.
+    It `imports_events`: its client can be answered with events only, not with none.
     """
 
     worker: int
     instance: int
     allocations: list[Allocation]
     groups: list[list[Planes]]
+    imports_events: bool = False
 
 
 class Unmap(msgspec.Struct, tag=True, frozen=True):
@@ -109,10 +111,14 @@ class Near(msgspec.Struct, tag=True, frozen=True):
 
 
 class Mapped(msgspec.Struct, tag=True, frozen=True):
-    """`error` is why the memory could not be mapped."""
+    """`error` is why the memory could not be mapped.
+
+    `events` have happened, and the worker can import them (IPC handles of 64 bytes).
+    """
 
     worker: int
     error: str | None
+    events: list[bytes] = []
 
 
 class Unmapped(msgspec.Struct, tag=True, frozen=True):

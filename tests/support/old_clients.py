@@ -1,0 +1,72 @@
+"""Processes of `old_client.py`, one a release."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.releases import folder
+
+PROGRAM = Path(__file__).with_name("old_client.py")
+HANDLE, ENGINE = "handle", "engine"
+SLOTS = 16
+# What LMCACHE_MP_TRANSFER_MODE is set to.
+_MODES = {HANDLE: "lmcache_driven", ENGINE: "engine_driven"}
+_MODES_OF_0_4_7 = {HANDLE: "handle", ENGINE: "data"}
+
+
+class OldClient:
+    """A worker and a scheduler of one release; its methods are those of `old_client.Client`."""
+
+    def __init__(self, release: str) -> None:
+        self._modes = _MODES_OF_0_4_7 if release == "0.4.7" else _MODES
+        environment = os.environ | {
+            "PYTHONPATH": str(folder(release)),
+            "LMCACHE_DISABLE_BANNER": "1",
+            "LMCACHE_TRACK_USAGE": "false",
+            "LMCACHE_LOG_LEVEL": "CRITICAL",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM)], env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def start(
+        self, url: str, model: str, mode: str, seed: int = 1, heartbeat: float = 10.0
+    ) -> None:
+        self.call("start", url, model, self._modes[mode], seed, heartbeat)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """The result of a call; AssertionError with what it raised there."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([name, *arguments]) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert "error" not in answer, f"{name}: {answer['error']}"
+        return answer["value"]
+
+    def round_trip(self, tokens: list[int], request: str, stored: bool = False) -> None:
+        """Store, find, load into other blocks: byte for byte. `stored`: it is there already."""
+        count = len(tokens) // SLOTS
+        source = list(range(1, 1 + count))
+        target = list(range(1 + count, 1 + 2 * count))
+        if not stored:
+            assert self.call("store", tokens, source, f"{request}-s")
+        wanted = self.call("digest", source)
+        self.call("wipe", target)
+        assert self.call("lookup", tokens, request) == self.chunks(tokens)
+        assert self.call("retrieve", tokens, target, request) == []
+        assert self.call("digest", target) == wanted
+        self.call("end", tokens, request)
+
+    def chunks(self, tokens: list[int]) -> int:
+        return len(tokens) // int(self.call("chunk_size"))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
