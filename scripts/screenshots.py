@@ -43,7 +43,11 @@ def flags(directory: Path) -> list[str]:
     """A disk, and behind it something that a file can make fail."""
     disk = {"type": "fs", "name": "nvme", "base_path": str(directory / "l2")}
     disk |= {"max_capacity_gb": 1, "min_free_gb": 0}
-    far = {"type": "fault_inject", "name": "bucket", "inner": {"type": "mock"}}
+    far = {
+        "type": "tests.support.faulty_adapter:FaultInjectSettings",
+        "name": "bucket",
+        "inner": {"type": "tests.support.mock_adapter:MockSettings"},
+    }
     far |= {"control_path": str(directory / "faults.json")}
     return [part for adapter in (disk, far) for part in ("--l2-adapter", json.dumps(adapter))]
 

@@ -222,9 +222,12 @@ def _open(
 
 
 def labels(settings: Sequence[AdapterSettings]) -> list[str]:
-    """The adapters' names in metrics; the second of a type has its place behind it."""
+    """The adapters' names in metrics; the second of a type has its place behind it.
+
+    Of `module:Class` it is the class.
+    """
     found: list[str] = []
     for number, each in enumerate(settings):
-        label = each.name or each.type
+        label = each.name or each.type.rpartition(":")[2]
         found.append(f"{label}-{number}" if label in found else label)
     return found

@@ -4,7 +4,8 @@ Each adapter's own keys stand beside it. The names are those that LMCache uses w
 the thing. The descriptions are what docs/configuration.md says of each key.
 """
 
-from typing import Annotated, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -88,6 +89,20 @@ class AdapterSettings(
     def capacity_bytes(self) -> int | None:
         """The limit on what is kept, None without one."""
         return int(self.max_capacity_gb * 2**30) or None
+
+
+REGISTERED: dict[str, type[AdapterSettings]] = {}
+T = TypeVar("T", bound=type[AdapterSettings])
+
+
+def adapter(*types: str) -> Callable[[T], T]:
+    """Register settings, and so the adapter that they build, under these types."""
+
+    def register(settings: T) -> T:
+        REGISTERED.update(dict.fromkeys(types, settings))
+        return settings
+
+    return register
 
 
 def without_brackets(host: str) -> str:

@@ -1,36 +1,25 @@
-"""Every adapter type by the name that `--l2-adapter` gives it. A new one is one line here."""
+"""Every adapter type by the name that `--l2-adapter` gives it.
 
+Those of this package register themselves. Others are named by module and class.
+"""
+
+import pkgutil
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import msgspec
 
-from sidecar.tiers.adapters.fault_inject import FaultInjectSettings
-from sidecar.tiers.adapters.files import FilesSettings
-from sidecar.tiers.adapters.mock import MockSettings
-from sidecar.tiers.adapters.mooncake import MooncakeSettings
-from sidecar.tiers.adapters.nixl import NixlSettings
-from sidecar.tiers.adapters.resp import RespSettings
-from sidecar.tiers.adapters.s3 import S3Settings
-from sidecar.tiers.settings import AdapterSettings
+from sidecar.tiers import adapters
+from sidecar.tiers.settings import REGISTERED, AdapterSettings
 
-TYPES: dict[str, type[AdapterSettings]] = {
-    "fs": FilesSettings,
-    "fs_native": FilesSettings,
-    "nixl_store": NixlSettings,
-    "nixl_store_dynamic": NixlSettings,
-    "nixl_native": NixlSettings,
-    "s3": S3Settings,
-    "mooncake_store": MooncakeSettings,
-    "resp": RespSettings,
-    "valkey": RespSettings,
-    "mock": MockSettings,
-    "fault_inject": FaultInjectSettings,
-}
+for _module in pkgutil.iter_modules(adapters.__path__, f"{adapters.__name__}."):
+    import_module(_module.name)
+TYPES = dict(sorted(REGISTERED.items()))  # whatever was imported before
 # Types of `lmcache server` that are not built here.
 _NOT_HERE = (
-    "aerospike", "bigtable", "dax", "hf3fs", "hfbucket", "native_plugin", "p2p", "plugin",
-    "raw_block", "sagemaker-hyperpod", "wqs_store",
+    "aerospike", "bigtable", "dax", "fault_inject", "hf3fs", "hfbucket", "mock", "native_plugin",
+    "p2p", "plugin", "raw_block", "sagemaker-hyperpod", "wqs_store",
 )  # fmt: skip
 
 
@@ -40,11 +29,7 @@ def parse(spec: Mapping[str, Any]) -> tuple[AdapterSettings, list[str]]:
     Raises ValueError with one line for a wrong type, key or value.
     """
     type_name = spec.get("type")
-    settings_type = TYPES.get(type_name) if isinstance(type_name, str) else None
-    if settings_type is None:
-        if type_name in _NOT_HERE:
-            raise ValueError(f"type {type_name!r} is not implemented; there are: {_known()}")
-        raise ValueError(f"type {type_name!r} is unknown; there are: {_known()}")
+    settings_type = _settings_type(type_name)
     reasons = AdapterSettings.ignored | settings_type.ignored
     ignored = [key for key in spec if key in reasons]
     wanted = {key: value for key, value in spec.items() if key not in ignored}
@@ -56,5 +41,24 @@ def parse(spec: Mapping[str, Any]) -> tuple[AdapterSettings, list[str]]:
     return settings, [f"{type_name}: {k} changes nothing: {reasons[k]}" for k in ignored]
 
 
-def _known() -> str:
-    return ", ".join(TYPES)
+def _settings_type(name: object) -> type[AdapterSettings]:
+    if isinstance(name, str) and ":" in name:
+        return _brought(name)
+    if isinstance(name, str) and name in TYPES:
+        return TYPES[name]
+    known = f"{', '.join(TYPES)}, and module:Class"
+    if name in _NOT_HERE:
+        raise ValueError(f"type {name!r} is not implemented; there are: {known}")
+    raise ValueError(f"type {name!r} is unknown; there are: {known}")
+
+
+def _brought(name: str) -> type[AdapterSettings]:
+    """The class `module:Class`, of a package that somebody has installed beside the server."""
+    module, _, class_name = name.partition(":")
+    try:
+        found = getattr(import_module(module), class_name)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"type {name!r} cannot be loaded: {error!r}") from None
+    if not (isinstance(found, type) and issubclass(found, AdapterSettings)):
+        raise ValueError(f"type {name!r} is no subclass of sidecar.tiers.settings.AdapterSettings")
+    return found

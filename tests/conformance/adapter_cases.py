@@ -19,6 +19,8 @@ from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES, seal
 from sidecar.tiers.table import parse
 from tests.support import storage
+from tests.support.faulty_adapter import FAULTY
+from tests.support.mock_adapter import MOCK
 from tests.support.server import free_port
 
 PAGE = 4096
@@ -192,7 +194,11 @@ def nixl_posix(base: Path, token: str) -> Spec:
 
 
 def mock(_: int, token: str) -> Spec:
-    return {"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 100}
+    return {
+        "type": MOCK,
+        "max_size_gb": 1,
+        "mock_bandwidth_gb": 100,
+    }
 
 
 _BY_NIXL = {
@@ -215,7 +221,7 @@ CASES = [
     Case("mock", nothing, mock, survives=False),
     Case(
         "fault-inject", nothing, lambda port, token: {
-            "type": "fault_inject", "inner": mock(port, token)
+            "type": FAULTY, "inner": mock(port, token)
         }, survives=False,
     ),
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from tests.conformance.adapter_cases import (
     s3,
 )
 from tests.support import storage
+from tests.support.mock_adapter import MOCK
 from tests.support.server import free_port, wait_until
 
 Server = Callable[..., AbstractContextManager[storage.Storage]]
@@ -196,7 +197,7 @@ def test_a_full_pool(arena: Bytes) -> None:
 
 
 def test_a_full_mock(arena: Bytes) -> None:
-    with opened({"type": "mock", "max_size_gb": 32 / 1024}, arena) as adapter:
+    with opened({"type": MOCK, "max_size_gb": 32 / 1024}, arena) as adapter:
         assert isinstance(fill_up(adapter, arena), NoSpace)
         assert adapter.room() == 0
 

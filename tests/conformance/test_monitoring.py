@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.faulty_adapter import FAULTY
 from tests.support.l2 import L2Worker, adapter_flags, clear_l1, fs_flags, wait_counter, wait_written
 from tests.support.prometheus import MONITORING, RULES, Prometheus
 from tests.support.raw import RawClient
@@ -81,8 +82,16 @@ def _servers(directory: Path) -> dict[str, Server]:
     def fs(name: str) -> dict[str, Any]:
         return {"type": "fs", "base_path": str(directory / name), "min_free_gb": 0}
 
-    sick = {"type": "fault_inject", "name": "sick", "control_path": str(directory / "faults")}
-    slow = {"type": "fault_inject", "name": "slow", "delay_seconds": {"store": 1}}
+    sick = {
+        "type": FAULTY,
+        "name": "sick",
+        "control_path": str(directory / "faults"),
+    }
+    slow = {
+        "type": FAULTY,
+        "name": "slow",
+        "delay_seconds": {"store": 1},
+    }
     soon = ("--worker-reap-timeout-seconds", "1", "--worker-registration-grace-seconds", "1")
     return {
         "well": Server(directory, *fs_flags(directory / "well", name="disk")),

@@ -15,7 +15,9 @@ from sidecar import shared_libraries
 from sidecar.cli import main
 from tests.support.browser import CHROMIUM, Watched, chromium
 from tests.support.client import ENGINE
+from tests.support.faulty_adapter import FAULTY
 from tests.support.l2 import adapter_flags, fs_flags
+from tests.support.mock_adapter import MOCK
 from tests.support.server import Server
 from tests.support.traffic import Traffic
 
@@ -191,8 +193,13 @@ def test_a_failing_l2_and_its_recovery(
 ) -> None:
     faults = tmp_path / "faults.json"
     faults.write_text(json.dumps({"errors": {"store": "EIO"}}))
-    inner = {"type": "mock"}
-    flags = adapter_flags(type="fault_inject", name="bucket", inner=inner, control_path=str(faults))
+    inner = {"type": MOCK}
+    flags = adapter_flags(
+        type=FAULTY,
+        name="bucket",
+        inner=inner,
+        control_path=str(faults),
+    )
     server = new_server(*flags).start()
     traffic = Traffic(server, "m")
     page = open_page(server).page

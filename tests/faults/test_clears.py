@@ -20,6 +20,7 @@ from tests.conformance.adapter_cases import (
     s3,
 )
 from tests.support import storage
+from tests.support.faulty_adapter import FAULTY
 from tests.support.l2 import (
     CHUNKS,
     LONG,
@@ -145,7 +146,11 @@ def test_a_clear_that_does_not_last_is_told_and_tried_again(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     control = tmp_path / "faults.json"
-    spec = {"type": "fault_inject", "inner": fs(tmp_path, "l2"), "control_path": str(control)}
+    spec = {
+        "type": FAULTY,
+        "inner": fs(tmp_path, "l2"),
+        "control_path": str(control),
+    }
     server = new_server(*adapter_flags(**spec)).start()
     with client(server) as worker:
         worker.store(*NUMBERS)

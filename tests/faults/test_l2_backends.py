@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import storage
+from tests.support.faulty_adapter import FAULTY
 from tests.support.l2 import (
     CHUNKS,
     LONG,
@@ -47,7 +48,7 @@ class Faulty:
         self.directory, self._control = base / "l2", base / "faults.json"
         inner = {"type": "fs", "base_path": str(self.directory), "min_free_gb": 0}
         given = {"control_path": str(self._control), "inner": inner, "timeout_seconds": 1}
-        flags = adapter_flags(type="fault_inject", **(given | settings))
+        flags = adapter_flags(type=FAULTY, **(given | settings))
         flags += ["--l2-prefetch-timeout-seconds", str(LOOKUP_SECONDS)]
         self.server = new_server(*flags)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.faulty_adapter import FAULTY
 from tests.support.manifests import argv, environment, server
+from tests.support.mock_adapter import MOCK
 from tests.support.raw import RawClient, RawWorker
 from tests.support.server import REPO, free_port, wait_until
 
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 # Stores that do not end, so that the server has something to wait for when it stops.
-STUCK_L2 = '{"type": "fault_inject", "inner": {"type": "mock"}, "hang": ["store"]}'
+STUCK_L2 = json.dumps({"type": FAULTY, "inner": {"type": MOCK}, "hang": ["store"]})
 COMPOSE = yaml.safe_load((REPO / "compose.yaml").read_text())["services"]["kv-sidecar"]
 
 Line = tuple[list[str], dict[str, str], list[str]]

@@ -11,7 +11,7 @@ from sidecar.config.show import by_group
 
 SIZE = ["--l1-size-gb", "1"]
 FS = '{"type": "fs", "base_path": "/data/l2"}'
-MOCK = '{"type": "mock"}'
+REDIS = '{"type": "resp", "host": "valkey"}'
 S3 = '{"type": "s3", "bucket": "abc", "endpoint_url": "http://minio:9000"}'
 
 # The key that is hidden stands first.
@@ -23,7 +23,7 @@ SECRETS = {
     '{"bucket": "abc", "access_key": "hunter2", "secret_key": "hunter2"}}',
     "connection_string": '{"type": "nixl_store", "backend": "AZURE_BLOB", "backend_params": '
     '{"connection_string": "AccountKey=hunter2"}}',
-    "inner": '{"type": "fault_inject", "inner": '
+    "inner": '{"type": "tests.support.faulty_adapter:FaultInjectSettings", "inner": '
     '{"type": "resp", "host": "valkey", "password": "hunter2"}}',
 }
 
@@ -55,13 +55,13 @@ def printed(capsys: pytest.CaptureFixture[str], *adapters: str) -> str:
 
 
 def test_flags_may_be_repeated_and_keep_their_order() -> None:
-    for order in ([FS, S3, MOCK], [MOCK, S3, FS]):
+    for order in ([FS, S3, REDIS], [REDIS, S3, FS]):
         flags = [f"--l2-adapter={adapter}" for adapter in order]
         assert types(load([*SIZE, *flags], {}).config) == [json.loads(a)["type"] for a in order]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(FS, ["fs"]), (f"[{FS}, {MOCK}]", ["fs", "mock"]), ("[]", [])]
+    ("text", "expected"), [(FS, ["fs"]), (f"[{FS}, {REDIS}]", ["fs", "resp"]), ("[]", [])]
 )
 def test_one_text_may_hold_one_adapter_or_a_list(
     text: str, expected: list[str], tmp_path: Path
@@ -74,9 +74,9 @@ def test_one_text_may_hold_one_adapter_or_a_list(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("l2-adapter:\n  - type: fs\n    base_path: /data/l2\n  - type: mock\n", ["fs", "mock"]),
+        ("l2-adapter:\n  - type: fs\n    base_path: /data/l2\n  - type: resp\n", ["fs", "resp"]),
         ("l2-adapter:\n  type: fs\n  base_path: /data/l2\n", ["fs"]),
-        ("l2_adapter: [{type: mock}]", ["mock"]),
+        ("l2_adapter: [{type: resp}]", ["resp"]),
         ("l2-adapter: []", []),
         ("l2-adapter:", []),
     ],
@@ -93,7 +93,7 @@ def test_values_of_yaml_have_their_types(tmp_path: Path) -> None:
 
 
 def test_a_flag_replaces_all_adapters_of_the_file(tmp_path: Path) -> None:
-    text = "l2-adapter: [{type: fs, base_path: /a}, {type: mock}]"
+    text = "l2-adapter: [{type: fs, base_path: /a}, {type: resp}]"
     assert types(from_file(tmp_path, text, "--l2-adapter", S3)) == ["s3"]
     assert types(from_file(tmp_path, text, "--l2-adapter", "[]")) == []
 
@@ -108,7 +108,7 @@ def test_a_flag_replaces_all_adapters_of_the_file(tmp_path: Path) -> None:
         ("null", 'null is not an object such as {"type": "fs", ...}'),
         ('[["secret"]]', 'a list is not an object such as {"type": "fs", ...}'),
         ("{}", "type None is unknown; there are: fs, "),
-        ('{"type": "fz"}', "type 'fz' is unknown; there are: fs, fs_native, nixl_store, "),
+        ('{"type": "fz"}', "type 'fz' is unknown; there are: fs, fs_native, "),
         ('{"type": ["fs"]}', "type ['fs'] is unknown; there are: fs, "),
         ('{"type": "raw_block"}', "type 'raw_block' is not implemented; there are: fs, "),
         ('{"type": "fs"}', "fs: Object missing required field `base_path`"),
@@ -227,8 +227,8 @@ def test_what_is_printed_can_be_read_back(
         '{"type": "nixl_store", "backend": "POSIX", "max_capacity_gb": 0.5, '
         '"eviction": {"trigger_watermark": 0.9}, '
         '"backend_params": {"file_path": "/data/nixl", "use_direct_io": "true"}}',
-        '{"type": "fault_inject", "hang": ["load"], "errors": {"store": "EIO"}, '
-        '"inner": {"type": "mock", "max_size_gb": 1}}',
+        '{"type": "tests.support.faulty_adapter:FaultInjectSettings", "hang": ["load"], '
+        '"errors": {"store": "EIO"}, "inner": {"type": "resp", "host": "valkey"}}',
     ]
     out = printed(capsys, *adapters)
     again = load(["--config", str(file_with(tmp_path, out))], {}).config

@@ -52,11 +52,11 @@ def connectors(stack: Stack, name: str) -> dict[str, object]:
 
 def test_each_option_has_a_variable_and_a_flag_wins() -> None:
     environ = {"LAUNCH_HTTP_PORT": "81", "LAUNCH_GPU": "3 4", "LAUNCH_NO_PREFIX_CACHING": "1"}
-    environ |= {"LAUNCH_L2_ADAPTER": '{"type": "mock"}', "LAUNCH_WORKER_ARGS": "--a 'b c'"}
+    environ |= {"LAUNCH_L2_ADAPTER": '{"type": "resp"}', "LAUNCH_WORKER_ARGS": "--a 'b c'"}
     environ |= {"LAUNCH_HANDOFF": "cache", "LAUNCH_CPU": "0"}
     given = options.parse("disagg", [], environ)
     assert (given.http_port, given.gpus, given.prefix_caching) == (81, ("3", "4"), False)
-    assert given.l2_adapter == ('{"type": "mock"}',)
+    assert given.l2_adapter == ('{"type": "resp"}',)
     assert given.worker_args == ("--a", "b c")
     assert (given.handoff, given.cpu) == ("cache", None)
 
@@ -153,8 +153,8 @@ def test_a_profile_says_what_no_flag_says(tmp_path: Path) -> None:
     argv = plan("agg", "--config", str(profile)).programs[0].argv
     assert "--l1-size-gb" not in argv
     assert argv[argv.index("--config") + 1] == str(profile)
-    argv = plan("agg", "--l1-size-gb", "3", "--l2-adapter", '{"type":"mock"}').programs[0].argv
-    assert argv[-4:] == ("--l1-size-gb", "3", "--l2-adapter", '{"type":"mock"}')
+    argv = plan("agg", "--l1-size-gb", "3", "--l2-adapter", '{"type":"resp"}').programs[0].argv
+    assert argv[-4:] == ("--l1-size-gb", "3", "--l2-adapter", '{"type":"resp"}')
 
 
 @pytest.mark.usefixtures("gpu_machine")

@@ -20,6 +20,8 @@ from sidecar.tiers.adapters.s3 import Place, S3Settings
 from sidecar.tiers.base import Adapter, AdapterUnusable, Missing, NoSpace, TierError
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.table import parse
+from tests.support.faulty_adapter import FAULTY
+from tests.support.mock_adapter import MOCK
 
 AT_MINIO = {"type": "s3", "bucket": "kv-cache", "endpoint_url": "http://minio:9000"}
 MOONCAKE = {"type": "mooncake_store", "local_hostname": "n1", "master_server_address": "m:50051"}
@@ -95,14 +97,34 @@ def test_where_a_bucket_is(keys: dict[str, Any], place: Place) -> None:
         ({**MOONCAKE, "global_segment_size": "4 parsecs"}, "no size"),
         ({**MOONCAKE, "protocol": "efa"}, "efa"),
         ({**MOONCAKE, "max_capacity_gb": 1}, "master evicts"),
-        ({"type": "fault_inject"}, "inner"),
-        ({"type": "fault_inject", "inner": {"type": "moc"}}, "unknown"),
+        ({"type": FAULTY}, "inner"),
         (
-            {"type": "fault_inject", "inner": {"type": "mock", "max_capacity_gb": 1}},
+            {"type": FAULTY, "inner": {"type": "moc"}},
+            "unknown",
+        ),
+        (
+            {
+                "type": FAULTY,
+                "inner": {"type": MOCK, "max_capacity_gb": 1},
+            },
             "beside inner",
         ),
-        ({"type": "fault_inject", "inner": {"type": "mock"}, "errors": {"load": "EVIL"}}, "EVIL"),
-        ({"type": "fault_inject", "inner": {"type": "mock"}, "hang": ["lode"]}, "lode"),
+        (
+            {
+                "type": FAULTY,
+                "inner": {"type": MOCK},
+                "errors": {"load": "EVIL"},
+            },
+            "EVIL",
+        ),
+        (
+            {
+                "type": FAULTY,
+                "inner": {"type": MOCK},
+                "hang": ["lode"],
+            },
+            "lode",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(spec: dict[str, Any], says: str) -> None:
@@ -115,7 +137,14 @@ def test_settings_that_mean_nothing_are_refused(spec: dict[str, Any], says: str)
     [
         ({**AT_MINIO, "s3_num_io_threads": 64}, "s3_num_io_threads"),
         ({**AT_MINIO, "s3_prefer_http2": True}, "s3_prefer_http2"),
-        ({"type": "fault_inject", "inner": {"type": "mock"}, "gap_indices": [1]}, "gap_indices"),
+        (
+            {
+                "type": FAULTY,
+                "inner": {"type": MOCK},
+                "gap_indices": [1],
+            },
+            "gap_indices",
+        ),
         ({**MOONCAKE, "per_op_workers": {"store": 2}}, "per_op_workers"),
     ],
 )
@@ -180,7 +209,11 @@ def test_a_missing_library_says_what_to_install(
 
 def injected(**faults: Any) -> Adapter:
     """An adapter with these faults, over 200 records that are stored already."""
-    spec = {"type": "fault_inject", "inner": {"type": "mock"}, **faults}
+    spec = {
+        "type": FAULTY,
+        "inner": {"type": MOCK},
+        **faults,
+    }
     adapter: Adapter = settings(spec).build()
     inner: Adapter = adapter._inner  # type: ignore[attr-defined]
     for number in range(200):

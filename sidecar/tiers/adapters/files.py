@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from sidecar.tiers.adapters.directory import Files, Sync
 from sidecar.tiers.adapters.file_io import DirectIO
-from sidecar.tiers.settings import AdapterSettings, NotNegative
+from sidecar.tiers.settings import AdapterSettings, NotNegative, adapter
 
 
 class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -54,6 +54,7 @@ class DirectorySettings(AdapterSettings, forbid_unknown_fields=True, frozen=True
         """Whether they are opened with O_DIRECT."""
 
 
+@adapter("fs", "fs_native")
 class FilesSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Plain files."""
 

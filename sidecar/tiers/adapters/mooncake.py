@@ -28,7 +28,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.settings import AdapterSettings, Name, without_brackets
+from sidecar.tiers.settings import AdapterSettings, Name, adapter, without_brackets
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
 Size = Annotated[int, Meta(ge=0)] | str
 
 
+@adapter("mooncake_store")
 class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
     """The memory of a Mooncake cluster. Sizes are bytes, or like "4GB"."""
 

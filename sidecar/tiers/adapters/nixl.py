@@ -11,7 +11,7 @@ from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
 from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
 from sidecar.tiers.adapters.nixl_objects import NixlObjects
 from sidecar.tiers.base import Adapter
-from sidecar.tiers.settings import GpuMover, NotNegative
+from sidecar.tiers.settings import GpuMover, NotNegative, adapter
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ _GPU_MOVERS = ("GDS", "GDS_MT")
 _BOOL = {"true": True, "1": True, "false": False, "0": False}
 
 
+@adapter("nixl_store", "nixl_store_dynamic", "nixl_native")
 class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Files or objects through NIXL.
 

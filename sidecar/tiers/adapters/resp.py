@@ -21,7 +21,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName, parse_path
-from sidecar.tiers.settings import AdapterSettings, Positive, without_brackets
+from sidecar.tiers.settings import AdapterSettings, Positive, adapter, without_brackets
 
 _PORT = 6379
 _MAX_VALUE = 512 << 20  # bytes; the protocol's own limit on a string
@@ -37,6 +37,7 @@ class Address(NamedTuple):
     port: int
 
 
+@adapter("resp", "valkey")
 class RespSettings(AdapterSettings, frozen=True, kw_only=True):
     """Redis or Valkey: `host` and `port`, or `startup_nodes`."""
 

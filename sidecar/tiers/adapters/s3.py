@@ -10,7 +10,7 @@ from msgspec import Meta
 from sidecar.tiers.adapters.libraries import library
 from sidecar.tiers.adapters.s3_bucket import Bucket
 from sidecar.tiers.base import Adapter, AdapterUnusable
-from sidecar.tiers.settings import AdapterSettings
+from sidecar.tiers.settings import AdapterSettings, adapter
 
 _CONNECT_SECONDS = 2.0
 _AUTHORITIES = "AWS_CA_BUNDLE"  # certificates, for a server whose authority is a private one
@@ -28,6 +28,7 @@ class Place(NamedTuple):
     """The bucket's name is part of the host's."""
 
 
+@adapter("s3")
 class S3Settings(AdapterSettings, frozen=True, kw_only=True):
     """A bucket: `s3_endpoint`, or `bucket` and `endpoint_url` where it is in the path."""
 

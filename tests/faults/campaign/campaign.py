@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.faults.campaign.honest import EngineMode, HandleMode, Honest
 from tests.faults.campaign.target import CHUNK
+from tests.support.faulty_adapter import FAULTY
 from tests.support.footprint import Footprint
 from tests.support.server import REPO, SHM, Server
 
@@ -26,7 +27,11 @@ def server_of(directory: Path) -> Server:
     """A server whose lookups are under way for a while: its L2 has to be asked."""
     disk = {"type": "fs", "base_path": str(directory / "l2"), "min_free_gb": 0, "shared": True}
     delays = {"find": 0.2, "load": 0.01}
-    slow = {"type": "fault_inject", "inner": disk, "delay_seconds": delays}
+    slow = {
+        "type": FAULTY,
+        "inner": disk,
+        "delay_seconds": delays,
+    }
     flags = ["--l2-adapter", json.dumps(slow)]
     # What neighbours held is given back so long after they are gone.
     flags += ["--worker-reap-timeout-seconds", "10"]

@@ -12,6 +12,7 @@ from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, NoSpace,
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.settings import AdapterSettings, Positive
 
+MOCK = "tests.support.mock_adapter:MockSettings"  # as --l2-adapter names it
 _QUARANTINED = 16  # objects
 
 

@@ -16,8 +16,10 @@ from msgspec import Meta, field
 from sidecar.tiers.base import Adapter, Bytes, Found, Missing, NoSpace, TierError
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.settings import AdapterSettings, NotNegative, Ratio
+from sidecar.tiers.table import parse
 
 log = logging.getLogger(__name__)
+FAULTY = "tests.support.faulty_adapter:FaultInjectSettings"  # as --l2-adapter names it
 
 Op = Literal["store", "load", "find", "delete", "scan", "mark"]
 Count = Annotated[int, Meta(ge=0)]
@@ -65,8 +67,6 @@ class FaultInjectSettings(AdapterSettings, frozen=True, kw_only=True):
 
     def inner_settings(self) -> AdapterSettings:
         """What `inner` says. Raises ValueError."""
-        from sidecar.tiers.table import parse  # it has this module in its table
-
         return parse(self.inner)[0]
 
     def with_faults(self, text: bytes) -> "FaultInjectSettings":
