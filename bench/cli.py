@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "l2" in settings.cases:
         about["l2"] = disk.about(Path(settings.l2_dir))
         if shutil.which("fio") is None:
-            print("fio: not installed", file=sys.stderr)
+            print("fio: not installed (scripts/install.py bench)", file=sys.stderr)
     if idle.machine_load() > 0.1:
         print("warning: other processes are busy, the figures will be noisy", file=sys.stderr)
     rounds: dict[str, list[Samples]] = {name: [] for name in settings.servers}

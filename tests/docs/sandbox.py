@@ -76,7 +76,7 @@ class Sandbox:
         self._write_files()
 
     def run(self, text: str) -> Outcome:
-        """Run a block. Fails after 60 s; then everything that it started is killed."""
+        """Run a block. Fails after 5 minutes; then everything that it started is killed."""
         script = _PRELUDE + self.adapted(text)
         process = subprocess.Popen(
             ["bash", "-c", script], cwd=self.root, env=self._environment(), text=True,

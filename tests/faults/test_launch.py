@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.disks import mounted
 from tests.support.server import wait_until
+from tests.support.signals import inherited
 from tests.support.stack import Stack, shared_memory
 
 STAND_IN = Path(__file__).parents[1] / "support" / "stand_in_python.py"
@@ -100,11 +101,8 @@ def test_output_of_all_programs_is_one_stream(make: MakeStack) -> None:
 
 
 def test_under_nohup_a_stack_outlives_its_terminal(make: MakeStack) -> None:
-    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with inherited(signal.SIGHUP, signal.SIG_IGN):
         stack = make("agg").start().wait_ready()
-    finally:
-        signal.signal(signal.SIGHUP, usual)
     stack.signal(signal.SIGHUP)
     os.kill(stack.pids()["worker-0"], signal.SIGKILL)
     stack.wait_for("worker-0 was ended by SIGKILL; starting it again")

@@ -18,6 +18,7 @@ import pytest
 from tests.faults.victim import BLOCKS, pool, request_tokens
 from tests.support.raw import EVENT, NoReply, RawClient, RawWorker, make_key
 from tests.support.server import REPO, SHM, Server, free_port, wait_until
+from tests.support.signals import inherited
 
 MakeServer = Callable[..., Server]
 ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -84,7 +85,8 @@ def test_a_signal_as_soon_as_there_is_shared_memory(
 ) -> None:
     """Long before the server is ready: it starts, stops, and leaves nothing."""
     server = new_server()
-    server.spawn()
+    with inherited(number, signal.SIG_DFL):
+        server.spawn()
     wait_until(server.segments, "shared memory")
     assert server.process is not None
     server.process.send_signal(number)
@@ -94,11 +96,8 @@ def test_a_signal_as_soon_as_there_is_shared_memory(
 
 
 def test_under_nohup_a_hangup_means_nothing(new_server: MakeServer) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with inherited(signal.SIGHUP, signal.SIG_IGN):
         server = new_server().start()
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
     assert server.healthy()

@@ -1,9 +1,18 @@
-"""What a child process does on a signal, whatever this process inherited."""
+"""Whether child processes ignore a signal, whatever this process has inherited."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def end_on_interrupt() -> None:
-    """For `preexec_fn`. A shell starts its background jobs with SIGINT ignored, and children of
-    such a job would ignore it too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def inherited(number: signal.Signals, action: signal.Handlers) -> Iterator[None]:
+    """Children that are started meanwhile begin with SIG_DFL or SIG_IGN.
+
+    A shell starts its background jobs with SIGINT ignored, nohup what it runs with SIGHUP.
+    """
+    before = signal.signal(number, action)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -17,7 +17,7 @@ import pytest
 from sidecar import __version__
 from sidecar.cli import main
 from tests.support.server import REPO, wait_until
-from tests.support.signals import end_on_interrupt
+from tests.support.signals import inherited
 
 
 class Fake(ThreadingHTTPServer):
@@ -154,7 +154,8 @@ def test_serve_returns_what_the_server_returns(monkeypatch: pytest.MonkeyPatch) 
 def test_an_interrupt_is_no_traceback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        waiting = _command("wait", "--url", url)
+        with inherited(signal.SIGINT, signal.SIG_DFL):
+            waiting = _command("wait", "--url", url)
         silent.settimeout(30)
         peer, _ = silent.accept()
         waiting.send_signal(signal.SIGINT)
@@ -173,13 +174,13 @@ def test_an_interrupt_while_it_imports_is_no_traceback(
     importing = tmp_path / "importing"
     slow = f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\ntime.sleep(600)\n"
     (tmp_path / f"{imported}.py").write_text(slow)
-    command = subprocess.Popen(
-        [sys.executable, "-m", "sidecar", *arguments],
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
-        preexec_fn=end_on_interrupt,
-    )
+    with inherited(signal.SIGINT, signal.SIG_DFL):
+        command = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", *arguments],
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPO)},
+        )
     wait_until(importing.exists, "the command imports")
     command.send_signal(signal.SIGINT)
     assert command.communicate(timeout=30)[1] == b""
@@ -202,5 +203,4 @@ def _command(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPO,
-        preexec_fn=end_on_interrupt,
     )

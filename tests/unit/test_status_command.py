@@ -16,7 +16,7 @@ from sidecar.commands import status_table
 from sidecar.commands.status_table import Hits, hits
 from tests.support.admin_site import ADAPTER, SNAPSHOT, Site
 from tests.support.server import REPO
-from tests.support.signals import end_on_interrupt
+from tests.support.signals import inherited
 
 
 def table(found: Hits | None = None, unhealthy: str | None = None, **changes: Any) -> list[str]:
@@ -153,9 +153,8 @@ def _answer(listener: socket.socket, reply: bytes) -> None:
 
 def test_watch_goes_on_until_interrupted(site: Site) -> None:
     command = [sys.executable, "-m", "sidecar", "status", "--url", url(site), "--watch", "0.1"]
-    watching = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=REPO, preexec_fn=end_on_interrupt
-    )
+    with inherited(signal.SIGINT, signal.SIG_DFL):
+        watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPO)
     assert watching.stdout is not None
     screens = 0
     for text in watching.stdout:
