@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from bench.gpu import batches, pinning, plain
+from bench.gpu.expected import (
+    BOTH_TIMES_ONE,
+    LONG_RUN_KIB,
+    LONG_RUN_SHARE,
+    MEDIUM_RUN_KIB,
+    MEDIUM_RUN_SHARE,
+)
 from bench.gpu.findings import Finding
 from bench.gpu.sweep import calibrated, sweep_of
 from sidecar.cache.arena import PIECE_BYTES
-from sidecar.engines.cuda.libcuda import LibCuda
 from tests.gpu.quick.gpu import BATCHES, MIB, SMALL, Gpu
 from tests.gpu.quick.report import Report
 
 _KIB, _COUNTS = ((4, 64), (64,)) if SMALL else ((4, 16, 28, 64), (1024, 10_000))
+_SHARES = {LONG_RUN_KIB: LONG_RUN_SHARE, MEDIUM_RUN_KIB: MEDIUM_RUN_SHARE}
 _LINK_BYTES, _PINNED_PIECES, _CALLS = (MIB, 1, 3) if SMALL else (256 * MIB, 16, 500)
 
 
 def run(report: Report) -> None:
     gpu = Gpu()
-    _figures(report, plain.measure(gpu, gpu.about, _LINK_BYTES))
+    link = plain.measure(gpu, gpu.about, _LINK_BYTES)
+    _figures(report, link)
+    plainly = {finding.key: finding.value or 0.0 for finding in link}
+    one = max(plainly["link_store"], plainly["link_load"])
+    times = plainly["link_both"] / one
+    report.figure("both at once, of one", times, "times", at_least=BOTH_TIMES_ONE)
     pieces = pinning.pin(gpu, pinning.tmpfs(_PINNED_PIECES * PIECE_BYTES))
     seconds = sum(piece.end - piece.start for piece in pieces)
     gigabytes = _PINNED_PIECES * PIECE_BYTES / 1e9
@@ -26,19 +39,22 @@ def run(report: Report) -> None:
     if BATCHES:
         _figures(report, batches.measure(gpu, gpu.about, _CALLS))
     for row in sweep_of(gpu, _KIB, _COUNTS, max(_KIB) * 1024 * max(_COUNTS)):
-        _row(report, row, gpu)
+        if "run_kib" in row:
+            _row(report, row, plainly[f"link_{row['direction']}"])
     for found in calibrated(gpu):
         what = f"runs are staged for {found['calibrated']}s below"
         report.figure(what, found["staged_under_kib"], "KiB")
 
 
-def _row(report: Report, row: dict[str, object], gpu: LibCuda) -> None:
-    if "run_kib" not in row:
-        return
+def _row(report: Report, row: dict[str, Any], link: float) -> None:
+    """Both ways; of the better one what it is of a plain copy, too."""
     what = f"{row['direction']} {row['runs']} runs of {row['run_kib']} KiB"
     name = "in batches" if BATCHES else "one by one"
-    report.figure(f"{what}, {name}", float(str(row["batches"])), "GB/s")
-    report.figure(f"{what}, staged", float(str(row["staged"])), "GB/s")
+    report.figure(f"{what}, {name}", row["batches"], "GB/s")
+    report.figure(f"{what}, staged", row["staged"], "GB/s")
+    if row["runs"] == max(_COUNTS):
+        share = max(row["batches"], row["staged"]) / link
+        report.figure(f"{what}, of a plain copy", share, "", at_least=_SHARES.get(row["run_kib"]))
 
 
 def _figures(report: Report, found: Iterable[Finding]) -> None:
