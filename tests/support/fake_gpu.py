@@ -98,7 +98,8 @@ class FakeDriver:
 
     def share_event(self) -> bytes:
         self._call("share_event")
-        name = f"{PREFIX}{os.getpid()}_event_{next(self._ids)}"
+        owner = os.environ.get("FAKE_GPU_OWNER", os.getpid())  # who removes it
+        name = f"{PREFIX}{owner}_event_{os.getpid()}_{next(self._ids)}"
         (SHM / name).write_bytes(b"\1")
         return handle_of(name)
 

@@ -172,6 +172,7 @@ def fake_gpu(folder: Path, seconds: float = 0) -> dict[str, str]:
         "KV_SIDECAR_SERVER_CMD": f"{sys.executable} -m tests.support.fake_gpu_server serve",
         "FAKE_GPU_FAULTS": str(folder / "faults.json"),
         "FAKE_GPU_SECONDS": str(seconds),
+        "FAKE_GPU_OWNER": str(os.getpid()),
     }
 
 

@@ -133,8 +133,8 @@ def _strategy() -> Any:
     return adapter.ParallelStrategy(**values | {n: False for n in fields if "mla" in n})
 
 
-def main() -> None:
-    client = Client()
+def serve(client: Any) -> None:
+    """Answer the commands on stdin with what the client's methods return."""
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         try:
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Client())

@@ -11,7 +11,6 @@ from typing import Any
 
 from tests.support.releases import folder
 
-PROGRAM = Path(__file__).with_name("old_client.py")
 HANDLE, ENGINE = "handle", "engine"
 SLOTS = 16
 # What LMCACHE_MP_TRANSFER_MODE is set to.
@@ -19,11 +18,10 @@ _MODES = {HANDLE: "lmcache_driven", ENGINE: "engine_driven"}
 _MODES_OF_0_4_7 = {HANDLE: "handle", ENGINE: "data"}
 
 
-class OldClient:
-    """A worker and a scheduler of one release; its methods are those of `old_client.Client`."""
+class Process:
+    """A program of tests/support that runs with one release; `call` calls a method there."""
 
-    def __init__(self, release: str) -> None:
-        self._modes = _MODES_OF_0_4_7 if release == "0.4.7" else _MODES
+    def __init__(self, release: str, program: str) -> None:
         environment = os.environ | {
             "PYTHONPATH": str(folder(release)),
             "LMCACHE_DISABLE_BANNER": "1",
@@ -31,14 +29,9 @@ class OldClient:
             "LMCACHE_LOG_LEVEL": "CRITICAL",
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM)], env=environment,
+            [sys.executable, str(Path(__file__).with_name(program))], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-
-    def start(
-        self, url: str, model: str, mode: str, seed: int = 1, heartbeat: float = 10.0
-    ) -> None:
-        self.call("start", url, model, self._modes[mode], seed, heartbeat)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """The result of a call; AssertionError with what it raised there."""
@@ -48,6 +41,24 @@ class OldClient:
         answer = json.loads(self.process.stdout.readline())
         assert "error" not in answer, f"{name}: {answer['error']}"
         return answer["value"]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+class OldClient(Process):
+    """A worker and a scheduler of one release; its methods are those of `old_client.Client`."""
+
+    def __init__(self, release: str) -> None:
+        self._modes = _MODES_OF_0_4_7 if release == "0.4.7" else _MODES
+        super().__init__(release, "old_client.py")
+
+    def start(
+        self, url: str, model: str, mode: str, seed: int = 1, heartbeat: float = 10.0
+    ) -> None:
+        self.call("start", url, model, self._modes[mode], seed, heartbeat)
 
     def round_trip(self, tokens: list[int], request: str, stored: bool = False) -> None:
         """Store, find, load into other blocks: byte for byte. `stored`: it is there already."""
@@ -65,8 +76,3 @@ class OldClient:
 
     def chunks(self, tokens: list[int]) -> int:
         return len(tokens) // int(self.call("chunk_size"))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
