@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from connectors import lmcache_mp, vllm_options
 from connectors.arguments import by_name, is_off
 from connectors.errors import ConnectorError
-from connectors.model_file import is_latent
-from connectors.versions import Installed
+from connectors.model_file import is_latent, is_multimodal
+from connectors.versions import Installed, meets
 from connectors.worker import Command, Worker, connectors_of
 
 SALTED = "--salted-requests"
@@ -60,6 +60,25 @@ def of_latent_model(mode: str, have: Installed | None) -> Hazard | None:
     )
 
 
+def of_images(options: Options, have: Installed | None) -> Hazard | None:
+    """A multi-modal model with a client whose keys do not hold its inputs.
+
+    `lmcache_mp_connector.py` of lmcache 0.4.5 to 0.5.2 leaves placeholders as they are;
+    `hex_hash_to_int16` in `utils.py` of 0.5.3 and 0.5.4 puts 16 bits in their place.
+    """
+    client = have["lmcache"] if have else None
+    if client is None or meets(client, "0.5.5") or _on(options, "--language-model-only"):
+        return None
+    return Hazard(
+        f"a multi-modal model with lmcache {client}",
+        "before 0.5.5 the client's keys hold 16 bits of an image's hash, before 0.5.3 nothing: "
+        "one image gets the KV of another",
+        "pip install 'lmcache>=0.5.5', or give each image a cache_salt of its own, and say so with "
+        f"{SALTED}",
+        salts_help=True,
+    )
+
+
 def check(
     worker: Worker, command: Command, have: Installed | None, salted: bool, python: str
 ) -> list[str]:
@@ -77,13 +96,15 @@ def check(
     options = by_name(arguments)
     if not uses_client(options):
         return unchecked
-    found = [hazard for hazard in of_options(options) if not (salted and hazard.salts_help)]
     settings = connectors_of(worker.config).get(lmcache_mp.NAME, {})
-    latent = of_latent_model(settings.get(lmcache_mp.TRANSFER_MODE, "auto"), have)
-    if latent and is_latent(worker.model):
-        found.append(latent)
-    if found:
-        raise ConnectorError(f"{found[0].what}: {found[0].why}: {found[0].do}")
+    found = list(of_options(options))
+    if latent := of_latent_model(settings.get(lmcache_mp.TRANSFER_MODE, "auto"), have):
+        found += [latent] if is_latent(worker.model) else []
+    if images := of_images(options, have):
+        found += [images] if is_multimodal(worker.model) else []
+    for hazard in found:
+        if not (salted and hazard.salts_help):
+            raise ConnectorError(f"{hazard.what}: {hazard.why}: {hazard.do}")
     return unchecked
 
 

@@ -1,6 +1,7 @@
 """A model's config.json: read, and held against what is known here or by the model's class."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from connectors.model_config import Model, model
 
 # It imports vLLM, and with it PyTorch.
 _CLASS_SECONDS = 240.0
+_OTHER_INPUTS = re.compile(r"^(thinker_config|(vision|visual|image|audio|video)\w*_config)$")
 
 
 def read(path: Path, ask_classes: bool = False) -> Model:
@@ -42,6 +44,15 @@ def is_latent(model: str) -> bool:
         return bool(model) and read(Path(model)).latent
     except ConnectorError:
         return False
+
+
+def is_multimodal(model: str) -> bool:
+    """Whether the directory `model` says that it takes more than text; False as in `is_latent`."""
+    try:
+        config = _loaded(Path(model, "config.json")) if model else None
+    except ConnectorError:
+        return False
+    return isinstance(config, dict) and any(_OTHER_INPUTS.search(key) for key in config)
 
 
 def filled_by_class(config: Config) -> Config | None:

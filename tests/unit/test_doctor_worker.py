@@ -22,7 +22,7 @@ from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.worker.invocation import parse
 from sidecar.commands.doctor.worker.reading import as_vllm_reads_it
 from tests.support.doctor import CURRENT, around, doctor
-from tests.support.models import DEEPSEEK_V3
+from tests.support.models import DEEPSEEK_V3, GEMMA3_4B
 
 Config = dict[str, Any]
 CLIENT = kv_transfer_config(CacheServer())
@@ -300,7 +300,7 @@ def test_every_check_has_a_trap() -> None:
         triggered |= {each for each in worker.CHECKS if each(invocation, looked)}
     # They depend on more than the command, and have tests of their own below.
     missing = {each.__name__ for each in set(worker.CHECKS) - triggered}
-    assert missing == {"transfer_mode", "latent_on_a_cpu"}
+    assert missing == {"transfer_mode", "latent_on_a_cpu", "images"}
 
 
 def test_salts_make_adapters_right() -> None:
@@ -316,6 +316,18 @@ def test_mla_in_handle_mode_on_a_cpu(tmp_path: Path) -> None:
     assert (found.level, found.what) == ("problem", "wrong KV is loaded")
     assert examined(line, installed={"vllm": "0.32.0"}) == []
     assert examined(["vllm", "serve", str(tmp_path), *vllm(CLIENT)[3:]]) == []
+
+
+def test_images_with_a_client_whose_keys_do_not_hold_them(tmp_path: Path) -> None:
+    old = {"lmcache": "0.5.4"}
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3_4B))
+    line = ["vllm", "serve", str(tmp_path), *vllm(CLIENT)[3:]]
+    (found,) = examined(line, installed=old)
+    assert (found.check, found.level) == ("a multi-modal model with lmcache 0.5.4", "problem")
+    assert examined(line) == []
+    assert examined([*line, "--language-model-only"], installed=old) == []
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    assert examined(line, installed=old) == []
 
 
 def test_what_decides_weights_is_named() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors import vllm_options
+from connectors import hazards, vllm_options
 from connectors.errors import ConnectorError
+from connectors.lmcache_mp import CacheServer, kv_transfer_config
+from connectors.nixl import Nixl
+from connectors.worker import DEFAULT_PORTS, Worker, command
 from launch import options as launch_options
 from launch.build import build
 from sidecar.cli import main
-from tests.support.models import DEEPSEEK_V3, LLAMA_8B
+from tests.support.models import DEEPSEEK_V3, GEMMA3_4B, LLAMA_8B
 from tests.unit.test_launch import FREE, gpu_machine  # noqa: F401
 
 CPU = {"vllm": "0.32.0+cpu", "lmcache": "0.5.6", "nixl": "1.5.1", "ai-dynamo": "1.6.1"}
@@ -100,6 +104,23 @@ def test_mla_in_handle_mode_on_a_cpu_is_refused(
     found, said = printed(capsys, *line, "--transfer-mode", mode)
     assert found == code
     assert ("MLA" in said) == bool(code)
+
+
+@pytest.mark.parametrize(("client", "refused"), [("0.5.2", 1), ("0.5.4", 1), ("0.5.5", 0)])
+def test_images_with_an_old_client_are_refused(client: str, refused: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3_4B))
+    made = Worker(
+        model=str(tmp_path),
+        role="aggregated",
+        config=kv_transfer_config(CacheServer()),
+        program="vllm",
+        ports=DEFAULT_PORTS["aggregated"],
+        nixl=Nixl(),
+    )
+    have = {**CPU, "lmcache": client}
+    with pytest.raises(ConnectorError, match="one image") if refused else nullcontext():
+        hazards.check(made, command(made), have, salted=False, python="")
+    assert hazards.check(made, command(made), have, salted=True, python="") == []
 
 
 @pytest.mark.usefixtures("gpu_machine")

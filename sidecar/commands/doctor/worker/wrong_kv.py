@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from connectors import hazards, lmcache_mp
 from connectors.hazards import Hazard, Options
-from connectors.model_file import is_latent
+from connectors.model_file import is_latent, is_multimodal
 from sidecar.commands.doctor.finding import Finding, ok, problem
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.invocation import Invocation
@@ -43,6 +43,13 @@ def latent_on_a_cpu(worker: Invocation, around: Surroundings) -> Finding | None:
     return _finding(replace(found, do=f'"{lmcache_mp.TRANSFER_MODE}": "engine_driven"'))
 
 
+def images(worker: Invocation, around: Surroundings) -> Finding | None:
+    """KV of one image for another, by clients whose keys do not hold images."""
+    if not is_multimodal(worker.model):
+        return None
+    return _of_options(worker, around, lambda options: hazards.of_images(options, around.installed))
+
+
 def same_weights(worker: Invocation) -> Iterator[Finding]:
     """Options that workers of one model name must have in common."""
     given = [name for name in _WEIGHTS if name in worker.options]
@@ -67,4 +74,4 @@ def _finding(hazard: Hazard) -> Finding:
     return problem(hazard.what, "wrong KV is loaded", hazard.why, hazard.do)
 
 
-CHECKS = (adapters, embeddings, counted_images, latent_on_a_cpu)
+CHECKS = (adapters, embeddings, counted_images, latent_on_a_cpu, images)
