@@ -127,10 +127,9 @@ class Machine(RuleBasedStateMachine):
         self.cleanup.enter_context(self.threads)
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.0))
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._LONGEST_PAUSE_SECONDS", 0.0))
-        tags = (f"g20260101T000000-{number:012x}" for number in itertools.count())
-        for module in ("lane", "generations"):
-            made = patch(f"sidecar.tiers.{module}.new_tag", lambda: next(tags))
-            self.cleanup.enter_context(made)
+        tags = (f"{number:012x}" for number in itertools.count())
+        made = patch("sidecar.tiers.generations.secrets.token_hex", lambda size: next(tags))
+        self.cleanup.enter_context(made)
         self.adapters = [Slow(self.threads), Slow(self.threads, shared)]
         self.failing = False
         for adapter in self.adapters:

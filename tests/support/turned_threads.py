@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 from sidecar.tiers.base import TierError
+from sidecar.tiers.workers import Workers
 
 Done = Callable[[Any, TierError | None], None]
 
@@ -18,7 +20,6 @@ class Call:
 
     run: Callable[[], Any]
     done: Done
-    post: Callable[[Callable[[], None]], None]
 
 
 class TurnedThreads:
@@ -32,19 +33,27 @@ class TurnedThreads:
         self.waiting: list[Call] = []
         self.ended: list[Callable[[], None]] = []
         self.writes: list[Callable[[], None]] = []
-        self._patches = [
-            patch(f"sidecar.tiers.{module}.Workers", self._workers)
-            for module in ("lane", "scanning")
-        ]
+        self._patches = ExitStack()
 
     def __enter__(self) -> TurnedThreads:
-        for each in self._patches:
-            each.start()
+        def init(workers: Any, name: str, threads: int, post: object) -> None:
+            workers.size = threads
+
+        def submit(workers: Any, call: Callable[[], Any], done: Done) -> None:
+            self.waiting.append(Call(call, done))
+
+        in_place = {
+            "__init__": init,
+            "submit": submit,
+            "stop": lambda workers: None,
+            "alive": lambda workers: False,
+        }
+        for name, method in in_place.items():
+            self._patches.enter_context(patch.object(Workers, name, method))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._patches:
-            each.stop()
+        self._patches.close()
 
     def run(self, index: int) -> None:
         """Let a call do its work; its result is under way then."""
@@ -66,25 +75,3 @@ class TurnedThreads:
     def arrive(self, index: int) -> None:
         """On the loop thread: the result of a call that has run."""
         self.ended.pop(index)()
-
-    def _workers(
-        self, name: str, threads: int, post: Callable[[Callable[[], None]], None]
-    ) -> _Workers:
-        return _Workers(self, threads, post)
-
-
-class _Workers:
-    def __init__(
-        self, owner: TurnedThreads, threads: int, post: Callable[[Callable[[], None]], None]
-    ) -> None:
-        self.size = threads
-        self._owner, self._post = owner, post
-
-    def submit(self, call: Callable[[], Any], done: Done) -> None:
-        self._owner.waiting.append(Call(call, done, self._post))
-
-    def stop(self) -> None:
-        pass
-
-    def alive(self) -> bool:
-        return False
