@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,8 +83,10 @@ def wait_forgotten(server: Server, bystander: Bystander, level: int) -> float:
         bystander.worker.client.call("ping", bystander.worker.instance)
         return server.instances() == shown(bystander.worker.instance)
 
+    def back() -> bool:
+        return bystander.gpu.free_bytes() > level - _NEAR
+
     seconds = wait(forgotten, "the dead workers are forgotten", 30, _PAUSE)
-    back: Callable[[], Any] = lambda: bystander.gpu.free_bytes() > level - _NEAR  # noqa: E731
     return seconds + wait(back, "the GPU's memory is back", 30, _PAUSE)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from typing import Any, TextIO
 
 OK, MISSED, RECORDED = "ok", "MISSED", "recorded"
@@ -22,7 +21,7 @@ class Report:
     """Findings of one step, into a file that is read even if the step does not get to its end."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file, self._last = file, time.monotonic()
+        self._file = file
 
     def figure(
         self,
