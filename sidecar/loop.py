@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import TypeVar
 
 from sidecar.flow import Flows
@@ -23,6 +24,7 @@ T = TypeVar("T")
 # What is due runs for so long in a turn at most; then it is the sockets' turn again.
 _TURN_SECONDS = 0.05
 _LONGEST_POLL_SECONDS = 60.0
+_ACTIVITY_SECONDS = 1.0  # between two looks at the process's activity
 
 
 class Loop:
@@ -41,7 +43,8 @@ class Loop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
         self._running = True
-        self._turn_began = time.monotonic(), time.thread_time()
+        self._turn_began = time.monotonic()
+        self._activity = self._turn_began, _activity()
         self._stall_seconds = self._unanswered_seconds = float("inf")
         self._on_stall: Callable[[], None] = lambda: None
         self._on_failure: Callable[[str], None] = lambda detail: None
@@ -105,8 +108,8 @@ class Loop:
     ) -> None:
         """Call `on_stall` when the process stood still for `stall_seconds`, before anything else.
 
-        The time in which this thread worked does not count, unless a turn took as long as
-        `unanswered_seconds`: whoever asked meanwhile has given up, whatever the reason was.
+        The time in which it worked, or was ready to and got no CPU, does not count, unless a turn
+        took as long as `unanswered_seconds`: who asked meanwhile has given up, whatever the reason.
         To be told in time there must be a timer that is due more often.
         """
         self._stall_seconds, self._unanswered_seconds = stall_seconds, unanswered_seconds
@@ -118,7 +121,8 @@ class Loop:
 
     def run(self) -> None:
         """Serve until `stop`. A callback that raises is logged, counted and costs nobody else."""
-        self._turn_began = time.monotonic(), time.thread_time()
+        self._turn_began = time.monotonic()
+        self._activity = self._turn_began, _activity()
         while self._running:
             ready = self._poll.poll(self._poll_timeout_ms())
             self._look_for_stall()
@@ -135,13 +139,16 @@ class Loop:
         self._running = False
 
     def _look_for_stall(self) -> None:
-        began, worked = self._turn_began
-        self._turn_began = time.monotonic(), time.thread_time()
-        away = self._turn_began[0] - began
-        stood_still = away - (self._turn_began[1] - worked)
-        if stood_still > self._stall_seconds or away > self._unanswered_seconds:
-            log.error("the server did not run for %.1f s of %.1f s", stood_still, away)
-            self._guard(self._on_stall)
+        now = time.monotonic()
+        began, self._turn_began = self._turn_began, now
+        away = now - began
+        if away > self._stall_seconds:
+            stood_still = max(0.0, away - (_activity() - self._activity[1]))
+            if stood_still > self._stall_seconds or away > self._unanswered_seconds:
+                log.error("the server did not run for %.1f s of %.1f s", stood_still, away)
+                self._guard(self._on_stall)
+        if now - self._activity[0] > _ACTIVITY_SECONDS:
+            self._activity = now, _activity()
 
     def _poll_timeout_ms(self) -> int | None:
         if self._posted:
@@ -171,3 +178,17 @@ class Loop:
             log.exception("a callback of the wire loop failed")
             self._on_failure(repr(error))
         self.flows.run()
+
+
+def _activity() -> float:
+    """Seconds in which threads of this process have worked, or waited for a CPU, all together.
+
+    A process that is stopped does neither. Linux tells it (Documentation/scheduler/sched-stats):
+    the first two numbers, in nanoseconds.
+    """
+    total = 0
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{task}/schedstat") as file:
+            worked, waited, _ = file.read().split()
+            total += int(worked) + int(waited)
+    return total / 1e9

@@ -46,6 +46,7 @@ class Retrieves:
             memory = instance.mapped
             core.telemetry.num_submitted_retrieves.add(1, memory.device)
             tables = block_tables(core, instance, key, block_ids)
+            del block_ids  # they may be many, and the copy may have to wait
             place = space_of(key, key.worker_id or 0, instance.fingerprint)
             copies = self._find(instance, place, key, hashes, tables, skip_first_n_tokens)
             with core.transfer(instance), core.pinned([copy.entry for copy in copies]):

@@ -45,6 +45,7 @@ class Stores:
         instance = core.instance(request, instance_id, key, "handle")
         chunks, hashes = chunks_of(core, instance, key, block_ids)
         place, memory = space_of(key, key.worker_id or 0, instance.fingerprint), instance.mapped
+        del block_ids  # they may be many, and the copy may have to wait
         with core.transfer(instance):
             core.telemetry.num_submitted_stores.add(1, memory.device)
             to_files: list[ChunkCopy] = []

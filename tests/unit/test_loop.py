@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.loop import Loop
+from sidecar.loop import Loop, _activity
 from tests.support.server import wait_until
 
 
@@ -49,12 +49,12 @@ def test_a_callback_that_raises_costs_nobody_else(loop: Loop) -> None:
 
 
 class Clocks:
-    """The loop's clocks, moved by hand: time passes, and this thread works in some of it."""
+    """The loop's clocks, moved by hand: time passes, and the process works in some of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.worked = 100.0
-        functions = SimpleNamespace(monotonic=lambda: self.now, thread_time=lambda: self.worked)
-        monkeypatch.setattr("sidecar.loop.time", functions)
+        monkeypatch.setattr("sidecar.loop.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("sidecar.loop._activity", lambda: self.worked)
 
     def pass_by(self, seconds: float, work: float) -> None:
         self.now += seconds
@@ -170,3 +170,17 @@ def test_work_that_posts_work_does_not_starve_the_sockets(loop: Loop) -> None:
     loop.call(lambda: loop.remove_reader(ours.fileno()), 5)
     ours.close()
     theirs.close()
+
+
+def test_activity_is_what_threads_do_and_not_the_time_that_passes() -> None:
+    """Of any of them: one that holds the interpreter keeps the loop waiting."""
+    before = _activity()
+    threading.Event().wait(0.2)
+    idle = _activity() - before
+    before = _activity()
+    worker = threading.Thread(target=lambda: sum(range(30_000_000)))
+    worker.start()
+    while worker.is_alive() and _activity() - before < idle + 0.1:
+        pass
+    assert _activity() - before > idle
+    worker.join()

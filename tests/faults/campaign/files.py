@@ -18,7 +18,7 @@ def _to_each(target: Target, change: Callable[[Path], None]) -> None:
         records = [path for path in target.l2_path.rglob("*") if path.is_file()]
         target.random.shuffle(records)
         for path in records[:50]:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # it may be gone, or empty
                 change(path)
         time.sleep(0.05)
 

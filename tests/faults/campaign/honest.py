@@ -21,6 +21,7 @@ from tests.faults.campaign.target import CHUNK, ENGINE_ID, ENGINE_MODEL, HANDLE_
 from tests.support.raw import EVENT, NoReply, RawClient, RawPool, RawWorker, make_key
 
 LATE_SECONDS = 5.0
+L2_SECONDS = 10.0  # a lookup is given so long for what is in L2 only
 _GIVE_UP_SECONDS = 60.0
 _PING_SECONDS = 2.0
 _BLOCKS_A_CHUNK = CHUNK // RawPool.SLOTS
@@ -95,7 +96,7 @@ class Honest(threading.Thread):
         began = time.monotonic()
         reply = self.client.exchange(frames, _GIVE_UP_SECONDS)
         self.sum.requests += 1
-        self._in_time(operation, began)
+        self._in_time(operation, began, LATE_SECONDS)
         return self.client.value(reply)
 
     def one_request(self, number: int) -> None:
@@ -123,13 +124,13 @@ class Honest(threading.Thread):
             time.sleep(0.005)
             if time.monotonic() - self._pinged > _PING_SECONDS:
                 self._ping()
-        self._in_time("a lookup", began)
+        self._in_time("a lookup in L2", began, L2_SECONDS + LATE_SECONDS)
         return int(hits)
 
-    def _in_time(self, what: str, began: float) -> None:
+    def _in_time(self, what: str, began: float, limit: float) -> None:
         took = time.monotonic() - began
         self.sum.slowest = max(self.sum.slowest, took)
-        if took > LATE_SECONDS:
+        if took > limit:
             self.sum.problems.append(f"{what} took {took:.1f} s")
 
     def _load(self, key: Any, number: int, hits: int) -> None:
