@@ -74,6 +74,7 @@ class WriteBehind:
         self._writing = dict.fromkeys(lanes, 0)  # how many
         self._queued: dict[Lane, dict[ObjectName, _Write]] = {lane: {} for lane in lanes}
         self._looks_again = False
+        self._pumping = False
         self.bytes = 0
         self.objects = 0
 
@@ -113,14 +114,23 @@ class WriteBehind:
 
     def pump(self) -> None:
         """Hand to the threads what they can take."""
-        for lane, waiting in self._waiting.items():
-            while waiting and not lane.writes.allows():
-                self._drop(lane, waiting.popleft(), "breaker")
-            while lane.counted and waiting and self._writing[lane] < lane.write_slots:
-                if not self.manners.allow(waiting[0].since, self._writing[lane]):
-                    self._flows.start(self._look_again_later())
-                    break
-                self._flows.start(self._write(lane, waiting.popleft()))
+        if self._pumping:
+            return  # a write that ends at once, and there may be thousands: in turn, not in depth
+        self._pumping = True
+        try:
+            for lane, waiting in self._waiting.items():
+                self._pump(lane, waiting)
+        finally:
+            self._pumping = False
+
+    def _pump(self, lane: Lane, waiting: deque[_Write]) -> None:
+        while waiting and not lane.writes.allows():
+            self._drop(lane, waiting.popleft(), "breaker")
+        while lane.counted and waiting and self._writing[lane] < lane.write_slots:
+            if not self.manners.allow(waiting[0].since, self._writing[lane]):
+                self._flows.start(self._look_again_later())
+                break
+            self._flows.start(self._write(lane, waiting.popleft()))
 
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""

@@ -490,6 +490,21 @@ def test_a_client_with_one_lookup_does_not_wait_for_one_with_many() -> None:
     assert set(bench.results.values()) == {1}
 
 
+def test_a_thousand_writes_that_end_at_once_do_not_nest() -> None:
+    """A clear while they wait for a pause: each is dropped when its turn comes."""
+    memory, failures = Memory(), []
+    bench = Bench(memory, slots=1000, policy=replace(DEFAULTS, queue_ratio=1.0)).start()
+    bench.flows.on_failure = failures.append
+    bench.busy = True
+    bench.store(*range(1000))
+    bench.l1.clear(force=True)
+    bench.busy = False
+    bench.tiers.tick()
+    bench.settle()
+    assert not failures and not bench.tiers.writes.objects
+    assert bench.l1.used_bytes == 0
+
+
 def test_clear_removes_what_is_kept_and_what_is_on_its_way() -> None:
     memory, gate = Memory(), threading.Event()
     bench = Bench(memory, slots=32).start()
