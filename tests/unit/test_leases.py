@@ -166,6 +166,7 @@ def test_who_has_most_gives_way_and_nobody_has_more_than_half() -> None:
     assert leases.open == 9
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

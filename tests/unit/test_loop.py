@@ -8,7 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.loop import Loop, _activity
@@ -94,6 +94,7 @@ def test_a_failure_is_counted(loop: Loop) -> None:
     assert "division" in failures[0] and "timer" in failures[1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=20))
 def test_no_number_of_seconds_ends_the_loop(delays: list[float]) -> None:
     """NaN is refused to whoever asks, before it is among the timers; the rest come in order."""

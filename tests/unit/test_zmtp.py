@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.wire.zmtp import GREETING, Decoder, Message, ProtocolError, encode
@@ -33,6 +33,7 @@ def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     return (data[a:b] for a, b in itertools.pairwise(places))
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(message, ping), max_size=12), st.lists(st.integers(0, 10**6)))
 def test_messages_arrive_whole_however_they_are_cut(sent: list, cuts: list[int]) -> None:
     peer = decoder()
@@ -44,6 +45,7 @@ def test_messages_arrive_whole_however_they_are_cut(sent: list, cuts: list[int])
     assert peer.answers.count(b"\x04PONG") >= len(pings)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=600)), st.booleans())
 def test_no_bytes_raise_anything_else_or_are_kept_for_long(data: list[bytes], greets: bool) -> None:
     peer = decoder()
