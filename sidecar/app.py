@@ -39,7 +39,7 @@ from sidecar.tiers.base import AdapterUnusable
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.record import HEADER_BYTES
 from sidecar.wire.endpoint import Endpoint
-from sidecar.wire.generations import Generation, generation_of
+from sidecar.wire.generations import generation_of
 from sidecar.wire.peers import Peers
 from sidecar.wire.tokens import TokenLists
 
@@ -100,8 +100,8 @@ class App:
             observe(self._core)
             self._service = Service(self._core, self._loop.post, self._loop.call_later)
             self._endpoint = self._build_endpoint()
-            self._endpoint.bind(wire_url(config), config.ipc_mode)
             self._taken.callback(self._endpoint.close)
+            self._listen()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
         except BaseException:
@@ -188,6 +188,14 @@ class App:
         settings = [spec.settings for spec in config.l2_adapter]
         return Tiers(settings, policy, l1, self._arena.bytes, leases, self._telemetry, around)
 
+    def _listen(self) -> None:
+        """On the port for all clients, and on those for clients of one release."""
+        config = self._config
+        ports = {config.port: config.client_generation, **dict(config.client_ports)}
+        for port, release in ports.items():
+            only = None if release == "auto" else generation_of(release)
+            self._endpoint.bind(wire_url(config, port), config.ipc_mode, only)
+
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry
 
@@ -195,7 +203,7 @@ class App:
             telemetry.request_latency.record(seconds, operation)
 
         return Endpoint(
-            Peers(_only(self._config.client_generation)),
+            Peers(),
             self._service.handlers(),
             self._config.max_message_mb << 20,
             core.refusals.add,
@@ -261,16 +269,10 @@ class App:
             os._exit(0)
 
 
-def _only(release: str) -> Generation | None:
-    """What all clients speak, if that is fixed."""
-    return None if release == "auto" else generation_of(release)
-
-
-def wire_url(config: Config) -> str:
+def wire_url(config: Config, port: int | None = None) -> str:
     """Where the endpoint listens; a Unix socket's path ends in ":port", as clients build it."""
-    if config.host.startswith("ipc://"):
-        return f"{config.host}:{config.port}"
-    return f"tcp://{in_url(config.host)}:{config.port}"
+    host = config.host if config.host.startswith("ipc://") else f"tcp://{in_url(config.host)}"
+    return f"{host}:{port or config.port}"
 
 
 def serve(config: Config) -> int:

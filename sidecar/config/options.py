@@ -107,6 +107,12 @@ class Config:
         "auto",
         "the lmcache release that all clients have, where it cannot be told; auto tells it",
     )
+    client_ports: tuple[tuple[int, str], ...] = _option(
+        "mp",
+        values.ports_of(RELEASES),
+        (),
+        "more ports, for clients of one release each: PORT=RELEASE,... (5556=0.5.2)",
+    )
     shm_name: str = _option(
         "mp", values.shm_name, "", "name of the shared-memory arena; empty makes a unique one"
     )

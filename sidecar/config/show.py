@@ -26,6 +26,8 @@ def shown(config: Config, name: str) -> Any:
         return f"{value:04o}"
     if name == "otlp_endpoint":
         return _without_credentials(value)
+    if name == "client_ports":
+        return ",".join(f"{port}={release}" for port, release in value)
     if name == "l2_adapter":
         return [adapter(spec.settings) for spec in value]
     if isinstance(value, float) and value.is_integer():

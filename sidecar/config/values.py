@@ -6,7 +6,7 @@ Flags, environment and YAML all deliver text, so that one value means the same e
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -116,6 +116,19 @@ def choice(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[
         if refused and text in refused:
             raise ValueError(f"{text} is not supported: {refused[text]}")
         raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+
+    return parse
+
+
+def ports_of(releases: Sequence[str]) -> Callable[[str], tuple[tuple[int, str], ...]]:
+    """Ports and one of ``releases`` each: ``5556=0.5.2,5557=0.4.7``."""
+
+    def parse(text: str) -> tuple[tuple[int, str], ...]:
+        ports: dict[int, str] = {}
+        for part in filter(None, text.split(",")):
+            port, _, release = part.partition("=")
+            ports[integer(1, 65535)(port)] = choice(*releases)(release)
+        return tuple(ports.items())
 
     return parse
 

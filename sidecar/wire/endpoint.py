@@ -165,25 +165,32 @@ class Endpoint:
         self.on_answered = on_answered
         self.post = post
         self._start = start
+        self._only: dict[Listener, Generation | None] = {}
         self._router = Router(
-            max_message_bytes, _MAX_FRAMES, self._serve, partial(on_refused, "connection"), post
-        )
+            max_message_bytes, _MAX_FRAMES, self._connected, peers.gone, self._serve,
+            partial(on_refused, "connection"), post,
+        )  # fmt: skip
         self.fileno = self._router.fileno
         self.on_readable = self._router.on_readable
         self.send = self._router.send
         self.is_connected = self._router.is_connected
         self.tick = self._router.tick
 
-    def bind(self, url: str, ipc_mode: int) -> None:
-        """Listen on `url`. Raises OSError if that cannot be.
+    def bind(self, url: str, ipc_mode: int, only: Generation | None = None) -> None:
+        """Listen on `url`, on one more with each call. Raises OSError if that cannot be.
 
-        `ipc_mode` is the permission of a Unix socket.
+        `ipc_mode` is the permission of a Unix socket. `only`: all clients there speak this.
         """
-        self._router.listen(Listener(url, ipc_mode))
+        listener = Listener(url, ipc_mode)
+        self._only[listener] = only
+        self._router.listen(listener)
 
     def close(self) -> None:
         """Stop listening; replies already queued get half a second to leave."""
         self._router.close(_LINGER_SECONDS)
+
+    def _connected(self, client: bytes, listener: Listener) -> None:
+        self.peers.connected(client, self._only[listener])
 
     def _serve(self, client: bytes, message: Message) -> None:
         if len(message.frames) < 2:

@@ -10,7 +10,7 @@ frame if they agree on its meaning. If they do not, it is refused: nothing is ev
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -18,11 +18,9 @@ from sidecar.wire.generations import GENERATIONS, NEWEST, Generation
 from sidecar.wire.messages import BadPayload, CacheKey
 from sidecar.wire.operations import Operation
 
-_CONNECTIONS: Final = 10_000
 _WORKERS: Final = 4_096
 _FIRST_UID = msgspec.msgpack.encode(0)
 _OF_ALL_RANKS = ("lookup", "free_lookup_locks")
-K = TypeVar("K")
 Candidates = tuple[Generation, ...]
 
 
@@ -57,20 +55,25 @@ class Unreadable(BadPayload):
 class Peers:
     """What is known of the connections. Loop thread only; all memories are bounded."""
 
-    def __init__(self, only: Generation | None = None) -> None:
-        """`only`: all clients speak this generation (`--client-generation`)."""
-        self._all: Candidates = GENERATIONS if only is None else (only,)
-        self._speaking: OrderedDict[bytes, Candidates] = OrderedDict()
+    def __init__(self) -> None:
+        self._speaking: dict[bytes, Candidates] = {}  # of each connection, once something is known
         self._by_instance: OrderedDict[int, Candidates] = OrderedDict()
+
+    def connected(self, client: bytes, only: Generation | None) -> None:
+        """A new connection; where it was made, all speak the generation `only`, if there is one."""
+        if only is not None:
+            self._speaking[client] = (only,)
+
+    def gone(self, client: bytes) -> None:
+        """The connection has ended."""
+        self._speaking.pop(client, None)
 
     def read(self, client: bytes, uid: bytes, op: bytes, frames: list[bytes]) -> Reading:
         """What the payload `frames` of the connection `client` mean. Raises Unreadable."""
-        candidates = self._speaking.get(client, self._all)
+        candidates = self._speaking.get(client, GENERATIONS)
         if len(candidates) > 1:
             return self._narrow(client, candidates, uid, op, frames)
         (generation,) = candidates
-        if client in self._speaking:
-            self._speaking.move_to_end(client)  # strangers that come and go push out each other
         operation = generation.table.find(op)
         if operation is None:
             raise Unreadable("unknown_operation", repr(op[:32]))
@@ -78,12 +81,14 @@ class Peers:
 
     def unread(self, client: bytes, op: bytes) -> Reading | None:
         """Which operation a frame names whose payloads are not looked at: the likelier one."""
-        return _named(self._speaking.get(client, self._all), op)
+        return _named(self._speaking.get(client, GENERATIONS), op)
 
     def registered(self, client: bytes, instance_id: int) -> None:
         """The registration of a worker of this connection counts: remember what it speaks."""
-        speaks = self._speaking.get(client, self._all)
-        _remember(self._by_instance, instance_id, speaks, _WORKERS)
+        self._by_instance[instance_id] = self._speaking.get(client, GENERATIONS)
+        self._by_instance.move_to_end(instance_id)
+        if len(self._by_instance) > _WORKERS:
+            self._by_instance.popitem(last=False)
 
     def _narrow(
         self, client: bytes, candidates: Candidates, uid: bytes, op: bytes, frames: list[bytes]
@@ -94,7 +99,7 @@ class Peers:
             raise _unreadable(candidates, op, frames)
         if _disagree(readings):
             readings = [r for r in readings if self._is_remembered(r)] or readings
-        _remember(self._speaking, client, tuple(r.generation for r in readings), _CONNECTIONS)
+        self._speaking[client] = tuple(reading.generation for reading in readings)
         if _disagree(readings):
             meanings = " or ".join(sorted({reading.operation.name for reading in readings}))
             raise Unreadable("ambiguous_generation", meanings, _likelier(readings))
@@ -183,10 +188,3 @@ def _decode(generation: Generation, operation: Operation, frames: list[bytes]) -
     except BadPayload as error:
         raise Unreadable("bad_payload", str(error), reading) from None
     return reading
-
-
-def _remember(memory: "OrderedDict[K, Candidates]", key: K, value: Candidates, most: int) -> None:
-    memory[key] = value
-    memory.move_to_end(key)
-    if len(memory) > most:
-        memory.popitem(last=False)

@@ -36,6 +36,7 @@ _DESCRIPTORS_SPENT = (errno.EMFILE, errno.ENFILE)
 class Router:
     """Peers by their identity. Loop thread only.
 
+    `on_connected(identity, listener)` is told of a new peer, `on_gone(identity)` of its end;
     `on_message(identity, message)` serves a message; `on_dropped(reason, detail)` is told of
     peers that had to go. `post` runs a callback in the loop's next turn.
     """
@@ -44,18 +45,23 @@ class Router:
         self,
         max_message_bytes: int,
         max_frames: int,
+        on_connected: Callable[[bytes, Listener], None],
+        on_gone: Callable[[bytes], None],
         on_message: Callable[[bytes, Message], None],
         on_dropped: Callable[[str, str], None],
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_frames = max_frames
+        self._on_connected = on_connected
+        self._on_gone = on_gone
         self._on_message = on_message
         self._on_dropped = on_dropped
         self._post = post
         self._epoll = select.epoll()
-        self._listener: Listener | None = None
-        self._listening: dict[int, socket.socket] = {}  # by descriptor, while we accept
+        self._listeners: list[Listener] = []
+        # By descriptor, while connections are accepted.
+        self._listening: dict[int, tuple[socket.socket, Listener]] = {}
         self._peers: dict[bytes, Peer] = {}
         self._by_fd: dict[int, Peer] = {}
         self._nameless: dict[Peer, float] = {}  # not greeted yet, since when
@@ -67,8 +73,8 @@ class Router:
         self._floor = 0.0  # what the cheapest of those that are served has cost
 
     def listen(self, listener: Listener) -> None:
-        self._listener = listener
-        self._listen()
+        self._listeners.append(listener)
+        self._listen_on(listener)
 
     def fileno(self) -> int:
         """Readable when `on_readable` has something to do."""
@@ -79,7 +85,7 @@ class Router:
         for fd, events in self._epoll.poll(0):
             peer = self._by_fd.get(fd)
             if peer is None:
-                self._accept(self._listening.get(fd))
+                self._accept(fd)
             else:
                 if events & ~select.EPOLLIN:
                     self._flush(peer)
@@ -105,12 +111,14 @@ class Router:
         limit = time.monotonic() - _GREETING_SECONDS
         for peer in [peer for peer, since in self._nameless.items() if since < limit]:
             self._drop(peer)
-        self._listen()
+        if not self._listening:
+            for listener in self._listeners:
+                self._listen_on(listener)
 
     def close(self, seconds: float) -> None:
         """Stop listening; answers on their way get `seconds` to leave."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         deadline = time.monotonic() + seconds
         for peer in list(self._peers.values()):
             peer.socket.settimeout(max(0.001, deadline - time.monotonic()))
@@ -119,20 +127,20 @@ class Router:
             self._drop(peer)
         self._epoll.close()
 
-    def _listen(self) -> None:
-        if self._listener is not None and not self._listening:
-            self._listening = {each.fileno(): each for each in self._listener.sockets}
-            for fd in self._listening:
-                self._epoll.register(fd, select.EPOLLIN)
+    def _listen_on(self, listener: Listener) -> None:
+        for each in listener.sockets:
+            self._listening[each.fileno()] = each, listener
+            self._epoll.register(each, select.EPOLLIN)
 
     def _pause_listening(self) -> None:
         for fd in self._listening:
             self._epoll.unregister(fd)
         self._listening = {}
 
-    def _accept(self, listening: socket.socket | None) -> None:
-        if listening is None:
+    def _accept(self, fd: int) -> None:
+        if fd not in self._listening:
             return  # of a peer that has gone, or of a socket that is paused, in this turn
+        listening, listener = self._listening[fd]
         for _ in range(_ACCEPTED_A_TURN):
             try:
                 connection, _ = listening.accept()
@@ -148,9 +156,9 @@ class Router:
                 connection.close()
                 self._on_dropped("too_many_connections", f"{len(self._peers)} are open")
             else:
-                self._admit(connection)
+                self._admit(connection, listener)
 
-    def _admit(self, connection: socket.socket) -> None:
+    def _admit(self, connection: socket.socket, listener: Listener) -> None:
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             _tune(connection)
@@ -159,6 +167,7 @@ class Router:
         self._peers[identity] = self._by_fd[connection.fileno()] = peer
         self._nameless[peer] = time.monotonic()
         self._epoll.register(connection, peer.events)
+        self._on_connected(identity, listener)
         self._flush(peer)
 
     def _wants_to_run(self, peer: Peer) -> None:
@@ -258,6 +267,7 @@ class Router:
     def _drop(self, peer: Peer) -> None:
         if self._peers.pop(peer.identity, None) is None:
             return
+        self._on_gone(peer.identity)
         del self._by_fd[peer.socket.fileno()]
         self._epoll.unregister(peer.socket)
         peer.socket.close()

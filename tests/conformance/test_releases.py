@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
 from tests.support.old_clients import ENGINE, HANDLE, OldClient
+from tests.support.raw import RawClient, encode
 from tests.support.releases import RELEASES
-from tests.support.server import CHUNK_SIZE, Server, wait_until
+from tests.support.server import CHUNK_SIZE, Server, free_port, wait_until
 
 ON_A_CPU = RELEASES[RELEASES.index("0.4.7") :]
 HEARTBEAT = 1.0
@@ -106,6 +107,24 @@ def test_a_load_that_fails_is_computed_again(
         assert client.call("retrieve", prompt, target, "lost") == target
         client.call("shutdown")
     own_server.assert_no_leases()
+
+
+def test_a_port_of_its_own_for_a_release(
+    connect: Callable[[str], OldClient], new_server: Callable[..., Server]
+) -> None:
+    """Nothing has to be found out there: also a first request without a greeting is understood."""
+    port = free_port()
+    server = new_server("--client-ports", f"{port}=0.4.7").start()
+    # 9 with a request id ends a session up to 0.4.7, and asks for a result since 0.5.3.
+    answers = {}
+    for url in (server.url, f"tcp://127.0.0.1:{port}"):
+        with RawClient(url) as client:
+            answers[url] = client.exchange([encode(7), encode(9), encode("r")])[1:]
+    assert list(answers.values()) == [[encode(9), encode(0)], [encode(9)]]
+    old = connect("0.4.7")
+    old.start(f"tcp://127.0.0.1:{port}", "m", HANDLE)
+    old.round_trip(tokens(2), "r")
+    assert [worker["lmcache"] for worker in server.status()["workers"]] == ["0.4.7"]
 
 
 def test_a_client_that_was_told_to_give_up_loads_again_later(

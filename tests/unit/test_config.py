@@ -27,6 +27,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "hash_algorithm": ("blake3", "blake3", "sha256_cbor"),
     "supported_transfer_mode": ("engine_driven", "engine_driven", "pickle"),
     "client_generation": ("0.5.2", "0.5.2", "0.4.4"),
+    "client_ports": ("5556=0.5.2", ((5556, "0.5.2"),), "5556=0.4.4"),
     "shm_name": ("pool.A-1_b", "pool.A-1_b", "../etc/passwd"),
     "worker_reap_timeout_seconds": ("0", 0.0, "-1"),
     "worker_registration_grace_seconds": ("7200.5", 7200.5, "never"),

@@ -26,8 +26,8 @@ class Site:
         self.posted: list[Callable[[], None]] = []
         self.serve: Callable[[bytes, Message], None] = lambda identity, message: None
         self.router = Router(
-            LIMIT, 11, self._on_message, lambda reason, _: self.dropped.append(reason),
-            self.posted.append,
+            LIMIT, 11, lambda identity, listener: None, lambda identity: None, self._on_message,
+            lambda reason, _: self.dropped.append(reason), self.posted.append,
         )  # fmt: skip
         self.router.listen(Listener(f"ipc://{path}", 0o600))
         self.peers: list[RawPeer] = []
