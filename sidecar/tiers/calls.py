@@ -63,7 +63,7 @@ class Calls:
         self._timeout = timeout
         self._telemetry = telemetry
         self._on_changed = on_changed
-        self._under_way: set[_Call] = set()
+        self._under_way: dict[_Call, None] = {}  # the oldest first
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -86,12 +86,12 @@ class Calls:
 
         def ended(result: T | None, error: TierError | None) -> None:
             if call in self._under_way:
-                self._under_way.discard(call)
+                del self._under_way[call]
                 self._judge(call, error)
                 done(cast(T, result), error)
 
         call.give_up = lambda: ended(None, TierError("no_thread", "all threads are stuck"))
-        self._under_way.add(call)
+        self._under_way[call] = None
         side.breaker.begin()
         side.threads.submit(timed, ended)
 

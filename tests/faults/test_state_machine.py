@@ -127,6 +127,8 @@ class Machine(RuleBasedStateMachine):
         self.cleanup.enter_context(self.threads)
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.0))
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._LONGEST_PAUSE_SECONDS", 0.0))
+        self.seconds = 1000.0
+        self.cleanup.enter_context(patch("time.monotonic", self._clock))
         tags = (f"{number:012x}" for number in itertools.count())
         made = patch("sidecar.tiers.generations.secrets.token_hex", lambda size: next(tags))
         self.cleanup.enter_context(made)
@@ -150,6 +152,10 @@ class Machine(RuleBasedStateMachine):
         self.number = 0
         if filled:
             self._fill_l2()
+
+    def _clock(self) -> float:
+        self.seconds += 1e-6
+        return self.seconds
 
     def _fill_l2(self) -> None:
         """The run begins with objects in L2 and none in the L1."""
@@ -319,6 +325,10 @@ class Machine(RuleBasedStateMachine):
         for lane in self.bench.tiers.lanes:
             lane.tick(time.monotonic() + 1000)
 
+    @rule(seconds=st.sampled_from([7.0, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.seconds += seconds
+
     @rule()
     def lookups_are_overdue(self) -> None:
         self.bench.fire_timers()
@@ -448,6 +458,7 @@ class Machine(RuleBasedStateMachine):
         self.bench.tiers.prefetches.finish_all()
         self.leases_expire()
         for _ in range(8):
+            self.time_passes(40.0)
             self.all_calls_end()
             self.calls_are_overdue()
             self.bench.tick()
