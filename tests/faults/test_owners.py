@@ -149,6 +149,24 @@ def test_a_worker_whose_connection_breaks_goes_on_over_the_next(
     assert own_server.metrics().total("lmcache_mp_registrations_total") == 1
 
 
+def test_a_proxy_that_keeps_the_old_connection_open(own_server: Server, hop: Hop) -> None:
+    """The worker is refused over its new one, and computes, until the proxy closes the old one."""
+    hop.lingers = True
+    with RawClient(hop.url) as client:
+        worker = RawWorker(client, "m", 1)
+        worker.register()
+        hop.cut()
+        wait_until(lambda: is_answered(client), "the client connected again")
+        key = make_key(list(range(128)), 0, 128, model="m")
+        assert worker.store(key, range(1, 9))[1] is False
+        assert [client.call("ping", 1) for _ in range(2)] == [True, True]
+        hop.lingers = False
+        hop.cut()
+        wait_until(lambda: is_answered(client), "the client connected once more")
+        worker.prove(list(range(128)), own_server.chunk_size)
+        worker.close()
+
+
 def is_answered(client: RawClient) -> bool:
     """What was sent into the broken connection is lost."""
     with suppress(NoReply):
