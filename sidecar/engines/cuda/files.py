@@ -133,14 +133,21 @@ class FileCopy:
 def _open(path: str, is_store: bool) -> int:
     """A descriptor, without O_DIRECT where the file system has none. Raises OSError.
 
-    No link is followed, and no FIFO waited for that has come under the path.
+    No FIFO is waited for that has come under the path, and what is no file of this name is
+    refused. (cuFile takes no descriptor that was opened with O_NOFOLLOW.)
     """
-    flags = (os.O_RDWR if is_store else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = (os.O_RDWR if is_store else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(path, flags | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         fd = os.open(path, flags)
-    os.set_blocking(fd, True)
+    try:
+        if not os.path.samestat(os.fstat(fd), os.lstat(path)):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        os.set_blocking(fd, True)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
