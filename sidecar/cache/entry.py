@@ -1,7 +1,6 @@
 """One cached object and the space it lives in."""
 
 from enum import StrEnum
-from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
@@ -46,14 +45,6 @@ class IllegalStep(AssertionError):
     """The server has a bug: what was asked for would break an invariant, and was not done."""
 
 
-class StoredFile(NamedTuple):
-    """Where the bytes of an object are, and their xxh3_128 (16 bytes; empty: not written yet)."""
-
-    path: str
-    offset: int
-    digest: bytes
-
-
 class Space:
     """The objects of one (model, rank, salt, layout), by chunk hash."""
 
@@ -81,8 +72,6 @@ class Entry:
     __slots__ = (
         "cold",
         "end",
-        "file",
-        "file_failed",
         "hash",
         "leases",
         "missing",
@@ -98,11 +87,6 @@ class Entry:
         "stored_at",
         "used_at",
     )
-
-    @property
-    def in_arena(self) -> bool:
-        """Whether it has a slot there: else GPUs move it from or to a file themselves."""
-        return self.end > self.start
 
     @property
     def evictable(self) -> bool:
@@ -127,8 +111,6 @@ class Entry:
         self.missing = missing
         self.sealed = False
         self.cold = False
-        self.file: StoredFile | None = None
-        self.file_failed = False
         self.state = State.WRITING
         self.leases = 0
         self.pins = 0

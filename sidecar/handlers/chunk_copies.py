@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sidecar.cache.entry import Entry
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
+from sidecar.gds.entry import FileEntry
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey
@@ -22,7 +22,7 @@ class Chunk(NamedTuple):
     hash: bytes
     blocks: list[Blocks]
     missing: frozenset[int]
-    failed: Entry | None = None
+    failed: FileEntry | None = None
 
 
 def chunks_of(

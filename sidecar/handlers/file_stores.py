@@ -8,6 +8,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.engines.memory import ChunkCopy
 from sidecar.flow import Outcome
+from sidecar.gds.entry import FileEntry
 from sidecar.handlers.chunk_copies import Chunk
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.direct_stores import DirectStores
@@ -27,8 +28,9 @@ class FileStores:
         Returns what to copy into them, what others are writing, and which chunks are left for
         the L1. A chunk whose file could not be made names it as `failed`: `replace` it.
         """
-        claimed: list[tuple[Chunk, Entry]] = []
-        others, left = [], []
+        claimed: list[tuple[Chunk, FileEntry]] = []
+        others: list[Entry] = []
+        left = []
         for chunk in chunks:
             claim = None
             if not (chunk.missing or self._l1.knows(place, chunk.hash)):
@@ -55,17 +57,20 @@ class FileStores:
         ]
         return copies, others, left
 
-    def replace(self, failed: Entry, entry: Entry | None) -> None:
+    def replace(self, failed: FileEntry, entry: Entry | None) -> None:
         """Who waits for a file that could not be made waits for `entry` from now on."""
         failed.settle(entry)
         self._stores.give_up([failed])
 
     def give_up(self, copies: list[ChunkCopy]) -> None:
         """The copies have failed, or nobody may find what they have written."""
-        self._stores.give_up([copy.entry for copy in copies])
+        self._stores.give_up(_entries(copies))
 
     def publish(self, copies: list[ChunkCopy]) -> list[Entry]:
         """The GPU has written these; each settles when its file has its name, or too late."""
-        entries = [copy.entry for copy in copies]
-        self._stores.publish(entries)
-        return entries
+        self._stores.publish(_entries(copies))
+        return [copy.entry for copy in copies]
+
+
+def _entries(copies: list[ChunkCopy]) -> list[FileEntry]:
+    return [copy.entry for copy in copies if isinstance(copy.entry, FileEntry)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
@@ -48,12 +49,14 @@ class Retrieves:
             tables = block_tables(core, instance, key, block_ids)
             del block_ids  # they may be many, and the copy may have to wait
             place = space_of(key, key.worker_id or 0, instance.fingerprint)
+            moves_files = memory.moves_files
             copies = self._find(instance, place, key, hashes, tables, skip_first_n_tokens)
-            with core.transfer(instance), core.pinned([copy.entry for copy in copies]):
+            in_l1 = [copy.entry for copy in copies]
+            with core.transfer(instance), core.pinned(in_l1):
                 loaded = not copies or await called_back(partial(memory.load, copies, event))
-                self._count_reuse(copies)
-                if memory.moves_files:
-                    core.tiers.loads.direct.ended([copy.entry for copy in copies])
+                if moves_files:
+                    in_l1 = core.tiers.loads.direct.ended(in_l1)
+                self._count_reuse(in_l1)
                 if loaded:
                     core.l1.touch(place, hashes)
         finally:
@@ -63,6 +66,7 @@ class Retrieves:
             )
         if not (loaded and core.registry.holds(instance)):
             raise Refused("forgotten" if loaded else "copy_failed")
+        core.telemetry.l1_read_chunks.add(len(in_l1))
         self._count(instance, key, copies, began)
         if not request.reply((request.done_event, True)):
             # It waits for this answer for ever, unless it is made to give up and register again.
@@ -115,8 +119,6 @@ class Retrieves:
         self, instance: Instance, key: CacheKey, copies: list[ChunkCopy], began: float
     ) -> None:
         telemetry = self._core.telemetry
-        in_l1 = sum(copy.entry.file is None for copy in copies)
-        telemetry.l1_read_chunks.add(in_l1)
         telemetry.num_chunks_loaded.add(
             len(copies), str(shown(instance.id)), key.model_name, key.cache_salt
         )
@@ -128,8 +130,7 @@ class Retrieves:
             1, "l1_retrieve", "not_found", instance.model_name
         )
 
-    def _count_reuse(self, copies: list[ChunkCopy]) -> None:
-        """One chunk stands for the request: they are all used together."""
-        entry = next((copy.entry for copy in copies if copy.entry.file is None), None)
-        if entry is not None:
-            self._core.telemetry.l1_chunk_reuse_gap.record(self._core.now() - entry.used_at)
+    def _count_reuse(self, entries: list[Entry]) -> None:
+        if entries:  # one chunk stands for the request: they are all used together
+            gap = self._core.now() - entries[0].used_at
+            self._core.telemetry.l1_chunk_reuse_gap.record(gap)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, Space, State, StoredFile
+from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
+from sidecar.gds.entry import FileEntry, StoredFile
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.base import TierError
@@ -31,7 +32,7 @@ class _Read:
     `outdated`: something else was stored meanwhile, so what was read says nothing of it.
     """
 
-    entry: Entry
+    entry: FileEntry
     name: ObjectName
     lane: Lane
     parent: Span
@@ -74,7 +75,7 @@ class DirectReads:
 
     def begin(self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span) -> Entry:
         """Have the header of an object read that `find` does not know. `pump` begins that."""
-        entry = Entry(Space(space), name.hash, range(0), 0, size)
+        entry = FileEntry(space, name.hash, size)
         entry.settled = Outcome()
         read = self._reads[space, name.hash] = _Read(entry, name, lane, span)
         self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
@@ -91,13 +92,14 @@ class DirectReads:
                 else:
                     self._drop(read)
 
-    def ended(self, entries: Sequence[Entry]) -> None:
-        """GPUs are through with these, or could not read them."""
-        for entry in entries:
+    def ended(self, entries: Sequence[Entry]) -> list[Entry]:
+        """GPUs are through with these, or could not read them. Returns those of the L1."""
+        in_files = [entry for entry in entries if isinstance(entry, FileEntry)]
+        for entry in in_files:
             read = self._reads.get((entry.space.key, entry.hash))
             if read is None or read.entry is not entry:
                 continue  # forgotten meanwhile
-            if entry.file_failed:
+            if entry.failed:
                 model = entry.space.key.model_name
                 self._telemetry.l2_prefetch_failure_chunks.add(1, "gpu_read", model)
                 self._avoid(read.name)
@@ -105,6 +107,7 @@ class DirectReads:
                 label = read.lane.label
                 self._telemetry.l2_prefetch_load_completed_chunks.add(1, label)
                 self._telemetry.l2_transfer_bytes.add(entry.size, "load", label)
+        return [entry for entry in entries if not isinstance(entry, FileEntry)]
 
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What must not be evicted from a lane now."""

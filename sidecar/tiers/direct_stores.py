@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, Space, StoredFile
 from sidecar.cache.keys import SpaceKey
+from sidecar.gds.entry import FileEntry, StoredFile
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.adapters.directory import Files
@@ -29,7 +29,7 @@ _AGAIN_SECONDS = 60.0  # after which GPUs are asked again when one could not wri
 class _Store:
     """An object on its way to `lane`, where it takes `size` bytes. `batch`: its request's."""
 
-    entry: Entry
+    entry: FileEntry
     name: ObjectName
     lane: Lane
     size: int
@@ -89,7 +89,7 @@ class DirectStores:
 
     def claim(
         self, space: SpaceKey, chunk_hash: bytes, size: int
-    ) -> tuple[Entry | None, bool] | None:
+    ) -> tuple[FileEntry | None, bool] | None:
         """An object to store, for `prepare`: (entry, True); or who stores it already:
         (entry, False); (None, False) if it is in its file. None: it has to go through the L1.
         """
@@ -103,10 +103,10 @@ class DirectStores:
         if name in lane.catalog and name not in lane.catalog.suspects:
             lane.catalog.touch(name)
             return None, False
-        entry = Entry(Space(space), chunk_hash, range(0), 0, size)
+        entry = FileEntry(space, chunk_hash, size)
         return (entry, True) if self._begin(lane, name, entry) else None
 
-    def prepare(self, entries: Sequence[Entry], span: Span, then: Callable[[], None]) -> None:
+    def prepare(self, entries: Sequence[FileEntry], span: Span, then: Callable[[], None]) -> None:
         """Make the files, then call back: those without `file` cannot be stored this way.
 
         `span` is of the request that brought them, at least one.
@@ -120,7 +120,7 @@ class DirectStores:
             self._make_file(store, making)
         self._in_time(making.expire)
 
-    def publish(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[FileEntry]) -> None:
         """GPUs have written these. Each settles when it is there, and when that takes too long."""
 
         def expire() -> None:
@@ -132,7 +132,7 @@ class DirectStores:
         if entries:
             self._in_time(expire)
 
-    def give_up(self, entries: Iterable[Entry]) -> None:
+    def give_up(self, entries: Iterable[FileEntry]) -> None:
         """These do not become objects; only a GPU that failed may still write to their files."""
         for entry in entries:
             store = self._of(entry)
@@ -140,9 +140,9 @@ class DirectStores:
                 self._end(store, "no file")
                 continue
             _discard(store.lane, entry.file.path)
-            if entry.file_failed:
+            if entry.failed:
                 self._off_until = time.monotonic() + _AGAIN_SECONDS
-            self._drop(store, "gpu_write" if entry.file_failed else "aborted")
+            self._drop(store, "gpu_write" if entry.failed else "aborted")
 
     def _allows(self, lane: Lane, name: ObjectName, size: int) -> bool:
         """Whether it may go this way, for all that is known now."""
@@ -151,7 +151,7 @@ class DirectStores:
         works = lane.writes.allows() and lane.reads.allows()
         return works and self._loads.direct.allows(lane, name, size)
 
-    def _begin(self, lane: Lane, name: ObjectName, entry: Entry) -> bool:
+    def _begin(self, lane: Lane, name: ObjectName, entry: FileEntry) -> bool:
         """False if there is no room, or somebody else is changing what is under this name."""
         size = HEADER_BYTES + aligned(entry.size)
         if not lane.removal.begin_change(name):
@@ -163,7 +163,7 @@ class DirectStores:
         self._stores[name] = _Store(entry, name, lane, size, lane.generation)
         return True
 
-    def _of(self, entry: Entry) -> _Store:
+    def _of(self, entry: FileEntry) -> _Store:
         return self._stores[object_name(entry.space.key, entry.hash)]
 
     def _in_time(self, callback: Callable[[], None]) -> None:

@@ -26,7 +26,7 @@ def test_what_a_gpu_could_not_write_is_not_there(site: Site) -> None:
     """All go through the L1 for a while."""
     entries = site.begin(1, 2)
     for entry in entries:
-        entry.file_failed = True
+        entry.failed = True
     site.stores.give_up(entries)
     assert [entry.state for entry in entries] == [State.GONE] * 2
     assert not site.has(1) and site.counted("gpu_write") == 2
@@ -37,7 +37,7 @@ def test_what_a_gpu_could_not_write_is_not_there(site: Site) -> None:
 def test_gpus_are_asked_again_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_stores, "_AGAIN_SECONDS", 0.0)
     (entry,) = site.begin(1)
-    entry.file_failed = True
+    entry.failed = True
     site.stores.give_up([entry])
     site.store(1)
     assert site.has(1)

@@ -53,7 +53,7 @@ def look_up(bench: Bench, *numbers: int) -> tuple[int, Lookup]:
 def fail(bench: Bench, *entries: Entry) -> None:
     """A GPU could not read these."""
     for entry in entries:
-        entry.file_failed = True
+        entry.failed = True
     bench.tiers.loads.direct.ended(entries)
 
 

@@ -21,9 +21,10 @@ ALLOWED = {
     "telemetry": set(),
     "nixl": set(),
     "shared_libraries": set(),
-    "engines": {"cache", "nixl"},
-    "tiers": {"cache", "flow", "nixl", "shared_libraries", "telemetry"},
-    "handlers": {"cache", "engines", "flow", "tiers", "wire", "telemetry", "config"},
+    "gds": {"cache"},
+    "engines": {"cache", "gds", "nixl"},
+    "tiers": {"cache", "flow", "gds", "nixl", "shared_libraries", "telemetry"},
+    "handlers": {"cache", "engines", "flow", "gds", "tiers", "wire", "telemetry", "config"},
     "admin": {"config", "handlers", "listeners", "loop", "telemetry", "tiers"},
     "app": {
         *("addresses", "admin", "cache", "config", "engines", "handlers", "limits", "loop"),

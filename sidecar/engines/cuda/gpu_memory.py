@@ -13,6 +13,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.protocol import FileObject, Move, Moved, MoveFiles, Unmap
 from sidecar.engines.memory import Blocks, ChunkCopy
+from sidecar.gds.entry import FileEntry
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,8 @@ class GpuMemory:
         on_done: Callable[[bool], None],
         is_store: bool,
     ) -> None:
-        below = [copy for copy in copies if copy.entry.file is not None]
-        above = [copy for copy in copies if copy.entry.file is None]
+        below = [copy for copy in copies if isinstance(copy.entry, FileEntry)]
+        above = [copy for copy in copies if not isinstance(copy.entry, FileEntry)]
         if below and above:
             on_done = _both(on_done)
         if above:
@@ -104,7 +105,8 @@ class GpuMemory:
         self, end: Callable[[bool], None], is_store: bool, entries: list[Entry], moved: Moved
     ) -> None:
         for entry in entries:
-            entry.file_failed |= moved.file_failed
+            if isinstance(entry, FileEntry):
+                entry.failed |= moved.file_failed
         nbytes = sum(entry.size for entry in entries)
         direction = "store" if is_store else "load"
         if moved.error is None:
@@ -119,7 +121,7 @@ class GpuMemory:
 def _take_digests(entries: Sequence[Entry], digests: Sequence[bytes]) -> None:
     """These have been written to their files."""
     for entry, digest in zip(entries, digests, strict=True):
-        assert entry.file is not None
+        assert isinstance(entry, FileEntry) and entry.file is not None
         entry.file = entry.file._replace(digest=digest)
 
 
@@ -139,7 +141,7 @@ def _objects(copies: Sequence[ChunkCopy]) -> list[FileObject]:
     return [
         FileObject(file.path, file.offset, copy.entry.size, file.digest)
         for copy in copies
-        if (file := copy.entry.file) is not None
+        if isinstance(copy.entry, FileEntry) and (file := copy.entry.file) is not None
     ]
 
 
