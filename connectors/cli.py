@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from connectors import hazards, lmcache_v1, roles, versions
+from connectors import hazards, lmcache_v1, pairs, roles, versions
 from connectors.arguments import compact
 from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import BufferDevice, Nixl
-from connectors.option_types import port
+from connectors.option_types import package_version, port
 from connectors.roles import Handoff, Role
 from connectors.worker import DEFAULT_PORTS, Ports, Program, Worker, command, needs
 
@@ -49,9 +49,9 @@ def run(given: argparse.Namespace, user_arguments: Sequence[str]) -> int:
     Raises ConnectorError where no worker could run with it.
     """
     transfer = _nixl(given)
-    config = _config(given, transfer)
+    have = _versions(given)
+    config = _config(given, transfer, versions.client(have or {}))
     program = given.program if given.command == "worker-args" else None
-    have = None if given.skip_version_check else versions.installed()
     if have:
         versions.check(needs(config, program, given.role), have)
     if given.command == "connector":
@@ -59,7 +59,7 @@ def run(given: argparse.Namespace, user_arguments: Sequence[str]) -> int:
         return 0
     worker = _worker(given, config, transfer)
     line = command(worker, user_arguments)
-    python = sys.executable if have else ""
+    python = sys.executable if have and not given.packages else ""
     unchecked = hazards.check(worker, line, have, given.salted_requests, python)
     for warning in (*line.conflicts, *unchecked):
         _warn(warning)
@@ -71,7 +71,14 @@ def _warn(text: str) -> None:
     print(f"kv-sidecar: warning: {text}", file=sys.stderr)
 
 
-def _config(given: argparse.Namespace, transfer: Nixl) -> dict[str, Any] | None:
+def _versions(given: argparse.Namespace) -> versions.Installed | None:
+    """What the worker has, as far as it is known."""
+    if given.packages:
+        return pairs.assumed(dict(given.packages))
+    return None if given.skip_version_check else versions.installed()
+
+
+def _config(given: argparse.Namespace, transfer: Nixl, client: str) -> dict[str, Any] | None:
     if given.lmcache_config and given.role in _V1_ROLES:
         return lmcache_v1.kv_transfer_config(_V1_ROLES[given.role])
     server = CacheServer(
@@ -81,9 +88,10 @@ def _config(given: argparse.Namespace, transfer: Nixl) -> dict[str, Any] | None:
         transfer_mode=given.transfer_mode,
         heartbeat_seconds=given.heartbeat,
         timeout_seconds=given.timeout,
+        client=client,
     )
     for address in server.ipv6_addresses:
-        _warn(f"the client of lmcache 0.5.6 connects by IPv4 only, and never to {address}")
+        _warn(f"lmcache's client connects by IPv4 only, and never to {address}")
     return roles.kv_transfer_config(given.role, server, transfer, given.handoff)
 
 
@@ -118,6 +126,7 @@ def _worker(given: argparse.Namespace, config: dict[str, Any] | None, transfer: 
 
 def _add_connector_options(parser: argparse.ArgumentParser) -> None:
     _add_role(parser.add_argument)
+    _add_versions(parser.add_mutually_exclusive_group().add_argument)
     _add_sidecar(parser.add_argument_group("sidecar").add_argument)
     _add_transfer(parser.add_argument_group("transfer").add_argument)
 
@@ -135,9 +144,25 @@ def _add_role(add: Callable[..., Any]) -> None:
         choices=get_args(Handoff),
         default="nixl",
         metavar="WAY",
-        help="prefill to decode: nixl (default), or cache: the sidecar",
+        help="prefill to decode: nixl (default), or cache",
     )
-    add("--skip-version-check", action="store_true", help="the worker runs somewhere else")
+
+
+def _add_versions(add: Callable[..., Any]) -> None:
+    add(
+        "--for",
+        dest="packages",
+        action="append",
+        type=package_version,
+        default=[],
+        metavar="P==V",
+        help="what a worker elsewhere has: vllm==0.26.0; repeatable",
+    )
+    add(
+        "--skip-version-check",
+        action="store_true",
+        help="the worker runs somewhere else, nobody knows with what",
+    )
 
 
 def _add_sidecar(add: Callable[..., Any]) -> None:
@@ -155,7 +180,7 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
     )
     add("--timeout", type=float, default=server.timeout_seconds, metavar="S", help=seconds)
     add("--heartbeat", type=float, default=server.heartbeat_seconds, metavar="S", help=seconds)
-    add("--lmcache-config", metavar="FILE", default="", help="LMCacheConnectorV1 with it instead")
+    add("--lmcache-config", metavar="F", default="", help="LMCacheConnectorV1 with it instead")
 
 
 def _add_transfer(add: Callable[..., Any]) -> None:

@@ -51,7 +51,9 @@ def of_latent_model(mode: str, have: Installed | None) -> Hazard | None:
     lmcache 0.5.6 moves the KV cache to shared memory, and vLLM 0.32's MLA layers go on with the
     memory from before.
     """
-    if mode != "lmcache_driven" or have is None or "cpu" not in (have["vllm"] or ""):
+    handle_mode = ("lmcache_driven", lmcache_mp.MODES_OF_0_4_7["lmcache_driven"])
+    on_cpu = have is not None and "cpu" in (have.get("vllm") or "")
+    if mode not in handle_mode or not on_cpu:
         return None
     return Hazard(
         "an MLA model in mode lmcache_driven",
@@ -66,7 +68,7 @@ def of_images(options: Options, have: Installed | None) -> Hazard | None:
     `lmcache_mp_connector.py` of lmcache 0.4.5 to 0.5.2 leaves placeholders as they are;
     `hex_hash_to_int16` in `utils.py` of 0.5.3 and 0.5.4 puts 16 bits in their place.
     """
-    client = have["lmcache"] if have else None
+    client = have.get("lmcache") if have else None
     if client is None or meets(client, "0.5.5") or _on(options, "--language-model-only"):
         return None
     return Hazard(

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from connectors.errors import ConnectorError
+from connectors.versions import meets
 
 TransferMode = Literal["auto", "engine_driven", "lmcache_driven"]
 NAME = "LMCacheMPConnector"
 TRANSFER_MODE = "lmcache.mp.mp_transfer_mode"
+SERVER_URLS = "lmcache.mp.server_urls"
+# What lmcache 0.4.7 calls the modes; it ends over another name.
+MODES_OF_0_4_7 = {"auto": "auto", "engine_driven": "data", "lmcache_driven": "handle"}
 _TRANSPORTS = ("tcp://", "ipc://")
 
 
@@ -21,7 +25,8 @@ class CacheServer:
     worker's ranks, all with one chunk size.
 
     `engine_driven` has the worker copy its KV, `lmcache_driven` the sidecar; `auto` leaves it to
-    the worker's device. A worker notices a dead sidecar, and its return, within
+    the worker's device. `client` is the worker's release of lmcache, which decides what it reads;
+    empty for a current one. A worker notices a dead sidecar, and its return, within
     `heartbeat_seconds`; the sidecar forgets it after `--worker-reap-timeout-seconds` of silence.
 
     What waits for an answer when the sidecar dies stands still until a new sidecar answers or
@@ -38,6 +43,7 @@ class CacheServer:
     transfer_mode: TransferMode = "auto"
     heartbeat_seconds: float = 10.0
     timeout_seconds: float = 60.0
+    client: str = ""
 
     def __post_init__(self) -> None:
         for address in (self.host, *self.urls):
@@ -59,8 +65,8 @@ class CacheServer:
 
     @property
     def ipv6_addresses(self) -> list[str]:
-        """Those that the client of lmcache 0.5.6 never reaches: its sockets are IPv4 ones
-        (`transport/zmq_impl/mq.py` does not set ZMQ_IPV6), and it waits.
+        """Those that lmcache's client never reaches: its sockets are IPv4 ones (`mq.py` does not
+        set ZMQ_IPV6, 0.4.5 to 0.5.6), and it waits.
         """
         addresses = self.urls or (_bracketed(self.host),)
         return [address for address in addresses if address.startswith("tcp://[")]
@@ -79,8 +85,9 @@ def _bracketed(host: str) -> str:
 def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
     """The config of a worker that both stores its KV in the sidecar and loads it from there.
 
-    The keys are those that lmcache 0.5.6 reads: the addresses in `lmcache_mp_connector.py`, the
-    others in `ExtraConfigDefault` of `vllm_multi_process_adapter.py`.
+    The keys are those that the client reads: the addresses in `lmcache_mp_connector.py`, the
+    others in `ExtraConfigDefault` of `vllm_multi_process_adapter.py`. What the user asks for is
+    there in any case, and `worker.needs` tells what can be done with it.
     """
     return {
         "kv_connector": NAME,
@@ -92,7 +99,7 @@ def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
         "kv_connector_module_path": "lmcache.integration.vllm.lmcache_mp_connector",
         "kv_connector_extra_config": {
             **_addresses(server),
-            TRANSFER_MODE: server.transfer_mode,
+            **_transfer_mode(server),
             "lmcache.mp.heartbeat_interval": server.heartbeat_seconds,
             "lmcache.mp.mq_timeout": server.timeout_seconds,
         },
@@ -101,5 +108,14 @@ def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
 
 def _addresses(server: CacheServer) -> dict[str, Any]:
     if server.urls:
-        return {"lmcache.mp.server_urls": list(server.urls)}
+        return {SERVER_URLS: list(server.urls)}
     return {"lmcache.mp.host": _bracketed(server.host), "lmcache.mp.port": server.port}
+
+
+def _transfer_mode(server: CacheServer) -> dict[str, str]:
+    mode: str = server.transfer_mode
+    if server.client and not meets(server.client, "0.5.0"):
+        if mode == "auto" and not meets(server.client, "0.4.7"):
+            return {}
+        mode = MODES_OF_0_4_7[mode]
+    return {TRANSFER_MODE: mode}

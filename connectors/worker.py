@@ -118,11 +118,12 @@ def connectors_of(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 def needs(config: dict[str, Any] | None, program: Program | None, role: Role) -> set[Need]:
     """What the worker's environment must be able to do; no program leaves Dynamo out."""
     names = connectors_of(config)
-    mode = names.get(lmcache_mp.NAME, {}).get(lmcache_mp.TRANSFER_MODE)
+    settings = names.get(lmcache_mp.NAME, {})
     one_of_a_pair = program == "dynamo" and role in ("prefill", "decode")
     found: dict[Need, bool] = {
         "the sidecar's client": lmcache_mp.NAME in names,
-        "transfers by the sidecar": mode == "lmcache_driven",
+        "a choice of the transfer mode": settings.get(lmcache_mp.TRANSFER_MODE, "auto") != "auto",
+        "a worker with several sidecars": bool(settings.get(lmcache_mp.SERVER_URLS)),
         "LMCacheConnectorV1": lmcache_v1.NAME in names,
         "a transfer over NIXL": nixl.NAME in names,
         "a Dynamo worker": program == "dynamo",

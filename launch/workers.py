@@ -38,7 +38,7 @@ def workers(
     programs: list[Program] = []
     conflicts: list[str] = []
     for index, (name, role) in enumerate(_names(setting)):
-        spec = _spec(setting, role, cache, ports)
+        spec = _spec(setting, role, cache, ports, versions.client(have))
         versions.check(worker.needs(spec.config, spec.program, role), have)
         port = _http_port(setting, index, spec, ports)
         command = worker.command(spec, _arguments(setting, port))
@@ -61,9 +61,9 @@ def _names(setting: Setting) -> Iterator[tuple[str, Role]]:
             yield f"{name}-{index}", role
 
 
-def _spec(setting: Setting, role: Role, cache: Program, ports: Ports) -> worker.Worker:
+def _spec(setting: Setting, role: Role, cache: Program, ports: Ports, client: str) -> worker.Worker:
     options = setting.options
-    server = CacheServer(port=cache.ports["mp"], transfer_mode=options.transfer_mode)
+    server = CacheServer(port=cache.ports["mp"], transfer_mode=options.transfer_mode, client=client)
     transfer = Nixl(buffer_device="cpu" if setting.on_cpu else None)
     return worker.Worker(
         model=setting.model,

@@ -195,3 +195,15 @@ def generation_of(release: str) -> Generation:
         if generation.first <= release <= generation.last:
             return generation
     raise KeyError(release)
+
+
+def advice(generation: Generation, operation: Operation, payloads: int) -> str:
+    """Which release to take instead of one that sends this and is not served; "" for no such one.
+
+    0.4.4 has the ids of 0.4.5, and one payload less in a registration than any release after it.
+    """
+    if operation.name == "register_kv_cache" and payloads == len(_REGISTER) - 1:
+        return "lmcache 0.4.4 is not served: 0.4.5 or newer is"
+    if not operation.served and OPERATIONS[operation.name].served:
+        return f"lmcache {generation.releases} sends pickles without a GPU: take 0.4.7 or newer"
+    return ""

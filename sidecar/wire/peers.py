@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.wire.generations import GENERATIONS, NEWEST, Generation
+from sidecar.wire.generations import GENERATIONS, NEWEST, Generation, advice
 from sidecar.wire.messages import BadPayload, CacheKey
 from sidecar.wire.operations import Operation
 
@@ -102,7 +102,11 @@ class Peers:
         self._speaking[client] = tuple(reading.generation for reading in readings)
         if _disagree(readings):
             meanings = " or ".join(sorted({reading.operation.name for reading in readings}))
-            raise Unreadable("ambiguous_generation", meanings, _likelier(readings))
+            raise Unreadable(
+                "ambiguous_generation",
+                f"{meanings}: --client-generation fixes the release of lmcache",
+                _likelier(readings),
+            )
         return Reading(readings[0].generation, readings[-1].operation, readings[-1].payloads)
 
     def _is_remembered(self, reading: Reading) -> bool:
@@ -182,9 +186,10 @@ def _unreadable(candidates: Candidates, op: bytes, frames: list[bytes]) -> Unrea
 def _decode(generation: Generation, operation: Operation, frames: list[bytes]) -> Reading:
     reading = Reading(generation, operation, [])
     if not operation.served:
-        raise Unreadable("not_served", "", reading)
+        raise Unreadable("not_served", advice(generation, operation, len(frames)), reading)
     try:
         reading.payloads = operation.decode(frames)
     except BadPayload as error:
-        raise Unreadable("bad_payload", str(error), reading) from None
+        detail = advice(generation, operation, len(frames)) or str(error)
+        raise Unreadable("bad_payload", detail, reading) from None
     return reading

@@ -102,7 +102,7 @@ class Sandbox:
         yield r"^(kv-sidecar status .*--watch \d+)", r"timeout -s INT 2 \1 || test $? = 124"
         yield r"kv-sidecar connector ", rf"\g<0>--port {self.port} "
         # The page means a worker's environment, which has Dynamo.
-        yield r"kv-sidecar worker-args ", r"\g<0>--skip-version-check "
+        yield r"kv-sidecar worker-args (?!.*--for )", r"\g<0>--skip-version-check "
         yield r"127\.0\.0\.1:8080", f"127.0.0.1:{self.http_port}"
         yield r"127\.0\.0\.1:8000", self._openai
         yield r"--prometheus-port \d+", f"--prometheus-port {free_port()}"

@@ -1,6 +1,10 @@
 """What is refused for the versions in a worker's environment, and what the user is told."""
 
+import contextlib
+import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,9 +12,12 @@ from connectors import roles
 from connectors.errors import ConnectorError
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
+from connectors.pairs import PAIRS, Pair, assumed
 from connectors.roles import Handoff, Role
 from connectors.versions import FACTS, GATES, Package, check
 from connectors.worker import Program, needs
+from sidecar.cli import main
+from tests.support.releases import RELEASES, folder
 
 DOCS = Path(__file__).parents[2] / "docs" / "connectors.md"
 CURRENT: dict[Package, str | None] = {
@@ -43,17 +50,30 @@ def test_current_versions_can_do_every_role(role: Role, handoff: Handoff) -> Non
 
 
 def test_old_lmcache_is_named_with_what_to_install() -> None:
-    said = refusal({"lmcache": "0.5.4"}, "prefill")
+    said = refusal({"lmcache": "0.4.4"}, "prefill")
 
-    assert "0.5.4 is installed" in said
-    assert said.endswith("pip install 'lmcache>=0.5.5'")
+    assert "the worker has 0.4.4" in said
+    assert said.endswith("pip install 'lmcache>=0.4.5'")
 
 
-def test_transfers_by_the_sidecar_need_a_newer_client_than_those_by_the_worker() -> None:
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_served_release_can_do_what_it_can(release: str) -> None:
+    have: dict[Package, str | None] = {"vllm": "0.26.0", "lmcache": release}
+    assert refusal(have, "aggregated") == ""
+    # Without a GPU what older ones send is pickles.
+    said = refusal({**have, "vllm": "0.26.0+cpu"}, "aggregated")
+    assert ("'lmcache>=0.4.7'" in said) == (release < "0.4.7")
+
+
+def test_what_a_client_does_not_read_cannot_be_asked_of_it() -> None:
     driven = CacheServer(transfer_mode="lmcache_driven")
+    several = CacheServer(urls=("tcp://a:5555", "tcp://b:5555"))
+    gpu: dict[Package, str | None] = {"vllm": "0.23.0"}
 
-    assert "0.5.6" in refusal({"lmcache": "0.5.5"}, "aggregated", server=driven)
-    assert refusal({"lmcache": "0.5.5"}, "aggregated") == ""
+    assert "'lmcache>=0.4.7'" in refusal({**gpu, "lmcache": "0.4.6"}, "aggregated", server=driven)
+    assert refusal({**gpu, "lmcache": "0.4.7"}, "aggregated", server=driven) == ""
+    assert "'lmcache>=0.5.0'" in refusal({**gpu, "lmcache": "0.4.7"}, "aggregated", server=several)
+    assert refusal({**gpu, "lmcache": "0.5.0"}, "aggregated", server=several) == ""
 
 
 def test_decode_does_not_need_what_it_does_not_use() -> None:
@@ -82,6 +102,80 @@ def test_nothing_is_refused_where_no_worker_runs() -> None:
     nothing: dict[Package, str | None] = dict.fromkeys(CURRENT)
 
     assert refusal(nothing, "prefill") == ""
+
+
+def test_nothing_is_refused_for_a_package_of_which_nothing_is_known() -> None:
+    config = roles.kv_transfer_config("prefill", CacheServer(), Nixl())
+    check(needs(config, "dynamo", "prefill"), {})
+    with pytest.raises(ConnectorError, match=r"lmcache>=0\.4\.5"):
+        check({"the sidecar's client"}, {"lmcache": "0.4.4"})
+
+
+def config_for(*arguments: str) -> dict[str, Any]:
+    """The client's settings that `connector` prints for a worker elsewhere."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["connector", "--role", "aggregated", *arguments]) == 0
+    settings: dict[str, Any] = json.loads(out.getvalue())["kv_connector_extra_config"]
+    return settings
+
+
+MODE = "lmcache.mp.mp_transfer_mode"
+
+
+@pytest.mark.parametrize("release", [*RELEASES, "0.5.6"])
+def test_a_worker_elsewhere_gets_what_its_client_reads(release: str) -> None:
+    source = folder(release) / "lmcache/integration/vllm" if release != "0.5.6" else None
+    for mode in ("auto", "lmcache_driven"):
+        if (release, mode) in (("0.4.5", "lmcache_driven"), ("0.4.6", "lmcache_driven")):
+            continue  # refused
+        settings = config_for("--for", f"lmcache=={release}", "--transfer-mode", mode)
+        if source is not None:
+            text = "".join(file.read_text() for file in source.glob("*.py"))
+            for key in settings:
+                assert key in text or key.removeprefix("lmcache.mp.") in text, key
+        wanted = {"0.4.5": None, "0.4.6": None, "0.4.7": "handle" if mode != "auto" else "auto"}
+        assert settings.get(MODE) == wanted.get(release, mode)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.vllm)
+def test_lmcache_is_that_of_the_vllm_or_the_dynamo(pair: Pair) -> None:
+    assert assumed({"vllm": f"{pair.vllm}.1"})["lmcache"] == pair.lmcache[0]
+    if pair.dynamo:
+        found = assumed({"ai-dynamo": f"{pair.dynamo}.1"})
+        assert (found["vllm"], found["lmcache"]) == (f"{pair.vllm}.0", pair.lmcache[0])
+
+
+def test_what_is_given_wins_and_what_is_unknown_is_left_out() -> None:
+    assert assumed({"vllm": "0.26.0", "lmcache": "0.5.4"})["lmcache"] == "0.5.4"
+    assert assumed({"vllm": "0.99.0"}) == {"vllm": "0.99.0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--for", "vllm==0.23.0", "--server-url", "tcp://a:1"), "'lmcache>=0.5.0'"),
+        (("--for", "vllm==0.22.0", "--transfer-mode", "lmcache_driven"), "'lmcache>=0.4.7'"),
+        (("--for", "vllm==0.22.0+cpu"), "'lmcache>=0.4.7'"),
+        (("--for", "vllm==0.21"), "'vllm>=0.22.0'"),
+        (("--for", "lmcache==0.4.4"), "'lmcache>=0.4.5'"),
+        (("--for", "torch==2.0"), "PACKAGE==VERSION"),
+        (("--for", "vllm==new"), "PACKAGE==VERSION"),
+        (("--for", "vllm==0.31.0", "--skip-version-check"), "not allowed with"),
+    ],
+)
+def test_one_line_says_why_not(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["connector", "--role", "aggregated", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_documentation_has_every_pair() -> None:
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| 0.")]
+    told = [[cell.strip() for cell in row.strip("|").split("|")][:3] for row in rows]
+    assert told == [[p.vllm, " or ".join(p.lmcache), p.dynamo] for p in PAIRS]
 
 
 def test_the_documentation_has_every_version() -> None:

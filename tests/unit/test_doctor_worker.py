@@ -300,7 +300,8 @@ def test_every_check_has_a_trap() -> None:
         triggered |= {each for each in worker.CHECKS if each(invocation, looked)}
     # They depend on more than the command, and have tests of their own below.
     missing = {each.__name__ for each in set(worker.CHECKS) - triggered}
-    assert missing == {"transfer_mode", "latent_on_a_cpu", "images"}
+    alone = {"transfer_mode", "name_of_the_mode", "latent_on_a_cpu", "images"}
+    assert missing == alone
 
 
 def test_salts_make_adapters_right() -> None:
@@ -364,6 +365,21 @@ def test_who_copies(wanted: str | None, environ: dict[str, str], allowed: str, f
     line = vllm(settings(mp_transfer_mode=wanted))
     options = ("--supported-transfer-mode", allowed)
     assert len(examined(line, *options, environ=environ)) == found
+
+
+@pytest.mark.parametrize(
+    ("release", "mode", "found"),
+    [
+        ("0.4.7", "lmcache_driven", 1),
+        ("0.4.7", "handle", 0),
+        ("0.5.0", "handle", 1),
+        ("0.5.0", "lmcache_driven", 0),
+    ],
+)
+def test_what_a_release_calls_the_modes(release: str, mode: str, found: int) -> None:
+    line = vllm(settings(mp_transfer_mode=mode))
+    options = ("--supported-transfer-mode", "lmcache_driven")
+    assert len(examined(line, *options, installed={"lmcache": release})) == found
 
 
 def test_a_command_in_one_word_or_behind_another() -> None:

@@ -128,8 +128,28 @@ def test_one_that_could_mean_two_things_is_refused_with_the_negative_of_the_newe
     with pytest.raises(Unreadable) as caught:
         Peers().read(WORKER, encode(5), encode(9), [encode("r")])
     assert caught.value.reason == "ambiguous_generation"
+    assert "--client-generation" in str(caught.value)
     assert caught.value.reading is not None
     assert caught.value.reading.operation.name == "query_prefetch_status"
+
+
+@pytest.mark.parametrize("greets", [True, False])
+def test_a_release_that_is_not_served_is_named_with_one_that_is(greets: bool) -> None:
+    """0.4.4 has the ids of 0.4.5, and no engine type in its registration."""
+    peers = Peers()
+    if greets:
+        send(peers, WORKER, 0, OLDEST, "get_chunk_size")
+    with pytest.raises(Unreadable, match=r"lmcache 0\.4\.4 is not served: 0\.4\.5 or newer is"):
+        peers.read(WORKER, encode(1), encode(1), [*map(encode, [7, [], MODEL, 1, {}])])
+
+
+def test_chunks_as_pickles_are_refused_with_the_way_out() -> None:
+    peers, generation = Peers(), BY_FIRST["0.4.6"]
+    send(peers, WORKER, 0, generation, "get_chunk_size")
+    op = number(generation, "register_kv_cache_engine_driven_context")
+    with pytest.raises(Unreadable, match=r"take 0\.4\.7 or newer") as caught:
+        peers.read(WORKER, encode(1), op, [encode({})])
+    assert caught.value.reason == "not_served"
 
 
 def test_a_fixed_generation_is_not_questioned() -> None:

@@ -252,8 +252,8 @@ def test_what_dynamo_would_refuse_is_refused_before(
 def test_missing_packages_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = {"vllm": "0.31.0", "lmcache": "0.5.2", "nixl": None, "ai-dynamo": "1.6.1"}
+    versions = {"vllm": "0.31.0", "lmcache": "0.4.4", "nixl": None, "ai-dynamo": "1.6.1"}
     monkeypatch.setattr("connectors.versions.installed", lambda: versions)
 
-    assert "lmcache>=0.5.5" in refused(capsys, "connector", "--role", "aggregated")
+    assert "lmcache>=0.4.5" in refused(capsys, "connector", "--role", "aggregated")
     assert "nixl" in refused(capsys, "worker-args", "--role", "decode", "--model", "m")

@@ -2,7 +2,16 @@
 
 from collections.abc import Collection, Iterator
 
-from connectors.versions import GATES, Gate, Installed, Need, Package, meets, remedy
+from connectors.versions import (
+    GATES,
+    Gate,
+    Installed,
+    Need,
+    Package,
+    meets,
+    remedy,
+    with_device,
+)
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
 
 _PACKAGES: tuple[Package, ...] = ("vllm", "lmcache", "nixl", "ai-dynamo")
@@ -19,8 +28,9 @@ def check(installed: Installed, needs: Collection[Need], named: bool) -> Iterato
         if named:
             yield no_worker_here()
         return
+    needed = with_device(needs, installed)
     for gate in GATES:
-        finding = fits(gate, installed, needs)
+        finding = fits(gate, installed, needed)
         if finding:
             yield finding
 

@@ -3,7 +3,9 @@
 import difflib
 from urllib.parse import urlsplit
 
+from connectors import lmcache_mp
 from connectors.lmcache_mp import NAME, lacks_brackets
+from connectors.versions import meets
 from sidecar.addresses import in_url
 from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
@@ -64,7 +66,7 @@ def address(worker: Invocation, around: Surroundings) -> Finding | None:
             why = "the client takes its last part for a port"
             return problem("address", url, why, "an IPv6 address stands in brackets")
         if url.startswith("tcp://["):
-            why = "the client of lmcache 0.5.6 connects by IPv4 only, and waits"
+            why = "lmcache's client connects by IPv4 only, and waits"
             return problem("address", url, why, "an IPv4 address or ipc://; serve --host *")
     host, port = around.config.host, around.config.port
     is_unix = host.startswith("ipc://")
@@ -92,6 +94,23 @@ def transfer_mode(worker: Invocation, around: Surroundings) -> Finding | None:
         f"the worker wants {wanted}, the sidecar allows {around.transfer_mode}",
         "the sidecar refuses the registration, and nothing is cached",
         "--supported-transfer-mode auto at the sidecar",
+    )
+
+
+def name_of_the_mode(worker: Invocation, around: Surroundings) -> Finding | None:
+    """0.4.7 has other names for the modes than all after it, and each ends over the other's."""
+    said, have = worker.told_transfer_mode, around.installed["lmcache"]
+    if worker.client is None or said == "auto" or not meets(have, "0.4.7"):
+        return None
+    names = lmcache_mp.MODES_OF_0_4_7
+    right = [*names] if meets(have, "0.5.0") else [*names.values()]
+    if said in right:
+        return None
+    return problem(
+        lmcache_mp.TRANSFER_MODE,
+        f"lmcache {have} has no mode {said}",
+        "its worker ends at its start",
+        f"one of {', '.join(right)}",
     )
 
 
@@ -139,4 +158,4 @@ def _meets(url: str, place: str, is_unix: bool) -> bool:
     return str(urlsplit(url if "://" in url else f"tcp://{url}").netloc.rpartition(":")[2]) == place
 
 
-CHECKS = (right_place, known, address, transfer_mode, virtual_memory, timeout)
+CHECKS = (right_place, known, address, transfer_mode, name_of_the_mode, virtual_memory, timeout)

@@ -45,7 +45,13 @@ class Invocation:
 
     @property
     def transfer_mode(self) -> str:
-        """Who copies, as the client is told."""
+        """Who copies, as the client is told; in the words of lmcache 0.5."""
+        said = self.told_transfer_mode
+        old_names = lmcache_mp.MODES_OF_0_4_7.items()
+        return next((mode for mode, old in old_names if old == said), said)
+
+    @property
+    def told_transfer_mode(self) -> str:
         said = self.client_extra.get(lmcache_mp.TRANSFER_MODE)
         return str(said or self.environ.get("LMCACHE_MP_TRANSFER_MODE") or "auto")
 
