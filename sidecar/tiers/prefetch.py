@@ -337,8 +337,11 @@ class Prefetches:
         self._start_waiting()
 
     def _order(self, prefetch: Prefetch) -> None:
-        """What was loaded came in any order: its head is to outlive its tail all the same."""
-        arrived = prefetch.hashes[: prefetch.arrived]
+        """What was loaded came in any order: its head is to outlive its tail all the same.
+
+        Also what is behind a gap, and no hit: the next store may fill the gap.
+        """
+        planned = prefetch.hashes[: len(prefetch.from_l2)]
         for of_rank in prefetch.wants:
             for want in of_rank:
-                self._l1.touch(want.space, arrived)
+                self._l1.touch(want.space, planned)

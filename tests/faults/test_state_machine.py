@@ -35,6 +35,7 @@ from tests.support.turned_threads import TurnedThreads
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
 SLOTS = 7  # fewer than there are objects
 CHUNKS = 4
+RARELY = st.sampled_from([False, False, False, True])
 MAX_COPIES = 12  # the worker has blocks for so many
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -78,6 +79,10 @@ class Slow(Memory):
         self._threads.writes.append(lambda: np.copyto(record, data))
 
 
+def _flipped(record: bytes, at: int) -> bytes:
+    return record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
+
+
 @dataclass(eq=False)
 class Request:
     """A lookup: the `hits` that were reported are promised until they are taken or given back."""
@@ -119,10 +124,13 @@ class Machine(RuleBasedStateMachine):
         shared=st.booleans(),
         in_flight=st.sampled_from([1, 8]),
         filled=st.booleans(),
+        damaged=st.booleans(),
+        records=st.sampled_from([5, 40, 40]),
     )
     def begin(
-        self, retain: bool, skip_l1: bool, shared: bool, in_flight: int, filled: bool
-    ) -> None:
+        self, retain: bool, skip_l1: bool, shared: bool, in_flight: int, filled: bool,
+        damaged: bool, records: int,
+    ) -> None:  # fmt: skip
         self.cleanup, self.threads = ExitStack(), TurnedThreads()
         self.cleanup.enter_context(self.threads)
         self.cleanup.enter_context(patch("sidecar.tiers.breaker._FIRST_PAUSE_SECONDS", 0.0))
@@ -140,7 +148,7 @@ class Machine(RuleBasedStateMachine):
             DEFAULTS, retain=retain, skip_l1=skip_l1, max_in_flight=in_flight,
             timeout_seconds=1000.0, queue_ratio=1.0,
         )  # fmt: skip
-        capacity = 0.0 if shared else 5 * (HEADER_BYTES + OBJECT_BYTES) / 2**30
+        capacity = 0.0 if shared else records * (HEADER_BYTES + OBJECT_BYTES) / 2**30
         limits = {"num_workers": 2, "timeout_seconds": 500.0, "max_capacity_gb": capacity}
         self.bench = Bench(*self.adapters, slots=SLOTS, policy=policy, settings=limits)
         self.node = Node(self.bench)
@@ -152,6 +160,10 @@ class Machine(RuleBasedStateMachine):
         self.number = 0
         if filled:
             self._fill_l2()
+        if damaged:
+            for adapter in self.adapters:
+                for name in sorted(adapter.records)[::3]:
+                    adapter.records[name] = _flipped(adapter.records[name], HEADER_BYTES + 5)
 
     def _clock(self) -> float:
         self.seconds += 1e-6
@@ -243,13 +255,31 @@ class Machine(RuleBasedStateMachine):
 
     # --- Lookups and loads ---
 
-    @rule(tokens=st.sampled_from(PROMPTS), chunks=st.integers(1, 4), of_handle=st.booleans())
-    def lookup(self, tokens: list[int], chunks: int, of_handle: bool) -> None:
+    @rule(
+        tokens=st.sampled_from(PROMPTS),
+        chunks=st.integers(1, 4),
+        of_handle=st.booleans(),
+        asks_at_once=st.booleans(),
+    )
+    def lookup(self, tokens: list[int], chunks: int, of_handle: bool, asks_at_once: bool) -> None:
         worker = self.handle if of_handle else self.driven
         request = Request(self._next(), worker, tokens[: chunks * CHUNK])
         key = worker.key(request.tokens, 0, chunks, request.name)
         self.node.ask("lookup", {**key, "worker_id": None}, 1)
         self.requests.append(request)
+        if asks_at_once:
+            request.hits = self.node.ask("query_prefetch_status", request.name)
+
+    @rule(tokens=st.sampled_from(PROMPTS), calls=st.integers(0, 2))
+    def lookup_of_what_only_l2_has(self, tokens: list[int], calls: int) -> None:
+        """Some of the backends' calls have run then, or all have ended."""
+        self.all_calls_end()
+        self.evict(SLOTS)
+        self.lookup(tokens, CHUNKS, of_handle=True, asks_at_once=False)
+        for _ in range(min(calls, len(self.threads.waiting))):
+            self.threads.run(0)
+        if calls == 2:
+            self.all_calls_end()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -285,10 +315,11 @@ class Machine(RuleBasedStateMachine):
             key = request.worker.key(request.tokens, 0, request.hits, request.name)
             self.node.ask("free_lookup_locks", {**key, "worker_id": None}, 1)
 
-    @rule()
-    def leases_expire(self) -> None:
-        self.node.core.leases.expire(float("inf"))
-        self.requests.clear()
+    @rule(happens=RARELY)
+    def leases_expire(self, happens: bool) -> None:
+        if happens:
+            self.node.core.leases.expire(float("inf"))
+            self.requests.clear()
 
     # --- L2 ---
 
@@ -344,19 +375,19 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(adapter.records for adapter in self.adapters))
     @rule(data=st.data(), how=st.sampled_from(["flip", "lose", "swap", "cut"]))
     def a_record_is_damaged(self, data: st.DataObject, how: str) -> None:
-        records = data.draw(st.sampled_from([a.records for a in self.adapters if a.records]))
+        found = [adapter.records for adapter in self.adapters if adapter.records]
+        records = found[data.draw(st.integers(0, len(found) - 1))]
         names = sorted(records)
-        name, other = data.draw(st.sampled_from(names)), data.draw(st.sampled_from(names))
-        record = bytearray(records[name])
-        if how == "flip":
-            record[data.draw(st.integers(0, len(record) - 1))] ^= 1
-            records[name] = bytes(record)
+        name, other = (names[data.draw(st.integers(0, len(names) - 1))] for _ in range(2))
+        record = records[name]
+        if how == "flip" and record:
+            records[name] = _flipped(record, data.draw(st.integers(0, len(record) - 1)))
         elif how == "lose":
             del records[name]
         elif how == "swap":
             records[name], records[other] = records[other], records[name]
         else:
-            records[name] = bytes(record[:-4096])
+            records[name] = record[:-4096]
 
     # --- What takes things away ---
 
@@ -364,12 +395,14 @@ class Machine(RuleBasedStateMachine):
     def evict(self, count: int) -> None:
         self.bench.l1.evict(count, 0)
 
+    @precondition(lambda self: self.requests or self.threads.waiting)
     @rule(force=st.booleans())
     def clear(self, force: bool) -> None:
         self.node.call("clear", force)  # answered when it lasts
         if force:
             self.requests.clear()  # promises are not kept then
 
+    @precondition(lambda self: self.slots)
     @rule()
     def the_engine_driven_worker_leaves(self) -> None:
         """By its own word, so it touches its slots no more."""
@@ -377,6 +410,7 @@ class Machine(RuleBasedStateMachine):
         self.slots.clear()
         self.driven.register()
 
+    @precondition(lambda self: self.copies)
     @rule()
     def the_handle_worker_is_forgotten(self) -> None:
         """It registers again while its copies are under way; these are not reported as done."""
@@ -456,7 +490,7 @@ class Machine(RuleBasedStateMachine):
             self.node.copies.run()
             self.turn()
         self.bench.tiers.prefetches.finish_all()
-        self.leases_expire()
+        self.leases_expire(happens=True)
         for _ in range(8):
             self.time_passes(40.0)
             self.all_calls_end()
