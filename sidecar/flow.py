@@ -30,10 +30,6 @@ class Cancelled(Exception):
         self.reason = reason
 
 
-class Overdue(Exception):
-    """What was awaited has not come in time."""
-
-
 class Outcome(Generic[T]):
     """A result that is not there yet, or an error in its stead. It is set once.
 
@@ -189,13 +185,6 @@ class Flows:
         outcome: Outcome[None] = Outcome()
         self._later(seconds, lambda: outcome.set(None))
         return outcome
-
-    async def within(self, seconds: float, outcome: Outcome[T]) -> T:
-        """Await `outcome`. Raises Overdue if it takes longer than `seconds`; it goes on then."""
-        await first(outcome, self.sleep(seconds))
-        if not outcome.done:
-            raise Overdue
-        return await outcome
 
 
 async def first(*outcomes: Outcome[Any]) -> None:

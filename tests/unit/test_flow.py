@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.flow import Cancelled, Flows, Gate, Outcome, Overdue, called_back, ended, first
+from sidecar.flow import Cancelled, Flows, Gate, Outcome, called_back, ended, first
 from sidecar.loop import Loop
 
 
@@ -236,34 +236,12 @@ def test_nobody_is_woken_by_what_it_does_not_wait_for_any_more(flows: Flows) -> 
     assert flow.result() == "new"
 
 
-def test_what_takes_too_long_is_overdue_and_goes_on(timers: Timers) -> None:
-    flows, slow = timers.flows, Outcome[int]()
-    told: list[object] = []
-
-    async def work() -> None:
-        try:
-            await flows.within(5.0, slow)
-        except Overdue:
-            told.append("overdue")
-        told.append(await slow)
-
-    flows.start(work())
+def test_time_passes(timers: Timers) -> None:
+    flow = timers.flows.start(first(timers.flows.sleep(5.0)))
     timers.pass_seconds(4.0)
-    assert not told
+    assert not flow.done
     timers.pass_seconds(1.0)
-    assert told == ["overdue"]
-    slow.set(3)
-    flows.run()
-    assert told == ["overdue", 3]
-
-
-def test_what_comes_in_time_is_a_result(timers: Timers) -> None:
-    flows, quick = timers.flows, Outcome[int]()
-    flow = flows.start(flows.within(5.0, quick))
-    quick.set(3)
-    flows.run()
-    assert flow.result() == 3
-    timers.pass_seconds(9.0)  # the alarm goes off, and nobody listens
+    assert flow.done
 
 
 def test_the_first_of_several(flows: Flows) -> None:
