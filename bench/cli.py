@@ -15,13 +15,18 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, disk, idle, l2, plot, report, servers
+from bench import cases, crowd, disk, idle, l2, plot, replay, report, servers
 from bench.cases import Pools
 from bench.common import unlink_segments
 from bench.figures import Samples, rows
 from bench.servers import Server
 
-CASES = ("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle", "l2")
+CASES = (
+    *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle"),
+    *("replay", "l2"),
+)
+# These start servers of their own, for the last round only.
+APART = {"replay", "l2"}
 SETTLE = 3.0
 
 
@@ -107,7 +112,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         servers=("peer", "ours") if options.server == "both" else (options.server,),
         cases=cases,
-        rounds=options.rounds or (1 if quick or cases == ("l2",) else 3),
+        rounds=options.rounds or (1 if quick or set(cases) <= APART else 3),
         repeats=4 if quick else 8,
         small_repeats=20 if quick else 50,
         idle_seconds=5 if quick else 20,
@@ -137,9 +142,12 @@ def _measure(settings: Settings, rounds: dict[str, list[Samples]]) -> None:
 
 def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: bool) -> Samples:
     samples: Samples = {}
-    if set(settings.cases) != {"l2"}:
+    if set(settings.cases) - APART:
         samples |= _l1_cases(name, settings, pools, logs, last)
-    if "l2" in settings.cases and (last or len(settings.cases) == 1):
+    last = last or set(settings.cases) <= APART
+    if "replay" in settings.cases and last:
+        samples |= replay.measure(name, pools, logs)
+    if "l2" in settings.cases and last:
         plan = l2.Plan(
             Path(settings.l2_dir),
             settings.l1_gb,

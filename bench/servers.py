@@ -117,7 +117,7 @@ def command(name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(name: str, l1_gb: int, log_dir: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
+def running(name: str, l1_gb: float, log_dir: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
     """A server that is up; stopped, and its shared memory removed, on every way out."""
     port, http_port = _free_ports(2)
     shm_name = f"bench-{os.getpid()}-{secrets.token_hex(3)}"

@@ -151,10 +151,10 @@ class Config:
         "LRU, or noop: never evict, refuse stores when full",
     )
     eviction_trigger_watermark: float = _option(
-        "l1", _RATIO, 0.8, "share of L1 in use that starts eviction, 0 to 1"
+        "l1", _RATIO, 0.95, "share of L1 in use that starts eviction, 0 to 1"
     )
     eviction_ratio: float = _option(
-        "l1", _RATIO, 0.2, "share of L1 that one eviction frees, 0 to 1"
+        "l1", _RATIO, 0.05, "share of L1 that one eviction frees, 0 to 1"
     )
     l2_adapter: tuple[values.AdapterSpec, ...] = field(
         default=(),

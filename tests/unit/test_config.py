@@ -98,11 +98,7 @@ def test_defaults_are_those_of_the_stock_server() -> None:
         8080,
     )
     assert (config.chunk_size, config.null_block_id, config.hash_algorithm) == (256, 0, "blake3")
-    assert (config.eviction_policy, config.eviction_trigger_watermark, config.eviction_ratio) == (
-        "LRU",
-        0.8,
-        0.2,
-    )
+    assert config.eviction_policy == "LRU"
     assert (config.l1_write_ttl_seconds, config.l1_read_ttl_seconds) == (600, 300)
     assert config.worker_reap_timeout_seconds == 120
     assert config.worker_registration_grace_seconds == 3600
