@@ -103,7 +103,7 @@ class Adapter(Protocol):
         """
 
     def scan(self) -> Iterator[list[Found]]:
-        """All objects, of all generations, in batches, in any order; nothing where the backend
+        """All objects, of all epochs, in batches, in any order; nothing where the backend
         does not list. What is stored meanwhile may be missing.
         """
 

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Corrupt, Missing, Moved, NoSpace, TierError
 from sidecar.tiers.breaker import Breaker
-from sidecar.tiers.generations import Replaced
+from sidecar.tiers.epochs import Replaced
 from sidecar.tiers.workers import Workers
 
 log = logging.getLogger(__name__)

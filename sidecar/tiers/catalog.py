@@ -26,7 +26,7 @@ class Catalog:
 
     With a `capacity`, room is made by giving up what was not used for longest. What is given
     up is not found any more, and `doomed` until it is gone. `reserved` bytes are being written,
-    `left_over` bytes are of earlier generations and cannot be removed. For one thread.
+    `left_over` bytes are of earlier epochs and cannot be removed. For one thread.
     """
 
     def __init__(self, capacity: int | None, eviction: Eviction) -> None:

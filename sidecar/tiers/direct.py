@@ -137,12 +137,12 @@ class DirectReads:
     def _start(self, read: _Read) -> None:
         entry, lane, name = read.entry, read.lane, read.name
         call = read.parent.child("l2_peek", l2_name=lane.label)
-        files, whole, generation = lane.files, HEADER_BYTES + aligned(entry.size), lane.generation
+        files, whole, epoch = lane.files, HEADER_BYTES + aligned(entry.size), lane.epoch
         assert files is not None
         self._reading[lane].add(read)
 
         def work() -> tuple[str, Header]:
-            path, head = files.peek(generation.tagged(name), whole)
+            path, head = files.peek(epoch.tagged(name), whole)
             return path, read_header(head, entry.space.key, entry.hash, entry.size)
 
         def done(found: tuple[str, Header], error: TierError | None) -> None:

@@ -15,7 +15,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import NoSpace, TierError
-from sidecar.tiers.generations import Generation
+from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
@@ -33,7 +33,7 @@ class _Store:
     name: ObjectName
     lane: Lane
     size: int
-    generation: Generation
+    epoch: Epoch
     batch: Batch = field(init=False)
     span: Span = NO_SPAN
 
@@ -99,7 +99,7 @@ class DirectStores:
             return None
         if store is not None:
             # What was begun before everything was cleared goes with that.
-            return (store.entry, False) if store.generation is lane.generation else None
+            return (store.entry, False) if store.epoch is lane.epoch else None
         if name in lane.catalog and name not in lane.catalog.suspects:
             lane.catalog.touch(name)
             return None, False
@@ -160,7 +160,7 @@ class DirectStores:
             lane.removal.end_change(name)
             return False
         lane.catalog.reserved += size
-        self._stores[name] = _Store(entry, name, lane, size, lane.generation)
+        self._stores[name] = _Store(entry, name, lane, size, lane.epoch)
         return True
 
     def _of(self, entry: FileEntry) -> _Store:
@@ -196,7 +196,7 @@ class DirectStores:
         head = write_header(header, entry.space.key, entry.hash, entry.size)
 
         def work() -> None:
-            files.keep(path, head, store.generation.tagged(store.name))
+            files.keep(path, head, store.epoch.tagged(store.name))
 
         def done(_: None, error: TierError | None) -> None:
             if error is None:
@@ -209,7 +209,7 @@ class DirectStores:
 
     def _kept(self, store: _Store) -> None:
         lane = store.lane
-        if not kept(lane, self._loads, store.name, store.size, store.generation):
+        if not kept(lane, self._loads, store.name, store.size, store.epoch):
             self._drop(store, "cleared")
             return
         self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)

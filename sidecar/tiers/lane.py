@@ -1,4 +1,4 @@
-"""One adapter with all that the server keeps of it: catalog, threads, breakers, generation.
+"""One adapter with all that the server keeps of it: catalog, threads, breakers, epoch.
 
 Reads, writes and removals have threads and a breaker each: a full or read-only disk still
 serves, a load is never behind a store, and a backend that refuses to delete still stores. All
@@ -17,7 +17,7 @@ from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
-from sidecar.tiers.generations import Generation, Marks, Replaced
+from sidecar.tiers.epochs import Epoch, Marks, Replaced
 from sidecar.tiers.leftovers import Leftovers
 from sidecar.tiers.marking import Marking
 from sidecar.tiers.names import ObjectName
@@ -48,7 +48,7 @@ class Lane:
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
         self._marks = Marks(adapter, label)
-        self.generation = Generation(self._marks)  # what is asked of it is not older than a clear
+        self.epoch = Epoch(self._marks)  # what is asked of it is not older than a clear
         self.scanned = False
         self.on_scanned: Callable[[], None] = lambda: None
         self.on_replaced: Callable[[], None] = lambda: None  # others have cleared the backend
@@ -60,12 +60,12 @@ class Lane:
         self._writing = Side("store", Workers(f"l2-{label}-write", writers, post))
         self._removing = Side("delete", Workers(f"l2-{label}-delete", 1, post))
         marks = Side("mark", Workers(f"l2-{label}-mark", 1, post), awaited=True)
-        self.marking = Marking(label, self._calls, marks, lambda: self.generation)
+        self.marking = Marking(label, self._calls, marks, lambda: self.epoch)
         self._sides = (self._reading, self._writing, self._removing, marks)
         self.reads, self.writes = self._reading.breaker, self._writing.breaker
         self.deletes = self._removing.breaker
         self.removal = Removal(
-            self.catalog, lambda: self.generation, self._remove, self.deletes.allows,
+            self.catalog, lambda: self.epoch, self._remove, self.deletes.allows,
             self._put_aside,
         )  # fmt: skip
         self.leftovers = Leftovers(adapter, self._remove, self.deletes.allows, self._count_stuck)
@@ -117,16 +117,16 @@ class Lane:
 
     def find(self, names: Sequence[ObjectName], done: Callable[[], None]) -> None:
         """Ask the backend for `names`; what it has is in the catalog when `done` is called."""
-        generation = self.generation
+        epoch = self.epoch
 
         def found(sizes: list[int | None], error: TierError | None) -> None:
-            if error is None and generation is self.generation:
+            if error is None and epoch is self.epoch:
                 for name, size in zip(names, sizes, strict=True):
                     if size is not None and not self.catalog.is_leaving(name):
                         self.catalog.add(name, size)
             done()
 
-        self.read(partial(generation.find, names), found)
+        self.read(partial(epoch.find, names), found)
 
     def evict(self, names: Sequence[ObjectName]) -> None:
         """The catalog has doomed these for want of room."""
@@ -157,13 +157,13 @@ class Lane:
             self.catalog.distrust(name)
 
     def clear(self) -> None:
-        """Begin a new generation: nothing that was stored before now is found any more.
+        """Begin a new epoch: nothing that was stored before now is found any more.
 
         It holds for others, and after a restart, once `marking.unmarked` is empty. What is left
         over is removed in the background, as far as the backend knows or lists it.
         """
         self.leftovers.deleted = 0
-        self._begin(Generation(self._marks, self.generation.next_tag()))
+        self._begin(Epoch(self._marks, self.epoch.next_tag()))
         self.marking.publish()
         if self.adapter.shared or not self.scanned:
             self.start_scan(time.monotonic())
@@ -173,10 +173,10 @@ class Lane:
         """Whether something of the last clear is still under way."""
         return self.marking.publishing or self._scanner.running or bool(self.leftovers.waiting)
 
-    def leave(self, generation: Generation, name: ObjectName, size: int) -> None:
-        """This was stored in a generation that is over."""
-        if generation.tag is not None:
-            self.leftovers.add(generation.tag, {name: size})
+    def leave(self, epoch: Epoch, name: ObjectName, size: int) -> None:
+        """This was stored in an epoch that is over."""
+        if epoch.tag is not None:
+            self.leftovers.add(epoch.tag, {name: size})
 
     def tick(self, now: float) -> None:
         """Once a second: look for what is overdue, and for what is to be tried again."""
@@ -191,7 +191,7 @@ class Lane:
     def start_scan(self, now: float) -> None:
         """Find out in the background what is there, and what is left over."""
         self._next_scan = now + _SCAN_AGAIN_SECONDS
-        self._scanner.start(self.generation)
+        self._scanner.start(self.epoch)
 
     def stop(self) -> None:
         """End the threads after what is queued; `stopped` tells when they have."""
@@ -206,9 +206,9 @@ class Lane:
     def _put_aside(self, name: ObjectName) -> None:
         self.telemetry.l2_quarantined_objects.add(1, self.label)
 
-    def _begin(self, generation: Generation) -> None:
-        """From now on `generation` counts, of which nothing is known."""
-        over, self.generation = self.generation, generation
+    def _begin(self, epoch: Epoch) -> None:
+        """From now on `epoch` counts, of which nothing is known."""
+        over, self.epoch = self.epoch, epoch
         over.end()
         swept = self.catalog.sweep()
         if over.tag is not None:
@@ -218,9 +218,9 @@ class Lane:
         """Others have cleared the backend, or it is another one: what is there is found here."""
         if isinstance(error, Moved):
             self._move(error)
-        elif error.generation is self.generation:
+        elif error.epoch is self.epoch:
             log.warning("L2 %s: it has been cleared by others", self.label)
-            self._begin(Generation(self._marks))
+            self._begin(Epoch(self._marks))
             self.marking.unmarked = ""  # theirs is the later one
             self.scanned = False
             self.on_replaced()
@@ -229,9 +229,7 @@ class Lane:
         log.warning("L2 %s: %s: what is there now is used", self.label, error)
         self._marks = Marks(self.adapter, self.label)
         # A clear that has not reached the old one holds in this one.
-        self._begin(
-            Generation(self._marks, self.generation.next_tag() if self.marking.unmarked else None)
-        )
+        self._begin(Epoch(self._marks, self.epoch.next_tag() if self.marking.unmarked else None))
         self.leftovers.forget()
         self.scanned = False
         self.on_moved()
@@ -246,31 +244,29 @@ class Lane:
         self.catalog.left_over = size
 
     def _found(self, batch: list[Found]) -> None:
-        tag, shared = self.generation.tag, self.adapter.shared
+        tag, shared = self.epoch.tag, self.adapter.shared
         if tag is None:
             return  # it has begun meanwhile: there is another scan for it
         if not shared:
             self.catalog.recover(
-                found._replace(name=found.name._replace(generation=""))
+                found._replace(name=found.name._replace(epoch=""))
                 for found in batch
-                if found.name.generation == tag
+                if found.name.epoch == tag
             )
-        over = [found for found in batch if found.name.generation != tag]
+        over = [found for found in batch if found.name.epoch != tag]
         # Others may have begun newer ones.
         self.leftovers.add(
-            None, {name: size for name, size, _ in over if not shared or name.generation < tag}
+            None, {name: size for name, size, _ in over if not shared or name.epoch < tag}
         )
 
     def _order(self, names: list[ObjectName]) -> None:
-        tag = self.generation.tag
-        self.catalog.order_recovered(
-            name._replace(generation="") for name in names if name.generation == tag
-        )
+        tag = self.epoch.tag
+        self.catalog.order_recovered(name._replace(epoch="") for name in names if name.epoch == tag)
 
-    def _scan_ended(self, generation: Generation, error: TierError | None) -> None:
+    def _scan_ended(self, epoch: Epoch, error: TierError | None) -> None:
         if isinstance(error, Replaced | Moved):
             self._adopt(error)
-        if generation is not self.generation:
+        if epoch is not self.epoch:
             self.start_scan(time.monotonic())
             return
         if error is not None:

@@ -32,7 +32,7 @@ class Leftovers:
         self._run = run
         self._allowed = allowed
         self._on_stuck = on_stuck
-        # A generation, and names without its tag; or None, and names with theirs.
+        # An epoch, and names without its tag; or None, and names with theirs.
         self._waiting: deque[tuple[str | None, dict[ObjectName, int]]] = deque()
         self._stuck: dict[ObjectName, int] = {}
         self._removing = 0
@@ -47,13 +47,13 @@ class Leftovers:
         """How many could not be removed so far."""
         return len(self._stuck)
 
-    def add(self, generation: str | None, sizes: dict[ObjectName, int]) -> None:
+    def add(self, epoch: str | None, sizes: dict[ObjectName, int]) -> None:
         """These are left over, with their sizes; the dict is used up.
 
-        Names are without the tag of the `generation`, or with it if that is None.
+        Names are without the tag of the `epoch`, or with it if that is None.
         """
         if sizes:
-            self._waiting.append((generation, sizes))
+            self._waiting.append((epoch, sizes))
             self.pump()
 
     def forget(self) -> None:
@@ -78,9 +78,9 @@ class Leftovers:
     def _next_batch(self) -> dict[ObjectName, int]:
         batch: dict[ObjectName, int] = {}
         while self._waiting and len(batch) < _DELETED_A_CALL:
-            generation, sizes = self._waiting[0]
+            epoch, sizes = self._waiting[0]
             name, size = sizes.popitem()
-            batch[name if generation is None else name._replace(generation=generation)] = size
+            batch[name if epoch is None else name._replace(epoch=epoch)] = size
             if not sizes:
                 self._waiting.popleft()
         return batch

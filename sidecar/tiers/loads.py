@@ -186,12 +186,12 @@ class Loads:
 
     async def _read_from(self, lane: Lane, load: Load) -> frozenset[int]:
         """Raises TierError; Cancelled when it must not be published, and no thread is at it."""
-        entry, began, generation = load.entry, time.monotonic(), lane.generation
+        entry, began, epoch = load.entry, time.monotonic(), lane.epoch
         record = self._arena[entry.start : entry.end]
         span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
 
         def work() -> frozenset[int]:
-            generation.load(load.name, record)
+            epoch.load(load.name, record)
             return verify(record, entry.space.key, entry.hash, entry.size)
 
         load.running = True

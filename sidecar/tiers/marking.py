@@ -5,38 +5,36 @@ from collections.abc import Callable
 
 from sidecar.tiers.base import TierError
 from sidecar.tiers.calls import Calls, Side
-from sidecar.tiers.generations import CHECKED_SECONDS, Generation
+from sidecar.tiers.epochs import CHECKED_SECONDS, Epoch
 
 log = logging.getLogger(__name__)
 
 
 class Marking:
-    """Of one lane. `generation()` is the one that counts here. Loop thread only.
+    """Of one lane. `epoch()` is the one that counts here. Loop thread only.
 
     `side` is its own: that the mark can be read and written says nothing of records.
     """
 
-    def __init__(
-        self, label: str, calls: Calls, side: Side, generation: Callable[[], Generation]
-    ) -> None:
+    def __init__(self, label: str, calls: Calls, side: Side, epoch: Callable[[], Epoch]) -> None:
         self.unmarked = ""  # why the last clear would not survive this process, if it would not
         self.publishing = False
         self._label = label
         self._calls = calls
         self._side = side
-        self._generation = generation
+        self._epoch = epoch
         self._next_check = 0.0
 
     def publish(self) -> None:
-        """Make a new generation the one that the backend names."""
+        """Make a new epoch the one that the backend names."""
         self.unmarked = self.unmarked or "the backend has not answered yet"
         if self.publishing:
             return  # then it is this one's turn
-        generation, self.publishing = self._generation(), True
+        epoch, self.publishing = self._epoch(), True
 
         def published(_: None, error: TierError | None) -> None:
             self.publishing = False
-            if generation is not self._generation():
+            if epoch is not self._epoch():
                 if self.unmarked:
                     self.publish()
             elif error is None:
@@ -45,7 +43,7 @@ class Marking:
                 log.error("L2 %s: a clear is not durable yet: %s", self._label, error)
                 self.unmarked = str(error)
 
-        self._calls.run(self._side, generation.publish, published)
+        self._calls.run(self._side, epoch.publish, published)
 
     def tick(self, now: float) -> None:
         """Write it if that has failed. Else read it: where all is known, nobody else does."""
@@ -55,7 +53,7 @@ class Marking:
             self.publish()
         elif now >= self._next_check:
             self._next_check = now + CHECKED_SECONDS / 2
-            self._calls.run(self._side, self._generation().check, lambda _, error: None)
+            self._calls.run(self._side, self._epoch().check, lambda _, error: None)
 
     def stop(self) -> None:
         if self.unmarked:

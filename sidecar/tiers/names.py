@@ -1,4 +1,4 @@
-"""How an object is called in a backend: `[generation/]space/hash`, readable, safe as a path and
+"""How an object is called in a backend: `[epoch/]space/hash`, readable, safe as a path and
 as a key.
 
     g20261130T101500-<12 digits>/meta-llama=2FLlama-3.1-8B@1.0@<layout fingerprint>[@salt]/<hash>
@@ -23,31 +23,31 @@ _TAG = re.compile(r"g\d{8}T\d{6}-[0-9a-f]{12}")
 
 
 class ObjectName(NamedTuple):
-    """The name of one record. Only adapters are given a generation (`generations`)."""
+    """The name of one record. Only adapters are given an epoch (`epochs`)."""
 
     space: str
     hash: bytes
-    generation: str = ""
+    epoch: str = ""
 
     @property
     def path(self) -> str:
         """As one string."""
         path = f"{self.space}/{self.hash.hex()}"
-        return f"{self.generation}/{path}" if self.generation else path
+        return f"{self.epoch}/{path}" if self.epoch else path
 
 
 def is_tag(text: str) -> bool:
-    """Whether it is a generation's tag; "" is that of the records of earlier versions."""
+    """Whether it is an epoch's tag; "" is that of the records of earlier versions."""
     return not text or _TAG.fullmatch(text) is not None
 
 
 def parse_path(path: str) -> ObjectName | None:
     """The inverse of `ObjectName.path`; None for what is no such path."""
     rest, _, digits = path.rpartition("/")
-    generation, slash, space = rest.rpartition("/")
-    if not space or not _HASH.fullmatch(digits) or bool(slash) != bool(generation):
+    epoch, slash, space = rest.rpartition("/")
+    if not space or not _HASH.fullmatch(digits) or bool(slash) != bool(epoch):
         return None
-    return ObjectName(space, bytes.fromhex(digits), generation) if is_tag(generation) else None
+    return ObjectName(space, bytes.fromhex(digits), epoch) if is_tag(epoch) else None
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from typing import Any
 from sidecar.flow import Outcome
 from sidecar.tiers.base import TierError
 from sidecar.tiers.catalog import Catalog
-from sidecar.tiers.generations import Generation
+from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.names import ObjectName
 
 _DELETED_A_CALL = 256
@@ -22,17 +22,17 @@ Run = Callable[[Callable[[], Any], Callable[[Any, TierError | None], None]], Non
 class Removal:
     """The doomed objects of one catalog, on their way out. Loop thread only.
 
-    `generation()` is the one that the catalog is of. `run(call, done)` runs a call that removes
+    `epoch()` is the one that the catalog is of. `run(call, done)` runs a call that removes
     on a thread, if `allowed()`; `on_aside(name)` is told of a bad object that was kept for
     inspection.
     """
 
     def __init__(
-        self, catalog: Catalog, generation: Callable[[], Generation], run: Run,
+        self, catalog: Catalog, epoch: Callable[[], Epoch], run: Run,
         allowed: Callable[[], bool], on_aside: Callable[[ObjectName], None],
     ) -> None:  # fmt: skip
         self._catalog = catalog
-        self._generation = generation
+        self._epoch = epoch
         self._run = run
         self._allowed = allowed
         self._on_aside = on_aside
@@ -80,12 +80,10 @@ class Removal:
     def pump(self) -> None:
         """Begin to remove what waits for it."""
         while self._waiting and not self._busy and self._allowed():
-            batch, generation = self._next_batch(), self._generation()
+            batch, epoch = self._next_batch(), self._epoch()
             if batch:
                 self._busy = True
-                self._run(
-                    partial(_remove, generation, batch), partial(self._removed, generation, batch)
-                )
+                self._run(partial(_remove, epoch, batch), partial(self._removed, epoch, batch))
 
     def _next_batch(self) -> list[tuple[ObjectName, str | None]]:
         """Names to remove now: some good ones together, or a bad one alone."""
@@ -107,12 +105,12 @@ class Removal:
         return batch
 
     def _removed(
-        self, generation: Generation, batch: Sequence[tuple[ObjectName, str | None]], kept: bool,
+        self, epoch: Epoch, batch: Sequence[tuple[ObjectName, str | None]], kept: bool,
         error: TierError | None,
     ) -> None:  # fmt: skip
         self._busy = False
         # After a clear the names are those of other records, which are not to be forgotten.
-        is_current = generation is self._generation()
+        is_current = epoch is self._epoch()
         for name, _ in batch:
             if is_current and error is None:
                 self._catalog.remove(name)
@@ -124,10 +122,10 @@ class Removal:
         self.pump()
 
 
-def _remove(generation: Generation, batch: Sequence[tuple[ObjectName, str | None]]) -> bool:
+def _remove(epoch: Epoch, batch: Sequence[tuple[ObjectName, str | None]]) -> bool:
     """On a thread. Whether it was kept for inspection."""
     name, reason = batch[0]
     if reason is not None:
-        return generation.set_aside(name, reason)
-    generation.delete([name for name, _ in batch])
+        return epoch.set_aside(name, reason)
+    epoch.delete([name for name, _ in batch])
     return False

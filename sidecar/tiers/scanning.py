@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sidecar.tiers.base import Adapter, Found, TierError
-from sidecar.tiers.generations import Generation
+from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.workers import Workers
 
@@ -15,13 +15,13 @@ class Scanner:
     """One scan at a time, on a thread of its own. Loop thread only.
 
     `on_found(batch)` is called for all that there is, `on_order(names)` then with the names of
-    all generations, the last used first, and `on_end(generation, error)` at the end.
+    all epochs, the last used first, and `on_end(epoch, error)` at the end.
     """
 
     def __init__(
         self, label: str, adapter: Adapter, post: Callable[[Callable[[], None]], None],
         on_found: Callable[[list[Found]], None], on_order: Callable[[list[ObjectName]], None],
-        on_end: Callable[[Generation, TierError | None], None],
+        on_end: Callable[[Epoch, TierError | None], None],
     ) -> None:  # fmt: skip
         self.running = False
         self._label = label
@@ -32,22 +32,22 @@ class Scanner:
         self._on_end = on_end
         self._thread: Workers | None = None
 
-    def start(self, generation: Generation) -> None:
-        """Begin, unless one is running. `generation` is the one that counts now."""
+    def start(self, epoch: Epoch) -> None:
+        """Begin, unless one is running. `epoch` is the one that counts now."""
         if self.running:
             return
         self.running = True
         self._thread = Workers(f"l2-{self._label}-scan", 1, self._post)
-        self._thread.submit(partial(self._scan, generation), partial(self._ended, generation))
+        self._thread.submit(partial(self._scan, epoch), partial(self._ended, epoch))
         self._thread.stop()
 
     def alive(self) -> bool:
         """Whether its thread is still at work."""
         return self._thread is not None and self._thread.alive()
 
-    def _scan(self, generation: Generation) -> None:
+    def _scan(self, epoch: Epoch) -> None:
         newest_first: list[tuple[float, ObjectName]] = []
-        generation.check()  # so that its tag is known
+        epoch.check()  # so that its tag is known
         for batch in self._adapter.scan():
             self._post(partial(self._on_found, batch))
             newest_first += [(found.used_at, found.name) for found in batch]
@@ -56,6 +56,6 @@ class Scanner:
             names = [name for _, name in newest_first[at : at + _ORDERED_A_TURN]]
             self._post(partial(self._on_order, names))
 
-    def _ended(self, generation: Generation, _: None, error: TierError | None) -> None:
+    def _ended(self, epoch: Epoch, _: None, error: TierError | None) -> None:
         self.running = False
-        self._on_end(generation, error)
+        self._on_end(epoch, error)

@@ -16,7 +16,7 @@ from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, TierError
-from sidecar.tiers.generations import Generation
+from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
@@ -35,7 +35,7 @@ class _Write:
     name: ObjectName
     batch: Batch
     since: float
-    generation: Generation
+    epoch: Epoch
     span: Span
 
     @property
@@ -91,13 +91,13 @@ class WriteBehind:
                 lane.catalog.touch(name)
             elif not self._is_queued(lane, name):
                 now = time.monotonic()
-                self._enqueue(lane, _Write(entry, name, batch, now, lane.generation, span))
+                self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
         batch.begin_all()
 
     def _is_queued(self, lane: Lane, name: ObjectName) -> bool:
         """What was queued before everything was cleared does not count: it is dropped."""
         write = self._queued[lane].get(name)
-        return write is not None and write.generation is lane.generation
+        return write is not None and write.epoch is lane.epoch
 
     def _enqueue(self, lane: Lane, write: _Write) -> None:
         reason = self._why_not(lane, write.bytes)
@@ -181,7 +181,7 @@ class WriteBehind:
         try:
             if not lane.writes.allows():
                 return "breaker"
-            if write.entry.state is not State.READY or write.generation is not lane.generation:
+            if write.entry.state is not State.READY or write.epoch is not lane.epoch:
                 return "cleared"
             if not make_room(lane, write.bytes):
                 return "capacity"
@@ -200,12 +200,12 @@ class WriteBehind:
         ask_first = lane.adapter.shared and not is_suspect
 
         def work() -> bool:
-            if ask_first and write.generation.find([write.name]) != [None]:
+            if ask_first and write.epoch.find([write.name]) != [None]:
                 return False  # somebody else has stored it
             check_room(lane, size)
             if not entry.sealed:
                 _seal(record, entry)
-            write.generation.store(write.name, record)
+            write.epoch.store(write.name, record)
             return True
 
         lane.catalog.reserved += size
@@ -220,7 +220,7 @@ class WriteBehind:
             self.manners.written(seconds)
         span.end("")
         entry.sealed = entry.sealed or is_new
-        if not kept(lane, self._loads, write.name, size, write.generation):
+        if not kept(lane, self._loads, write.name, size, write.epoch):
             return "cleared"
         if is_new:
             rate = size / max(seconds, 1e-9) / 1e9

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sidecar.tiers.base import Moved, NoSpace, TierError
-from sidecar.tiers.generations import Generation, Replaced
+from sidecar.tiers.epochs import Epoch, Replaced
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName
@@ -57,10 +57,10 @@ def not_kept(lane: Lane, size: int, error: TierError) -> str:
     return "no_space"
 
 
-def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, generation: Generation) -> bool:
-    """A record is there, in `generation`; False if it goes with a clear since then."""
-    if generation is not lane.generation:
-        lane.leave(generation, name, size)
+def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, epoch: Epoch) -> bool:
+    """A record is there, in `epoch`; False if it goes with a clear since then."""
+    if epoch is not lane.epoch:
+        lane.leave(epoch, name, size)
         return False
     lane.catalog.add(name, size)
     loads.replaced(lane, name)

@@ -170,10 +170,10 @@ def test_what_is_deleted_is_gone(backend: Backend, label: str) -> None:
     assert backend.adapter.find([gone]) != [None]
 
 
-def test_generations_are_apart(backend: Backend, label: str) -> None:
+def test_epochs_are_apart(backend: Backend, label: str) -> None:
     """One name in two of them is two records."""
     [name] = names(label, 1)
-    earlier, later = (name._replace(generation=tag) for tag in MARKS)
+    earlier, later = (name._replace(epoch=tag) for tag in MARKS)
     first, second, loaded = (backend.at(at * MIB, PAGE) for at in range(3))
     fill(first, 1)
     fill(second, 2)
@@ -214,11 +214,11 @@ def test_a_scan_lists_what_is_there(backend: Backend, label: str) -> None:
             adapter.store(name, backend.at(0, (1 + number % 3) * PAGE))
         adapter.delete(all_names[:4])
         adapter.set_aside(all_names[4], "checksum")
-        of_a_generation = names(label, 1)[0]._replace(generation=MARKS[0])
-        adapter.store(of_a_generation, backend.at(0, PAGE))
+        of_a_epoch = names(label, 1)[0]._replace(epoch=MARKS[0])
+        adapter.store(of_a_epoch, backend.at(0, PAGE))
         found = list(itertools.chain(*adapter.scan()))
     wanted = [(name, (1 + number % 3) * PAGE) for number, name in enumerate(all_names)]
-    assert sorted((f.name, f.size) for f in found) == sorted([*wanted[5:], (of_a_generation, PAGE)])
+    assert sorted((f.name, f.size) for f in found) == sorted([*wanted[5:], (of_a_epoch, PAGE)])
 
 
 def test_a_bad_object_is_set_aside(backend: Backend, label: str) -> None:

@@ -254,13 +254,13 @@ class Walk:
 
     def _check_catalog(self, lane: Lane, adapter: Rough) -> None:
         """It names what the backend has, but for what was lost behind its back."""
-        catalog, tag = lane.catalog, lane.generation.tag or ""
-        known = {name._replace(generation=tag): catalog.size(name) for name in catalog.names()}
+        catalog, tag = lane.catalog, lane.epoch.tag or ""
+        known = {name._replace(epoch=tag): catalog.size(name) for name in catalog.names()}
         assert catalog.used_bytes == sum(known.values())
         spoiled = adapter.spoiled
         kept = {name: len(data) for name, data in adapter.records.items() if name not in spoiled}
         if not adapter.shared:
-            assert {name.generation for name in adapter.records} <= {tag}, (
+            assert {name.epoch for name in adapter.records} <= {tag}, (
                 "left over"
             )  # else the catalog is but a hint
             assert not known.keys() - kept.keys() - spoiled, "known, and not there"
@@ -274,7 +274,7 @@ class Walk:
         bench.l1.clear(force=True)
         for number in range(NUMBERS):
             names = [
-                ObjectName(space_name(SPACE), hash_of(number), lane.generation.tag or "")
+                ObjectName(space_name(SPACE), hash_of(number), lane.epoch.tag or "")
                 for lane in bench.tiers.lanes
             ]
             whole = any(

@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
         self.seconds = 1000.0
         self.cleanup.enter_context(patch("time.monotonic", self._clock))
         tags = (f"{number:012x}" for number in itertools.count())
-        made = patch("sidecar.tiers.generations.secrets.token_hex", lambda size: next(tags))
+        made = patch("sidecar.tiers.epochs.secrets.token_hex", lambda size: next(tags))
         self.cleanup.enter_context(made)
         self.adapters = [Slow(self.threads), Slow(self.threads, shared)]
         self.failing = False

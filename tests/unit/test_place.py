@@ -156,9 +156,9 @@ def test_what_is_done_in_the_new_place_is_no_matter_of_the_old_clear(tmp_path: P
         bench.l1.clear(force=True)
         assert bench.lookup(1) == 1
     lane = bench.tiers.lanes[0]
-    there = lane.generation
+    there = lane.epoch
     bench.l1.clear(force=True)
-    bench.run_ticking(lambda: lane.generation is not there)
+    bench.run_ticking(lambda: lane.epoch is not there)
     assert bench.lookup(1) == 0
     bench.run_until(lambda: lane.scanned)
     assert bench.lookup(1) == 0

@@ -777,8 +777,8 @@ def test_that_the_mark_can_be_read_says_nothing_of_records(
 
 
 def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever was last: both come to the same generation, and nothing of before is in it."""
-    monkeypatch.setattr("sidecar.tiers.generations.CHECKED_SECONDS", 0.0)
+    """Whoever was last: both come to the same epoch, and nothing of before is in it."""
+    monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)
     memory = Memory(shared=True)
     benches = [Bench(memory).start() for _ in range(2)]
     lanes = [bench.tiers.lanes[0] for bench in benches]
@@ -788,7 +788,7 @@ def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     for bench in benches:
         bench.l1.clear(force=True)
         bench.tiers.clear()
-    while {lane.generation.tag for lane in lanes} != {memory.mark}:
+    while {lane.epoch.tag for lane in lanes} != {memory.mark}:
         for bench in benches:
             bench.tick()
             assert bench.lookup(0, 1) == 0

@@ -1,7 +1,7 @@
 """A directory as a backend: one file per record, in place only when it is complete.
 
-<base>/objects[-<generation>]/<space>/<first hash byte>/<hash>.kv    the records
-<base>/generation                                     the one that counts, if there was a clear
+<base>/objects[-<epoch>]/<space>/<first hash byte>/<hash>.kv    the records
+<base>/epoch                                     the one that counts, if there was a clear
 <base>/.tmp/                                          being written
 <base>/quarantine/                                    bad ones, for inspection
 <base>/.kv-sidecar.lock                               held by the one server that owns this
@@ -71,7 +71,7 @@ class Files:
     ) -> None:
         self.shared = shared
         self._base = base
-        self._mark = f"{base}/generation"
+        self._mark = f"{base}/epoch"
         self._temp = TempFiles(f"{base}/{temp}", shared)
         self._quarantine = Quarantine(f"{base}/quarantine")
         self._io = mover
@@ -163,11 +163,11 @@ class Files:
                         os.rmdir(path)
 
     def read_mark(self) -> str | None:
-        """An earlier version wrote none, and had no records of generations either."""
+        """An earlier version wrote none, and had no records of epochs either."""
         self._check_place()
         with os_errors():
             mark = read_text(self._mark)
-            if mark is None and all(not tag for tag, _ in self._generations()):
+            if mark is None and all(not tag for tag, _ in self._epochs()):
                 return ""
             return mark
 
@@ -283,19 +283,19 @@ class Files:
 
     def _file(self, name: ObjectName) -> str:
         digits = name.hash.hex()
-        objects = f"objects-{name.generation}" if name.generation else "objects"
+        objects = f"objects-{name.epoch}" if name.epoch else "objects"
         return f"{self._base}/{objects}/{name.space}/{digits[:2]}/{digits}{_SUFFIX}"
 
-    def _generations(self) -> Iterator[tuple[str, str]]:
-        """The tag of each generation that there are records of, and its folder."""
+    def _epochs(self) -> Iterator[tuple[str, str]]:
+        """The tag of each epoch that there are records of, and its folder."""
         for entry in entries(self._base):
             kind, _, tag = entry.name.partition("-")
             if kind == "objects" and is_tag(tag):
                 yield tag, entry.path
 
     def _folders(self) -> Iterator[tuple[str, str]]:
-        """Each folder of records: its generation with its space, and its path."""
-        for tag, objects in self._generations():
+        """Each folder of records: its epoch with its space, and its path."""
+        for tag, objects in self._epochs():
             for space in entries(objects):
                 for folder in entries(space.path):
                     yield f"{tag}/{space.name}" if tag else space.name, folder.path

@@ -48,7 +48,7 @@ _ENVIRONMENT = {
 # Closing one whose master is dead takes 7 to 14 s, and so does dropping the last reference to it.
 # It happens when the process ends, after everything else.
 _left_open: list[Any] = []
-_MARK = "kv-sidecar-generation"
+_MARK = "kv-sidecar-epoch"
 _EXISTS, _GONE = 1, -704
 _SIZE = re.compile(r"(\d+)\s*([kmg]?)b?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}

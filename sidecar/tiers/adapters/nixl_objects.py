@@ -21,7 +21,7 @@ from sidecar.tiers.names import ObjectName
 
 _MAX_BAD = 4096
 _PAGE = 4096
-_MARK_KEY = "generation"
+_MARK_KEY = "epoch"
 _MARK_MAGIC = b"KVSIDEGN"
 _DELETED = b"KVSIDEDL"
 

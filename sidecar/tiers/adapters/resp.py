@@ -111,7 +111,7 @@ class _Resp:
         self._client = redis.Redis(**_arguments(settings, redis))
         self._prefix = settings.key_prefix + "/"
         self._quarantine = settings.key_prefix + "-quarantine/"
-        self._mark = settings.key_prefix + "-generation"
+        self._mark = settings.key_prefix + "-epoch"
         self._ttl = settings.ttl_seconds
 
     def open(self, arena: Bytes) -> None:

@@ -32,7 +32,7 @@ class Bucket:
         self.shared = shared
         self._obstore = obstore
         self._prefix = prefix
-        self._mark = f"{prefix}-generation"
+        self._mark = f"{prefix}-epoch"
         self._store = store
         self._one_by_one = one_by_one
         self._deletes_in_bulk = True

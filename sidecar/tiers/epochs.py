@@ -1,13 +1,13 @@
-"""Generations: what was stored before a clear is out of sight for ever.
+"""Epochs: what was stored before a clear is out of sight for ever.
 
-The name of every record begins with the tag of a generation, and the backend itself keeps one
-tag, its mark: of the generation that counts. A clear is a new mark. That is one write, whatever
+The name of every record begins with the tag of an epoch, and the backend itself keeps one
+tag, its mark: of the epoch that counts. A clear is a new mark. That is one write, whatever
 can be listed or deleted, and it holds for all who use the backend, and for those who come later.
 What bears another tag is left over: nobody finds it, and it is removed where that is possible.
 
 Tags sort by age, and a mark that is older than one that this process has seen does not count: a
 backend may lose its last writes, or answer with what it was told before. Then, and where the
-mark is missing, a new generation begins, empty.
+mark is missing, a new epoch begins, empty.
 """
 
 import calendar
@@ -37,11 +37,11 @@ def new_tag(after: str = "") -> str:
 
 
 class Replaced(TierError):
-    """The backend's mark names another generation than `generation`."""
+    """The backend's mark names another epoch than `epoch`."""
 
-    def __init__(self, generation: "Generation") -> None:
+    def __init__(self, epoch: "Epoch") -> None:
         super().__init__("replaced", "the backend has been cleared")
-        self.generation = generation
+        self.epoch = epoch
 
 
 class Marks:
@@ -84,18 +84,18 @@ class Marks:
         return mark
 
     def begin(self) -> str:
-        """A new generation where there is no mark; the mark then. Raises TierError."""
+        """A new epoch where there is no mark; the mark then. Raises TierError."""
         mark = self.write(new_tag(self.newest))
         log.info(
-            "L2 %s: it has no mark of a generation, so it begins empty: nothing that another "
+            "L2 %s: it has no mark of an epoch, so it begins empty: nothing that another "
             "version may have stored there is found",
             self._label,
         )
         return mark
 
 
-class Generation:
-    """The records of one generation in a backend; names are without its tag.
+class Epoch:
+    """The records of one epoch in a backend; names are without its tag.
 
     Without a `tag` it is the one that the mark names when it is first needed. With one it `is_new`,
     and `publish` makes it the mark. What is asked of it raises Replaced when it does not count
@@ -110,7 +110,7 @@ class Generation:
         self._ended = False
 
     def next_tag(self) -> str:
-        """For the generation that is to take its place."""
+        """For the epoch that is to take its place."""
         return new_tag(max(self._marks.newest, self.tag or ""))
 
     def end(self) -> None:
@@ -139,7 +139,7 @@ class Generation:
                 if time.monotonic() >= self._check_at:
                     self._check()
         assert self.tag is not None
-        return name._replace(generation=self.tag)
+        return name._replace(epoch=self.tag)
 
     def store(self, name: ObjectName, record: Bytes) -> None:
         self._marks.adapter.store(self.tagged(name), record)

@@ -1,4 +1,4 @@
-"""Generations: nothing that was stored before a clear is ever found again, by anybody."""
+"""Epochs: nothing that was stored before a clear is ever found again, by anybody."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.tiers import generations
+from sidecar.tiers import epochs
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.file_io import DirectIO
 from sidecar.tiers.base import Corrupt, Missing, TierError
-from sidecar.tiers.generations import Generation, Marks, Replaced, new_tag
+from sidecar.tiers.epochs import Epoch, Marks, Replaced, new_tag
 from sidecar.tiers.names import ObjectName, is_tag, parse_path
 from tests.support.tiers import Memory, page_aligned
 
@@ -23,46 +23,46 @@ NAMES = [ObjectName("space@1.0@" + "0" * 32, bytes([n]) * 32) for n in range(4)]
 @pytest.fixture(autouse=True)
 def _always_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What others have cleared is seen at once, so that the test need not wait."""
-    monkeypatch.setattr(generations, "CHECKED_SECONDS", 0.0)
+    monkeypatch.setattr(epochs, "CHECKED_SECONDS", 0.0)
 
 
 class Sidecar:
-    """The generations of one process, and the few lines of a lane that change them."""
+    """The epochs of one process, and the few lines of a lane that change them."""
 
     def __init__(self, memory: Memory) -> None:
         self.marks = Marks(memory, "memory")
-        self.generation = Generation(self.marks)
+        self.epoch = Epoch(self.marks)
 
     def clear(self) -> None:
-        self.begin(Generation(self.marks, self.generation.next_tag()))
-        self.generation.publish()
+        self.begin(Epoch(self.marks, self.epoch.next_tag()))
+        self.epoch.publish()
 
-    def begin(self, generation: Generation) -> None:
-        self.generation.end()
-        self.generation = generation
+    def begin(self, epoch: Epoch) -> None:
+        self.epoch.end()
+        self.epoch = epoch
 
     def adopting(self, call: Callable[[], object]) -> object:
         """What `call` returns, None if it fails; as a lane does, it follows others."""
         try:
             return call()
         except Replaced:
-            self.begin(Generation(self.marks))
+            self.begin(Epoch(self.marks))
         except TierError:
             pass
         return None
 
     def store(self, name: ObjectName) -> bool:
-        stored = self.adopting(lambda: self.generation.store(name, RECORD) or True)
+        stored = self.adopting(lambda: self.epoch.store(name, RECORD) or True)
         return bool(stored)
 
     def finds(self, name: ObjectName) -> bool:
-        return self.adopting(lambda: self.generation.find([name])) not in (None, [None])
+        return self.adopting(lambda: self.epoch.find([name])) not in (None, [None])
 
 
 def test_tags_are_read_back_as_part_of_a_name() -> None:
     tag = new_tag()
     assert is_tag(tag) and is_tag("") and not is_tag(tag.upper())
-    name = NAMES[1]._replace(generation=tag)
+    name = NAMES[1]._replace(epoch=tag)
     assert parse_path(name.path) == name
     assert parse_path(NAMES[1].path) == NAMES[1]
     assert parse_path(f"x{name.path}") is None and parse_path(f"/{NAMES[1].path}") is None
@@ -105,22 +105,22 @@ def test_whoever_stores_clears_and_restarts_no_clear_is_undone(seed: int) -> Non
 
 def record(sidecar: Sidecar, name: ObjectName) -> ObjectName:
     """The full name of what the sidecar finds."""
-    assert sidecar.generation.tag is not None
-    return name._replace(generation=sidecar.generation.tag)
+    assert sidecar.epoch.tag is not None
+    return name._replace(epoch=sidecar.epoch.tag)
 
 
 def test_what_was_begun_before_a_clear_stays_before_it() -> None:
-    """Also where it was not known yet which generation counts."""
+    """Also where it was not known yet which epoch counts."""
     memory = Memory()
     memory.mark = None
     sidecar = Sidecar(memory)
-    before = sidecar.generation
+    before = sidecar.epoch
     sidecar.clear()
     with pytest.raises(Missing):
         before.store(NAMES[0], RECORD)
     assert not memory.records
     sidecar.store(NAMES[1])
-    before = sidecar.generation
+    before = sidecar.epoch
     sidecar.clear()
     before.store(NAMES[0], RECORD)
     assert not sidecar.finds(NAMES[0]) and not Sidecar(memory).finds(NAMES[0])
@@ -160,7 +160,7 @@ def test_a_backend_that_drops_what_is_written_is_found_out() -> None:
 
 
 def test_the_mark_is_not_read_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generations, "CHECKED_SECONDS", 60.0)
+    monkeypatch.setattr(epochs, "CHECKED_SECONDS", 60.0)
     memory, reads = Memory(), []
     memory.before = lambda op, _: reads.append(op) if op == "read_mark" else None
     sidecar = Sidecar(memory)
@@ -179,13 +179,13 @@ def test_nonsense_for_a_mark_is_none() -> None:
 
 
 def test_a_clear_by_a_clock_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows nothing of a newer generation that another has begun just now."""
+    """It knows nothing of a newer epoch that another has begun just now."""
     memory = Memory(shared=True)
     slow, fast = Sidecar(memory), Sidecar(memory)
     for sidecar in (slow, fast):
         sidecar.finds(NAMES[0])
-    fast.begin(Generation(fast.marks, "g29991231T235959-000000000000"))
-    fast.generation.publish()
+    fast.begin(Epoch(fast.marks, "g29991231T235959-000000000000"))
+    fast.epoch.publish()
     fast.store(NAMES[0])
     slow.clear()
     assert memory.mark > "g29991231T235959-000000000000"
@@ -197,8 +197,8 @@ def test_a_clear_by_a_clock_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_mark_that_is_no_file_is_no_word_on_a_record(tmp_path: Path) -> None:
     files = Files(str(tmp_path), DirectIO(), direct=False)
     files.open(RECORD)
-    (tmp_path / "generation").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "epoch").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TierError, match="mark: type") as raised:
-        Generation(Marks(files, "fs")).load(NAMES[0], RECORD)
+        Epoch(Marks(files, "fs")).load(NAMES[0], RECORD)
     assert not isinstance(raised.value, Corrupt)
     files.close()
