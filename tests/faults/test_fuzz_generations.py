@@ -12,8 +12,7 @@ import pytest
 from sidecar.wire.generations import GENERATIONS, NEWEST, Generation
 from tests.faults.test_fuzz import Fuzzer, seeds
 from tests.support.hostile_pickles import hostile
-from tests.support.old_pickles import SHM, pickled, state_of
-from tests.support.old_pickles import Named as Dtype
+from tests.support.old_pickles import SHM, Named, pickled, state_of
 from tests.support.raw import RawClient, RawPool, encode
 from tests.support.server import Server
 
@@ -44,7 +43,7 @@ def handles(pool: RawPool) -> list[msgspec.msgpack.Ext]:
         told = pool.descriptor(layer)
         metadata = told["metadata"]
         state = state_of(
-            dtype=Dtype("torch", metadata["dtype"]),
+            dtype=Named("torch", metadata["dtype"]),
             shape=tuple(metadata["shape"]),
             stride=tuple(metadata["stride"]),
             storage_offset=metadata["storage_offset"],

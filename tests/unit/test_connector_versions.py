@@ -4,13 +4,14 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from connectors import roles
 from connectors.errors import ConnectorError
-from connectors.lmcache_mp import CacheServer
+from connectors.lmcache_mp import TRANSFER_MODE as MODE
+from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import Nixl
 from connectors.pairs import PAIRS, Pair, assumed
 from connectors.roles import Handoff, Role
@@ -120,22 +121,18 @@ def config_for(*arguments: str) -> dict[str, Any]:
     return settings
 
 
-MODE = "lmcache.mp.mp_transfer_mode"
-
-
-@pytest.mark.parametrize("release", [*RELEASES, "0.5.6"])
+@pytest.mark.parametrize("release", RELEASES)
 def test_a_worker_elsewhere_gets_what_its_client_reads(release: str) -> None:
-    source = folder(release) / "lmcache/integration/vllm" if release != "0.5.6" else None
-    for mode in ("auto", "lmcache_driven"):
-        if (release, mode) in (("0.4.5", "lmcache_driven"), ("0.4.6", "lmcache_driven")):
-            continue  # refused
+    package = folder(release) / "lmcache"
+    client = "".join(file.read_text() for file in (package / "integration/vllm").glob("*.py"))
+    source = package / "v1/multiprocess/transfer_context/worker_transfer.py"
+    can_choose = release >= "0.4.7"
+    for mode in get_args(TransferMode) if can_choose else ("auto",):
         settings = config_for("--for", f"lmcache=={release}", "--transfer-mode", mode)
-        if source is not None:
-            text = "".join(file.read_text() for file in source.glob("*.py"))
-            for key in settings:
-                assert key in text or key.removeprefix("lmcache.mp.") in text, key
-        wanted = {"0.4.5": None, "0.4.6": None, "0.4.7": "handle" if mode != "auto" else "auto"}
-        assert settings.get(MODE) == wanted.get(release, mode)
+        assert [key for key in settings if key not in client] == []
+        assert (MODE in settings) == can_choose
+        if can_choose:
+            assert f' = "{settings[MODE]}"\n' in source.read_text()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.vllm)

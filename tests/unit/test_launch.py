@@ -50,6 +50,15 @@ def connectors(stack: Stack, name: str) -> dict[str, object]:
     return found
 
 
+def test_workers_get_what_their_client_reads(
+    gpu_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {**HAVE_GPU, "vllm": "0.23.0", "lmcache": "0.4.7", "ai-dynamo": "1.3.1"}
+    monkeypatch.setattr(hardware, "installed", lambda python: old)
+    stack = plan("agg", "--model", "m", "--transfer-mode", "lmcache_driven")
+    assert '"lmcache.mp.mp_transfer_mode": "handle"' in json.dumps(connectors(stack, "worker-0"))
+
+
 def test_each_option_has_a_variable_and_a_flag_wins() -> None:
     environ = {"LAUNCH_HTTP_PORT": "81", "LAUNCH_GPU": "3 4", "LAUNCH_NO_PREFIX_CACHING": "1"}
     environ |= {"LAUNCH_L2_ADAPTER": '{"type": "resp"}', "LAUNCH_WORKER_ARGS": "--a 'b c'"}
