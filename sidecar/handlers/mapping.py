@@ -120,7 +120,7 @@ def _gpu(tensors: list[GpuTensor]) -> str:
 
 
 def _group_spec(info: EngineGroupInfo) -> GroupSpec:
-    if info.recurrent_state:
+    if info.recurrent_state is True:
         raise UnknownLayout("recurrent-state groups are not supported")
     window = info.sw_size_tokens if info.sw_size_tokens > 0 else None
     return GroupSpec(tuple(info.layer_indices), info.tokens_per_block, window)

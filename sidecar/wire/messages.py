@@ -69,7 +69,8 @@ class LayoutHints(msgspec.Struct):
 class EngineGroupInfo(msgspec.Struct):
     """One KV group: its layers (indices into the tensor list) and its block geometry.
 
-    `tokens_per_block` 0 means not reported; `sw_size_tokens` -1 means full attention.
+    `tokens_per_block` 0 means not reported; `sw_size_tokens` -1 means full attention;
+    `recurrent_state` is not said before lmcache 0.5.5.
     """
 
     engine_group_id: Count
@@ -77,7 +78,7 @@ class EngineGroupInfo(msgspec.Struct):
     tokens_per_block: Count = 0
     sw_size_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
     extra_object_group_tag: int = 0
-    recurrent_state: bool = False
+    recurrent_state: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 EngineGroups = Annotated[list[EngineGroupInfo], Meta(max_length=64)]

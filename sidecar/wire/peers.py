@@ -1,9 +1,9 @@
 """Which generation of lmcache's client a connection speaks.
 
 Nothing on the wire says it, and one id means several operations. A stock client's first frame
-decides: it asks for the chunk size, without payload and with uid 0, and only one generation has
-that operation under that id. After a reconnect, or a restart of this server, the first frame may
-be any. Then each generation reads the frame for itself: whose payload types, keys or counts do
+decides most: it asks for the chunk size, without payload and with uid 0, and the id of that is
+another one in nearly each generation. After a reconnect, or a restart of this server, the first
+frame may be any. Each generation reads a frame for itself: whose payload types, keys or counts do
 not fit is out, and so is what no stock client sends at this point. Those that are left serve the
 frame if they agree on its meaning. If they do not, it is refused: nothing is ever guessed.
 """
@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.wire.generations import GENERATIONS, NEWEST, Generation, advice
-from sidecar.wire.messages import BadPayload, CacheKey
+from sidecar.wire.messages import BadPayload, CacheKey, EngineGroupInfo
 from sidecar.wire.operations import Operation
 
 _WORKERS: Final = 4_096
@@ -130,6 +130,10 @@ def _try(generation: Generation, op: bytes, frames: list[bytes]) -> Reading | No
 
 def _fits(generation: Generation, operation: Operation, payload: Any) -> bool:
     """Whether clients of this generation make such a payload."""
+    if operation.name == "register_kv_cache" and isinstance(payload, list):
+        groups = [each for each in payload if isinstance(each, EngineGroupInfo)]
+        says = (group.recurrent_state is not msgspec.UNSET for group in groups)
+        return all(each == generation.counts_readers for each in says)
     if not isinstance(payload, CacheKey):
         return True
     counts = payload.num_kv_readers is not msgspec.UNSET

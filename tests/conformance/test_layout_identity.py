@@ -20,7 +20,10 @@ def client(server: Server) -> Iterator[RawClient]:
 
 
 def register(worker: RawWorker, groups: list[list[int]], world: int = 1) -> None:
-    infos = [{"engine_group_id": i, "layer_indices": g} for i, g in enumerate(groups)]
+    infos = [
+        {"engine_group_id": i, "layer_indices": g, "recurrent_state": False}
+        for i, g in enumerate(groups)
+    ]
     payloads = worker.registration()
     payloads[3], payloads[6] = world, infos
     assert worker.client.call("register_kv_cache", *payloads) is None

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
-from tests.support.old_clients import ENGINE, HANDLE, OldClient
+from tests.support.old_clients import ENGINE, HANDLE, SLOTS, OldClient
 from tests.support.raw import RawClient, encode
 from tests.support.releases import RELEASES
 from tests.support.server import CHUNK_SIZE, Server, free_port, wait_until
@@ -63,6 +63,17 @@ def wait_for_worker(server: Server, client: OldClient) -> None:
     wait_until(lambda: server.instances() and client.call("healthy"), "it registers again")
     # A scheduler of 0.5.3 or 0.5.4 does not ping. The end of a request tells what it speaks.
     client.call("end", [], "before the restart")
+    wait_until(lambda: is_served(client), "it stores and finds again")
+
+
+def is_served(client: OldClient) -> bool:
+    """The first requests on a new connection may miss: a stock client waits for none."""
+    prompt = tokens(1)
+    request = f"probe-{prompt[0]}"
+    client.call("store", prompt, list(range(1, 1 + len(prompt) // SLOTS)), f"{request}-s")
+    found = client.call("lookup", prompt, request)
+    client.call("end", prompt, request)
+    return bool(found == 1)
 
 
 def test_generations_share_one_server_and_what_it_holds(

@@ -157,7 +157,8 @@ def test_groups_that_name_the_same_tensors_again_and_again(gpu_site: GpuSite) ->
     """A chunk of them would keep the process of the GPU busy for minutes, and fill the memory."""
     worker, pool = gpu_site.worker(1), GpuPool(layers=300)
     hostile = GpuWorker(gpu_site.client, "gpu", 2, pool)
-    group = {"engine_group_id": 0, "layer_indices": list(range(300))}
+    layers = list(range(300))
+    group = {"engine_group_id": 0, "layer_indices": layers, "recurrent_state": False}
     gpu_site.client.call("register_kv_cache", *hostile.registration()[:-1], [group] * 64)
     assert gpu_site.server.instances() == shown(1)
     prove(worker, stored(worker, 1))

@@ -191,7 +191,7 @@ def test_no_tensors(raw: RawClient, pool: RawPool, caches: Any) -> None:
     raw.call("unregister_kv_cache", 666)
 
 
-GROUP = {"engine_group_id": 0, "layer_indices": [0, 1], "tokens_per_block": 16}
+GROUP = {"engine_group_id": 0, "layer_indices": [0, 1], "recurrent_state": False}
 
 
 @pytest.mark.parametrize(

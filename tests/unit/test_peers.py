@@ -92,6 +92,14 @@ def test_a_client_that_greets_is_understood_from_then_on(generation: Generation)
         assert reading.generation is generation
 
 
+@pytest.mark.parametrize("generation", GENERATIONS[2:], ids=lambda g: g.releases)
+def test_a_registration_with_groups_tells_what_a_greeting_does_not(generation: Generation) -> None:
+    """Only since 0.5.5 a group says whether it is recurrent; older ones may not have several."""
+    peers = Peers()
+    send(peers, WORKER, 0, generation, "get_chunk_size")
+    assert send(peers, WORKER, 1, generation, "register_kv_cache").generation is generation
+
+
 @pytest.mark.parametrize(("generation", "name"), EVERY_FRAME, ids=str)
 def test_without_a_greeting_a_frame_is_understood_or_refused(
     generation: Generation, name: str
