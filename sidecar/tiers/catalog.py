@@ -1,7 +1,7 @@
 """What one backend is known to have, in the order of last use, and how full it is."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sidecar.tiers.base import Found
@@ -87,6 +87,11 @@ class Catalog:
         if name in self._sizes:
             self._sizes.move_to_end(name)
             self._recovered.pop(name, None)
+
+    def touch_sequence(self, names: Sequence[ObjectName]) -> None:
+        """These were used together, a prompt's in its order: the head is to outlive the tail."""
+        for name in reversed(names):
+            self.touch(name)
 
     def distrust(self, name: ObjectName) -> None:
         """If it is there, what is stored under this name next takes its place."""

@@ -113,6 +113,7 @@ class DirectStores:
         """
         stores = [self._of(entry) for entry in entries]
         making, batch = _Making(set(stores), then), Batch(stores[0].lane, len(stores))
+        batch.names = [store.name for store in stores]
         batch.begin_all()
         for store in stores:
             store.batch = batch

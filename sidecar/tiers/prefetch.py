@@ -342,6 +342,9 @@ class Prefetches:
         Also what is behind a gap, and no hit: the next store may fill the gap.
         """
         planned = prefetch.hashes[: len(prefetch.from_l2)]
-        for of_rank in prefetch.wants:
-            for want in of_rank:
-                self._l1.touch(want.space, planned)
+        spaces = [want.space for of_rank in prefetch.wants for want in of_rank]
+        for space in spaces:
+            self._l1.touch(space, planned)
+        names = [object_name(space, each) for each in planned for space in spaces]
+        for lane in self._lanes:
+            lane.catalog.touch_sequence(names)

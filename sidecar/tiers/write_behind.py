@@ -87,9 +87,9 @@ class WriteBehind:
         """
         batch = Batch(lane)
         for entry, name in objects:
-            if name in lane.catalog and name not in lane.catalog.suspects:
-                lane.catalog.touch(name)
-            elif not self._is_queued(lane, name):
+            batch.names.append(name)
+            is_kept = name in lane.catalog and name not in lane.catalog.suspects
+            if not is_kept and not self._is_queued(lane, name):
                 now = time.monotonic()
                 self._enqueue(lane, _Write(entry, name, batch, now, lane.epoch, span))
         batch.begin_all()

@@ -1,6 +1,6 @@
 """What all who write records to a backend do: room before it, and the accounts after it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sidecar.tiers.base import Moved, NoSpace, TierError
 from sidecar.tiers.epochs import Epoch, Replaced
@@ -13,20 +13,25 @@ _RECORDS_GIVEN_UP = 8
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Objects that were offered together, for the count of requests; `left` are under way."""
+    """Objects that were offered together, in the order of their prompt; `left` are under way."""
 
     lane: Lane
     left: int = 0
+    names: list[ObjectName] = field(default_factory=list)
 
     def begin_all(self) -> None:
         """All that are to come have been added to `left`."""
         if self.left:
             self.lane.telemetry.l2_store_submitted_requests.add(1, self.lane.label)
+        else:
+            self.lane.catalog.touch_sequence(self.names)
 
     def end_one(self) -> None:
         self.left -= 1
         if not self.left:
             self.lane.telemetry.l2_store_completed_requests.add(1, self.lane.label)
+            # Several threads keep them in any order, and the last that came is the newest.
+            self.lane.catalog.touch_sequence(self.names)
 
 
 def make_room(lane: Lane, size: int) -> bool:

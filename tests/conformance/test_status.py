@@ -21,13 +21,13 @@ def test_a_worker_and_its_hits_are_shown(own_server: Server) -> None:
     with RawClient(own_server.url) as client:
         client.greet()
         worker = RawWorker(client, "some-model", 4711)
-        worker.register()  # without groups: of any release that has this id for it
+        worker.register()
         worker.prove(range(1, 1 + 2 * own_server.chunk_size), own_server.chunk_size)
         lines = table(own_server)
         worker.close()
     (number,) = shown(4711)
     (row,) = [line.split() for line in lines if line.startswith(str(number))]
-    mode = ["lmcache_driven", "0.5.3-0.5.4", "cpu"]
+    mode = ["lmcache_driven", "0.5.5-0.5.6", "cpu"]
     assert row[:6] == [str(number), "some-model", "1", *mode]
     (hits,) = [line for line in lines if line.startswith("hits")]
     assert "100.0% of 128 tokens looked up since the start (100.0% L1, 0.0% L2)" in hits

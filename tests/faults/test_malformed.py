@@ -94,7 +94,7 @@ def test_broken_encodings(raw: RawClient, operation: str) -> None:
         assert (decode(reply[2]) if len(reply) == 3 else None) == negative, frame[:16]
 
 
-@pytest.mark.parametrize("operation", [11, 0, -1, 999, 2**63, "no_such_operation", "", "x" * 5000])
+@pytest.mark.parametrize("operation", [0, -1, 999, 2**63, "no_such_operation", "", "x" * 5000])
 def test_unknown_operations(raw: RawClient, operation: Any) -> None:
     assert len(raw.exchange(raw.frames(operation))) == 2
     assert len(raw.exchange(raw.frames(operation, 1, "two", [3]))) == 2

@@ -58,8 +58,11 @@ class RawClient:
         self._uids = itertools.count()
 
     def greet(self) -> int:
-        """What every stock adapter asks first: the chunk size."""
-        size: int = self.call("get_chunk_size")
+        """What every stock adapter asks first: the chunk size.
+
+        By its name, which only the newest generation's clients give an operation.
+        """
+        size: int = self.call("get_chunk_size", as_name=True)
         return size
 
     def close(self) -> None:
@@ -205,7 +208,9 @@ class RawWorker:
         return [self.instance, tensors, self.model, 1, "vllm", {"kv_layout": "HND"}, []]
 
     def register(self) -> None:
-        assert self.client.call("register_kv_cache", *self.registration()) is None
+        """By its name, like `greet`."""
+        registration = self.registration()
+        assert self.client.call("register_kv_cache", *registration, as_name=True) is None
 
     def store(self, key: Any, blocks: Sequence[int]) -> Any:
         return self.client.call("store", key, self.instance, [list(blocks)], EVENT)
