@@ -7,6 +7,7 @@ says so. What is under the handlers is a `Bench`.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -208,7 +209,7 @@ def fill(tokens: Sequence[int], chunk: int) -> int:
     return sum(tokens[: (chunk + 1) * CHUNK]) % 251 + 1
 
 
-class _Worker:
+class _Worker(ABC):
     """A range is in chunks. `write` and `read` run to their end; `read` checks each byte."""
 
     mode: ClassVar[str]
@@ -217,8 +218,9 @@ class _Worker:
         self.node, self.number, self.model = node, number, f"{self.mode}-{number}"
         self.register()
 
+    @abstractmethod
     def register(self) -> None:
-        raise NotImplementedError
+        """Have it in the server's registry."""
 
     def key(self, tokens: Sequence[int], start: int, end: int, request: str) -> dict[str, Any]:
         """Of a range in chunks."""

@@ -10,6 +10,7 @@ import mmap
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Sum:
     problems: list[str] = field(default_factory=list)
 
 
-class Honest(threading.Thread):
+class Honest(threading.Thread, ABC):
     """One client that works until `stop`. Subclasses move the bytes of chunks."""
 
     model: str
@@ -140,19 +141,21 @@ class Honest(threading.Thread):
             if not np.array_equal(data, kv_of(self.model, number, chunk)):
                 self.sum.problems.append(f"WRONG BYTES in chunk {chunk} of prompt {number}")
 
+    @abstractmethod
     def register(self) -> None:
-        raise NotImplementedError
+        """Register the worker."""
 
+    @abstractmethod
     def leave(self) -> None:
-        raise NotImplementedError
+        """Unregister the worker."""
 
+    @abstractmethod
     def store(self, key: Any, number: int, first: int) -> None:
         """Store the chunks from `first` on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, key: Any, hits: int) -> list[np.ndarray]:
         """The bytes of each chunk; nothing if the server refuses."""
-        raise NotImplementedError
 
 
 class HandleMode(Honest):
