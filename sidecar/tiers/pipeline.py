@@ -180,8 +180,11 @@ class Tiers:
         return self.writes.in_flight(lane) + self.direct_stores.in_flight(lane)
 
     def _replaced(self) -> None:
-        """Others have cleared a backend: what came from there may be what they meant."""
-        self._l1.clear(force=False)
+        """Others have cleared a backend: what came from there may be what they meant.
+
+        Also what was promised: requests that overlap would hold a prefix in use for ever.
+        """
+        self._l1.clear(force=True)
         self.loads.forget_all()
 
     def _direct_lane(self) -> Lane | None:

@@ -15,7 +15,7 @@ from sidecar.commands.doctor import live
 from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.live import prompt
 from sidecar.commands.doctor.surroundings import running_server
-from tests.support.disks import files_below
+from tests.support.disks import records
 from tests.support.doctor import around, doctor, only
 from tests.support.server import SHM, Server, free_port, wait_until
 
@@ -64,7 +64,7 @@ def test_nothing_stays_in_l2_either(new_server: Callable[..., Server], tmp_path:
     def empty() -> bool:
         (state,) = server.status()["storage_manager"]["l2_adapters"]
         busy = state["queued_stores"] + state["inflight_stores"]
-        return not busy and not [name for name in files_below(disk) if name.endswith(".kv")]
+        return not busy and not records(disk)
 
     wait_until(empty, "L2 empty again")
     assert_nothing_left(server)

@@ -14,6 +14,7 @@ from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectIO
 from sidecar.tiers.base import Bytes
 from tests.support.direct_stores import RECORD_BYTES, Site, write
+from tests.support.disks import records
 from tests.support.tiers import OBJECT_BYTES, SPACE, hash_of
 
 
@@ -87,7 +88,7 @@ def test_a_clear_comes_before_what_is_on_its_way(site: Site, when: str) -> None:
         site.stores.publish(entries)
     site.files.released.set()
     site.turn_until(lambda: not len(site.stores))
-    site.turn_until(lambda: not list(site.folder.rglob("*.kv")))
+    site.turn_until(lambda: not records(site.folder))
     assert not site.has(1) and site.counted("cleared") == 1
     site.expect_nothing_left()
 

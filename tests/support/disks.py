@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,14 @@ def settings(base: Path, **more: Any) -> FilesSettings:
 
 
 def files_below(base: Path) -> list[str]:
-    return sorted(str(p.relative_to(base)) for p in base.rglob("*") if p.is_file())
+    """Also while others remove files and folders, which is too much for `Path.rglob`."""
+    found = (Path(folder, name) for folder, _, names in os.walk(base) for name in names)
+    return sorted(str(path.relative_to(base)) for path in found)
+
+
+def records(base: Path) -> list[str]:
+    """The names of an `fs` adapter's records."""
+    return [each for each in files_below(base) if each.endswith(".kv")]
 
 
 @contextmanager

@@ -65,6 +65,12 @@ class L2Worker:
         key = self._key(number, request=self._new_request())
         return key["request_id"], self._worker.lookup({**key, "worker_id": None})
 
+    def hits(self, number: int) -> int:
+        """The hit of a lookup in chunks, of which nothing is retrieved."""
+        request, hits = self.lookup(number)
+        self.client.call("end_session", request)
+        return hits
+
     def check(self, number: int) -> int:
         """Look a sequence up, retrieve the hit, compare its bytes; the hit in chunks.
 

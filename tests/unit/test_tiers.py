@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sidecar.cache.check import problems
 from sidecar.cache.entry import State
 from sidecar.cache.keys import SpaceKey
 from sidecar.tiers import leftovers
@@ -812,6 +813,26 @@ def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     benches[0].store(5)
     benches[0].settle()
     assert benches[1].lookup(5) == 1
+
+
+def test_what_others_have_cleared_goes_though_it_was_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests that overlap without end would hold it, and be served what the clear was to end."""
+    monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)
+    monkeypatch.setattr("sidecar.tiers.marking.CHECKED_SECONDS", 0.0)
+    memory = Memory(shared=True)
+    first, second = (Bench(memory).start() for _ in range(2))
+    second.store(1)
+    second.settle()
+    promised = second.begin("promised", 1)
+    second.run_until(lambda: second.results.get("promised") == 1)
+    first.tiers.clear()
+    first.run_until(lambda: not first.tiers.lanes[0].marking.unmarked)
+    second.run_ticking(lambda: second.tiers.lanes[0].epoch.tag == memory.mark)
+    assert second.lookup(1) == 0 and not second.l1.used_bytes
+    second.leases.end(promised)
+    assert not problems(second.l1, second.leases)
 
 
 def test_a_load_that_was_given_up_and_is_overdue_then_keeps_its_slot() -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.campaign.target import Neighbour, Target
+from tests.support.disks import files_below
 
 
 def _to_each(target: Target, change: Callable[[Path], None]) -> None:
     """Do something to one record after the other."""
     while target.goes_on():
-        records = [path for path in target.l2_path.rglob("*") if path.is_file()]
+        records = [target.l2_path / each for each in files_below(target.l2_path)]
         target.random.shuffle(records)
         for path in records[:50]:
             with contextlib.suppress(OSError, ValueError):  # it may be gone, or empty
