@@ -1,5 +1,6 @@
 """The server's life, in reading order: build, start, serve, stop."""
 
+import gc
 import logging
 import os
 import secrets
@@ -131,6 +132,9 @@ class App:
         self._loop.watch_for_stalls(_STALL_SECONDS, _UNANSWERED_SECONDS, self._service.on_stall)
         self._loop.count_failures(partial(self._core.refusals.add, "callback", "internal_error"))
         self._core.tiers.start()
+        # What there is now stays; the collector, which stops everybody, need not look at it again.
+        gc.collect()
+        gc.freeze()
         self._announce()
 
     def _build_core(self) -> Core:

@@ -31,7 +31,7 @@ def _index(l1: L1) -> Iterator[str]:
             for hash, entry in entries.items():
                 if entry.hash != hash or entry.space is not space or entry.state is not state:
                     yield f"{_name(entry)} stands among what is {state}"
-                if l1._slots._at.get(entry.start) is not entry:
+                if l1._slots.at(entry.start) is not entry:
                     yield f"{_name(entry)} has no slot"
     for what, count, found in (
         ("objects", l1.objects, sum(len(space.ready) for space in spaces)),
@@ -44,19 +44,19 @@ def _index(l1: L1) -> Iterator[str]:
 def _slots(l1: L1, slots: Slots) -> Iterator[str]:
     """Slots and free ranges cover what is usable, each byte once."""
     vacated = set(slots._vacated)
-    for entry in slots._at.values():
+    for entry in slots:
         if (entry.state in _HAS_SLOT) == (entry in vacated):
             yield f"{_name(entry)} has a slot"
-        if slots._ending_at.get(entry.end) is not entry:
+        if slots._ending_at(entry.end) is not entry:
             yield f"{_name(entry)} is not known by the end of its slot"
-    taken = [(entry.start, entry.end) for entry in slots._at.values()]
+    taken = [(entry.start, entry.end) for entry in slots]
     free = [(start, start + size) for part in slots._parts for start, size in part.ranges()]
     for (_, end), (start, _) in pairwise(sorted(taken + free)):
         if start < end:
             yield f"byte {start} belongs to two"
     if sum(end - start for start, end in taken + free) != l1.usable_bytes:
         yield f"slots and free ranges are not the {l1.usable_bytes} usable bytes"
-    used = sum(entry.end - entry.start for entry in slots._at.values() if entry not in vacated)
+    used = sum(entry.slot_bytes for entry in slots if entry not in vacated)
     if used != slots.used_bytes:
         yield f"used_bytes is {slots.used_bytes}, found are {used}"
 
@@ -82,7 +82,7 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
         for rank, objects in enumerate(lookup.objects):
             for readers, entries in zip(lookup.readers[rank], objects, strict=True):
                 promised.update(entries if readers else ())
-    known = {*l1._slots._at.values(), *promised}
+    known = {*l1._slots, *promised}
     for entry in known:
         if entry.leases != promised[entry]:
             yield f"{_name(entry)} has {entry.leases} leases, promised are {promised[entry]}"

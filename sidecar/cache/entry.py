@@ -1,8 +1,14 @@
 """One cached object and the space it lives in."""
 
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
+from msgspec import Struct
+
+from sidecar.cache.arena import aligned
 from sidecar.cache.keys import SpaceKey
+from sidecar.cache.shards import Shards
 from sidecar.flow import Outcome
 
 
@@ -52,11 +58,28 @@ class Space:
 
     def __init__(self, key: SpaceKey) -> None:
         self.key = key
-        self.ready: dict[bytes, Entry] = {}
+        self.ready: Shards[Entry] = Shards()
         self.writing: dict[bytes, Entry] = {}
 
 
-class Entry:
+class Sizes(NamedTuple):
+    """Of an object, in bytes: its own, that of its slot, and of the header's room in it.
+
+    Objects of a layout share one.
+    """
+
+    object: int
+    slot: int
+    headroom: int
+
+
+@lru_cache(maxsize=256)
+def sizes_of(size: int, headroom: int) -> Sizes:
+    """Those of an object of `size` bytes behind `headroom` bytes."""
+    return Sizes(size, headroom + aligned(size), headroom)
+
+
+class Entry(Struct, gc=False, eq=False):
     """One object: its place in the arena (`offset`, `size` in bytes) and who holds it.
 
     Its slot is `[start, end)`: room for a header if there are tiers below, the object, padding.
@@ -67,57 +90,47 @@ class Entry:
     `place` in the order of eviction is given by the policy with each use. `settled` is set when
     it is known what becomes of it, for those who wait for that: to the entry that takes its
     place, if there is one. Where there is no outcome nobody may wait.
+
+    There may be millions, so the garbage collector does not see them (`gc=False`): it would walk
+    all of them again and again. What refers to each other here comes apart by itself: an object
+    that is gone is in no space, and what is settled refers to nobody who waited.
     """
 
-    __slots__ = (
-        "cold",
-        "end",
-        "hash",
-        "leases",
-        "missing",
-        "offset",
-        "pins",
-        "place",
-        "sealed",
-        "settled",
-        "size",
-        "space",
-        "start",
-        "state",
-        "stored_at",
-        "used_at",
-    )
+    space: Space
+    hash: bytes
+    start: int
+    sizes: Sizes
+    missing: frozenset[int] = frozenset()
+    sealed: bool = False
+    cold: bool = False
+    state: State = State.WRITING
+    leases: int = 0
+    pins: int = 0
+    stored_at: float = 0.0
+    used_at: float = 0.0
+    place: int = -1
+    settled: "Outcome[Entry | None] | None" = None
+
+    @property
+    def size(self) -> int:
+        return self.sizes.object
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.sizes.slot
+
+    @property
+    def end(self) -> int:
+        return self.start + self.sizes.slot
+
+    @property
+    def offset(self) -> int:
+        return self.start + self.sizes.headroom
 
     @property
     def evictable(self) -> bool:
         """Complete, and in nobody's hands."""
         return self.state is State.READY and not (self.leases or self.pins)
-
-    def __init__(
-        self,
-        space: Space,
-        hash: bytes,
-        slot: range,
-        offset: int,
-        size: int,
-        missing: frozenset[int] = frozenset(),
-    ) -> None:
-        self.space = space
-        self.hash = hash
-        self.start = slot.start
-        self.end = slot.stop
-        self.offset = offset
-        self.size = size
-        self.missing = missing
-        self.sealed = False
-        self.cold = False
-        self.state = State.WRITING
-        self.leases = 0
-        self.pins = 0
-        self.stored_at = 0.0
-        self.used_at = 0.0
-        self.place = -1
-        self.settled: Outcome[Entry | None] | None = None
 
     def step(self, call: str) -> None:
         """Take a step of `STEPS`. Raises IllegalStep if there is none in its state."""

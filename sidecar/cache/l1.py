@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sidecar.cache.arena import aligned
-from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, IllegalStep, Space, State
+from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, IllegalStep, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
+from sidecar.cache.shards import Shards
 from sidecar.cache.slots import Slots
 
 _VICTIMS_TRIED = 16
@@ -86,15 +86,14 @@ class L1:
         It is in the part `near` of the arena if there is room, before anything is evicted.
         The object must be neither there nor under way. None if there is no room even so.
         """
-        taken = self._headroom + aligned(size)
-        start = self._allocate(taken, near)
+        sizes = sizes_of(size, self._headroom)
+        start = self._allocate(sizes.slot, near)
         if start is None:
             return None
         space = self._spaces.get(key)
         if space is None:
             space = self._spaces[key] = Space(key)
-        slot = range(start, start + taken)
-        entry = Entry(space, hash, slot, start + self._headroom, size, missing)
+        entry = Entry(space, hash, start, sizes, missing)
         space.writing[hash] = entry
         self._slots.occupy(entry)
         self.writing += 1
@@ -233,19 +232,23 @@ class L1:
 
         Bytes that a copy is reading, to wherever, are freed when it ends.
         """
-        dropped = []
+        before, vacated = self.objects, []
         for space in self.spaces():
-            ready = space.ready
-            kept = {} if force else {h: e for h, e in ready.items() if e.leases}
-            dropped += [entry for h, entry in ready.items() if h not in kept]
+            kept: Shards[Entry] = Shards()
+            for entry in space.ready.all_values():
+                if entry.leases and not force:
+                    kept[entry.hash] = entry
+                elif entry.pins:
+                    entry.state = State.DROPPED
+                else:
+                    entry.state = State.GONE
+                    vacated.append(entry)
+            self.objects -= len(space.ready) - len(kept)
             space.ready = kept
             self._forget_if_empty(space)
-        for entry in dropped:
-            entry.state = State.DROPPED if entry.pins else State.GONE
-        self.objects -= len(dropped)
         self._policy.clear()
-        self._slots.vacate([entry for entry in dropped if not entry.pins])
-        return len(dropped)
+        self._slots.vacate(vacated)
+        return before - self.objects
 
     def _allocate(self, size: int, near: int | None) -> int | None:
         if size > self.usable_bytes:

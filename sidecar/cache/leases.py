@@ -272,6 +272,8 @@ class Leases:
     def _forget_if_over(self, lookup: Lookup) -> None:
         if lookup.live or not lookup.reported:
             return
+        if not lookup.ended.done:
+            lookup.ended.set(None)
         by_client = self._lookups.get(lookup.request_id, {})
         if by_client.get(lookup.client) is lookup:
             del by_client[lookup.client]

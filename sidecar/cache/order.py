@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sidecar.cache.entry import Entry
 
-_BUCKET_BITS = 6
+_BUCKET_PLACES = 85  # as many as a dictionary of 128 slots takes
 _WIDTH_BITS, _LEVELS = 12, 4  # for places below 2**54
 _WIDTH_MASK = (1 << _WIDTH_BITS) - 1
 
@@ -26,7 +26,7 @@ class Order:
 
     def add(self, entry: Entry) -> None:
         """Put `entry` in; nothing else has its place."""
-        at = entry.place >> _BUCKET_BITS
+        at = entry.place // _BUCKET_PLACES
         bucket = self._buckets.get(at)
         if bucket is None:
             self._buckets[at] = {entry.place: entry}
@@ -36,7 +36,7 @@ class Order:
 
     def remove(self, entry: Entry) -> None:
         """Take `entry` out. Raises KeyError if it is not in."""
-        at = entry.place >> _BUCKET_BITS
+        at = entry.place // _BUCKET_PLACES
         bucket = self._buckets[at]
         del bucket[entry.place]
         if not bucket:

@@ -1,12 +1,14 @@
 """Which bytes of the arena are free, and which entry occupies the others."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 from sidecar.cache.entry import Entry, IllegalStep
 from sidecar.cache.extents import Extents
 
 _FREED_A_CALL = 64
+_REGION_BITS = 26
 
 
 class Slots:
@@ -22,9 +24,20 @@ class Slots:
         self.used_bytes = 0
         self._starts = starts
         self._parts = [Extents() for _ in starts]
-        self._at: dict[int, Entry] = {}  # whatever occupies bytes, by where it begins
-        self._ending_at: dict[int, Entry] = {}
+        # Whatever occupies bytes, by where it begins; a dictionary for each region of the arena,
+        # because one for all would stand still to grow.
+        self._at: defaultdict[int, dict[int, Entry]] = defaultdict(dict)
+        self._by_size: Counter[int] = Counter()
         self._vacated: list[Entry] = []
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Whatever occupies bytes, what was vacated and is not free yet included."""
+        return (entry for region in self._at.values() for entry in region.values())
+
+    def at(self, start: int) -> Entry | None:
+        """What occupies the bytes from `start` on."""
+        region = self._at.get(start >> _REGION_BITS)
+        return region.get(start) if region is not None else None
 
     def grow(self, offset: int, size: int) -> None:
         """`[offset, offset + size)` of the arena may be used."""
@@ -45,19 +58,20 @@ class Slots:
 
     def occupy(self, entry: Entry) -> None:
         """`entry` has the bytes that were taken for it."""
-        self._at[entry.start] = self._ending_at[entry.end] = entry
-        self.used_bytes += entry.end - entry.start
+        self._at[entry.start >> _REGION_BITS][entry.start] = entry
+        self._by_size[entry.slot_bytes] += 1
+        self.used_bytes += entry.slot_bytes
 
     def free(self, entry: Entry) -> None:
         """Nobody uses the bytes of `entry` any more."""
-        if self._at.get(entry.start) is not entry:
+        if self.at(entry.start) is not entry:
             raise IllegalStep(f"free: chunk {entry.hash.hex()} has no slot at {entry.start}")
-        self.used_bytes -= entry.end - entry.start
+        self.used_bytes -= entry.slot_bytes
         self._give(entry)
 
     def vacate(self, entries: Sequence[Entry]) -> None:
         """The same for many; a few steps for each."""
-        self.used_bytes -= sum(entry.end - entry.start for entry in entries)
+        self.used_bytes -= sum(entry.sizes.slot for entry in entries)
         self._vacated.extend(entries)
 
     def evictable_around(self, victim: Entry, size: int) -> list[Entry]:
@@ -66,8 +80,8 @@ class Slots:
         start = victim.start - part.free_before(victim.start)
         end = victim.end + part.free_from(victim.end)
         while end - start < size:
-            after = self._at.get(end) if end not in self._starts else None
-            before = self._ending_at.get(start) if start not in self._starts else None
+            after = self.at(end) if end not in self._starts else None
+            before = self._ending_at(start) if start not in self._starts else None
             if after is not None and after.evictable:
                 found.append(after)
                 end = after.end + part.free_from(after.end)
@@ -77,6 +91,14 @@ class Slots:
             else:
                 return []
         return found
+
+    def _ending_at(self, end: int) -> Entry | None:
+        """What occupies the bytes before `end`. Slots have few sizes: one a layout."""
+        for size in self._by_size:
+            entry = self.at(end - size)
+            if entry is not None and entry.slot_bytes == size:
+                return entry
+        return None
 
     def _part(self, offset: int) -> Extents:
         return self._parts[bisect_right(self._starts, offset) - 1]
@@ -92,9 +114,11 @@ class Slots:
         del self._vacated[-_FREED_A_CALL:]
 
     def _give(self, entry: Entry) -> None:
-        del self._at[entry.start]
-        del self._ending_at[entry.end]
-        self._part(entry.start).give(entry.start, entry.end - entry.start)
+        del self._at[entry.start >> _REGION_BITS][entry.start]
+        self._by_size[entry.slot_bytes] -= 1
+        if not self._by_size[entry.slot_bytes]:
+            del self._by_size[entry.slot_bytes]
+        self._part(entry.start).give(entry.start, entry.slot_bytes)
 
 
 def _take(parts: Sequence[Extents], size: int) -> int | None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sidecar.cache.entry import Entry, Space
+from sidecar.cache.entry import Entry, Sizes, Space
 from sidecar.cache.keys import SpaceKey
 
 
@@ -14,15 +14,16 @@ class StoredFile(NamedTuple):
     digest: bytes
 
 
-class FileEntry(Entry):
+class FileEntry(Entry, gc=False, eq=False):
     """One object of `size` bytes that a GPU reads from `file`, or writes to it, by itself.
 
     `failed`: a GPU could not. Without `file` its header is not read yet, or its file not made.
     """
 
-    __slots__ = ("failed", "file")
+    file: StoredFile | None = None
+    failed: bool = False
 
-    def __init__(self, space: SpaceKey, chunk_hash: bytes, size: int) -> None:
-        super().__init__(Space(space), chunk_hash, range(0), 0, size)
-        self.file: StoredFile | None = None
-        self.failed = False
+
+def file_entry(space: SpaceKey, chunk_hash: bytes, size: int) -> FileEntry:
+    """An object that has no slot, and is in no space of the L1."""
+    return FileEntry(Space(space), chunk_hash, 0, Sizes(size, 0, 0))

@@ -87,6 +87,7 @@ class Calls:
         def ended(result: T | None, error: TierError | None) -> None:
             if call in self._under_way:
                 del self._under_way[call]
+                call.give_up = lambda: None  # it refers to this function, which refers to the call
                 self._judge(call, error)
                 done(cast(T, result), error)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
@@ -12,6 +13,9 @@ _MARK_SECONDS = 5.0
 # Objects that are out of sight need not be gone: the answer tells how many are not.
 _DELETION_SECONDS = 1.0
 _POLL_SECONDS = 0.01
+
+
+Later = Callable[[float, Callable[[], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,52 +35,65 @@ class Cleared:
 
 
 def when_cleared(
-    lanes: Sequence[Lane], later: Callable[[float, Callable[[], None]], None],
-    then: Callable[[list[Cleared]], None],
-) -> None:  # fmt: skip
+    lanes: Sequence[Lane], later: Later, then: Callable[[list[Cleared]], None]
+) -> None:
     """Tell `then` what came of a clear of all `lanes` that has just begun."""
-    began = time.monotonic()
+    _look_at_clear(lanes, later, then, time.monotonic())
 
-    def look() -> None:
-        elapsed = time.monotonic() - began
-        marked = not any(lane.marking.unmarked for lane in lanes)
-        if (elapsed < _MARK_SECONDS and not marked) or (
-            elapsed < _DELETION_SECONDS and any(lane.clearing for lane in lanes)
-        ):
-            later(_POLL_SECONDS, look)
+
+def _look_at_clear(
+    lanes: Sequence[Lane], later: Later, then: Callable[[list[Cleared]], None], began: float
+) -> None:
+    elapsed = time.monotonic() - began
+    marked = not any(lane.marking.unmarked for lane in lanes)
+    if (elapsed < _MARK_SECONDS and not marked) or (
+        elapsed < _DELETION_SECONDS and any(lane.clearing for lane in lanes)
+    ):
+        later(_POLL_SECONDS, partial(_look_at_clear, lanes, later, then, began))
+    else:
+        then([_outcome(lane) for lane in lanes])
+
+
+class _Deletion:
+    """Of those of `names` that `lane` knows."""
+
+    def __init__(
+        self, lane: Lane, names: Sequence[ObjectName], later: Later,
+        then: Callable[[tuple[int, int]], None],
+    ) -> None:  # fmt: skip
+        self._lane = lane
+        self._names = names
+        self._later = later
+        self._then = then
+        self._deadline = time.monotonic() + _MARK_SECONDS
+
+    def begin(self) -> None:
+        lane, names = self._lane, self._names
+        if any(map(lane.removal.is_changing, names)) and time.monotonic() < self._deadline:
+            self._later(_POLL_SECONDS, self.begin)
+            return
+        known = [name for name in names if name in lane.catalog]
+        lane.delete(known)
+        self._look(known, [name for name in names if lane.removal.is_changing(name)])
+
+    def _look(self, known: list[ObjectName], changing: list[ObjectName]) -> None:
+        catalog = self._lane.catalog
+        doomed = [catalog.doomed[name] for name in known if name in catalog.doomed]
+        if all(each.failed for each in doomed) or time.monotonic() >= self._deadline:
+            stay = len(doomed) + len(set(changing) - set(known))
+            self._then((len(known) - len(doomed), stay))
         else:
-            then([_outcome(lane) for lane in lanes])
-
-    look()
+            self._later(_POLL_SECONDS, lambda: self._look(known, []))
 
 
 def delete(
-    lane: Lane, names: Sequence[ObjectName], later: Callable[[float, Callable[[], None]], None],
-    then: Callable[[tuple[int, int]], None],
-) -> None:  # fmt: skip
+    lane: Lane, names: Sequence[ObjectName], later: Later, then: Callable[[tuple[int, int]], None]
+) -> None:
     """Remove those of `names` that `lane` knows; tell `then` how many went, and how many did not.
 
     What is being written just now is removed after that.
     """
-    deadline = time.monotonic() + _MARK_SECONDS
-
-    def begin() -> None:
-        if any(map(lane.removal.is_changing, names)) and time.monotonic() < deadline:
-            later(_POLL_SECONDS, begin)
-            return
-        known = [name for name in names if name in lane.catalog]
-        lane.delete(known)
-        look(known, [name for name in names if lane.removal.is_changing(name)])
-
-    def look(known: list[ObjectName], changing: list[ObjectName]) -> None:
-        doomed = [lane.catalog.doomed[name] for name in known if name in lane.catalog.doomed]
-        if all(each.failed for each in doomed) or time.monotonic() >= deadline:
-            stay = len(doomed) + len(set(changing) - set(known))
-            then((len(known) - len(doomed), stay))
-        else:
-            later(_POLL_SECONDS, lambda: look(known, []))
-
-    begin()
+    _Deletion(lane, names, later, then).begin()
 
 
 def _outcome(lane: Lane) -> Cleared:

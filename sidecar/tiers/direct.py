@@ -12,7 +12,7 @@ from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
-from sidecar.gds.entry import FileEntry, StoredFile
+from sidecar.gds.entry import FileEntry, StoredFile, file_entry
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.base import TierError
@@ -75,7 +75,7 @@ class DirectReads:
 
     def begin(self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span) -> Entry:
         """Have the header of an object read that `find` does not know. `pump` begins that."""
-        entry = FileEntry(space, name.hash, size)
+        entry = file_entry(space, name.hash, size)
         entry.settled = Outcome()
         read = self._reads[space, name.hash] = _Read(entry, name, lane, span)
         self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
 from sidecar.cache.keys import SpaceKey
-from sidecar.gds.entry import FileEntry, StoredFile
+from sidecar.gds.entry import FileEntry, StoredFile, file_entry
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.adapters.directory import Files
@@ -103,7 +103,7 @@ class DirectStores:
         if name in lane.catalog and name not in lane.catalog.suspects:
             lane.catalog.touch(name)
             return None, False
-        entry = FileEntry(space, chunk_hash, size)
+        entry = file_entry(space, chunk_hash, size)
         return (entry, True) if self._begin(lane, name, entry) else None
 
     def prepare(self, entries: Sequence[FileEntry], span: Span, then: Callable[[], None]) -> None:

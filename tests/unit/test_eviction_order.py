@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.cache.arena import ALIGNMENT
-from sidecar.cache.entry import Entry, Space, State
+from sidecar.cache.entry import Entry, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.order import Order
@@ -229,7 +229,7 @@ def test_an_order_is_a_sorted_set(places: list[int], data: st.DataObject) -> Non
         if place in model:
             order.remove(model.pop(place))
         else:
-            model[place] = entry = Entry(Space(KEY), b"", range(1), 0, 1)
+            model[place] = entry = Entry(Space(KEY), b"", 0, sizes_of(1, 0))
             entry.place = place
             order.add(entry)
         if model and data.draw(st.booleans()):

@@ -426,7 +426,7 @@ def test_what_the_table_does_not_allow_changes_nothing(state: State, call: str) 
 def test_a_slot_is_freed_by_who_has_it() -> None:
     l1 = make(2)
     entry = store(l1, b"a")
-    impostor = Entry(Space(KEY), b"b", range(entry.start, entry.end), entry.offset, entry.size)
+    impostor = Entry(Space(KEY), b"b", entry.start, entry.sizes)
     with pytest.raises(IllegalStep):
         l1._slots.free(impostor)
     l1.discard(entry)
@@ -447,8 +447,8 @@ def test_the_check_finds_what_is_wrong() -> None:
         lambda l1, e: setattr(e, "state", State.GONE),
         lambda l1, e: setattr(e, "hash", b"z"),
         lambda l1, e: l1._policy.remove(e),
-        lambda l1, e: l1._slots._at.pop(e.start),
-        lambda l1, e: l1._slots._ending_at.pop(e.end),
+        lambda l1, e: l1._slots._at.clear(),
+        lambda l1, e: l1._slots._by_size.pop(e.slot_bytes),
         lambda l1, e: setattr(l1._slots, "used_bytes", 0),
         lambda l1, e: e.space.ready.clear(),
     ]

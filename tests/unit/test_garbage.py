@@ -1,0 +1,93 @@
+"""The server makes nothing that only the garbage collector could free, and keeps nothing.
+
+What the collector has to walk costs the wire thread its time, so objects are out of its sight.
+That is safe as long as they come apart by themselves.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from sidecar.cache.l1 import L1
+from sidecar.cache.policy import LRU
+from sidecar.wire.tokens import TokenLists
+from tests.support.node import CHUNK, WORKERS, Node
+from tests.support.tiers import SPACE, Bench, Memory, hash_of
+
+CHUNKS = 4
+
+
+@pytest.fixture
+def by_hand() -> Iterator[None]:
+    """Nothing is collected but when the test asks for it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def churn(node: Node, mode: str, rounds: range) -> None:
+    """Registrations, stores, lookups, loads from L1 and L2, evictions, clears."""
+    bench = node.bench
+    for number in rounds:
+        worker, request = WORKERS[mode](node, 1), f"r{number}"
+        tokens = [number] * CHUNKS * CHUNK
+        key = worker.key(tokens, 0, CHUNKS, request)
+        worker.write(tokens, 0, CHUNKS, request)
+        bench.settle()
+        if number % 2:
+            bench.l1.clear(force=True)
+        assert node.lookup(key) == CHUNKS
+        worker.read(tokens, 0, CHUNKS, request)
+        node.lookup(worker.key(tokens[::-1], 0, CHUNKS, "another"))
+        node.ask("end_session", request)
+        bench.leases.expire(float("inf"))
+        if number % 3 == 0:
+            uid = node.call("clear")
+            bench.run_until(lambda uid=uid: node.answered(uid))  # type: ignore[misc]
+        node.ask("unregister_kv_cache", 1)
+        node.replies.by_uid.clear()
+        bench.l1.take_evicted()
+        bench.fire_timers()
+
+
+@pytest.mark.parametrize("mode", WORKERS)
+def test_nothing_is_left_for_the_collector(mode: str, by_hand: None) -> None:
+    node = Node(Bench(Memory(), slots=4 * CHUNKS, settings={"num_workers": 1}).start())
+    # Requests are remembered up to a bound: one that is reached at once.
+    node.core.tokens = TokenLists(1 << 20, CHUNK, max_bytes=4096)
+    churn(node, mode, range(30))
+    gc.collect()
+    unreachable, blocks = [], []
+    for start in (30, 60, 90):
+        churn(node, mode, range(start, start + 30))
+        unreachable.append(gc.collect())
+        blocks.append(sys.getallocatedblocks())
+    assert unreachable == [0, 0, 0]
+    assert blocks[2] - blocks[1] < 30  # less than one a round
+    node.close()
+    node.bench.tiers.close()
+
+
+def test_the_collector_does_not_see_objects(by_hand: None) -> None:
+    """However many there are: the lists and dictionaries that hold nothing else included."""
+
+    def fill(start: int) -> int:
+        hashes = [hash_of(number) for number in range(start, start + 5000)]
+        entries = [l1.reserve(SPACE, each, 100) for each in hashes]
+        l1.publish(SPACE, [entry for entry in entries if entry], hashes)
+        return len(entries)
+
+    l1 = L1(1 << 30, LRU())
+    l1.grow(0, 1 << 30)
+    fill(0)
+    before = len(gc.get_objects())
+    fill(5000)
+    gc.collect()
+    assert l1.objects == 10_000
+    assert len(gc.get_objects()) - before < 50
+    assert not any(gc.is_tracked(entry) for entry in l1.spaces()[0].ready.values())
