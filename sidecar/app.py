@@ -17,7 +17,7 @@ from sidecar.admin import AdminServer
 from sidecar.cache.arena import Arena
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
-from sidecar.cache.policy import POLICIES
+from sidecar.cache.policies import POLICIES
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.attachments import Attachments

@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
-from sidecar.cache.policy import NoEviction
+from sidecar.cache.policies.noop import NoEviction
 from sidecar.cache.slots import Slots
 
 _HAS_SLOT = {State.WRITING, State.WITHDRAWN, State.READY, State.DROPPED}

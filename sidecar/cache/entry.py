@@ -1,6 +1,6 @@
 """One cached object and the space it lives in."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +26,15 @@ class State(StrEnum):
     DROPPED = "dropped"
     GONE = "gone"
     BELOW = "below"
+
+
+class Heat(IntEnum):
+    """What tells how soon an object may go: COLD is easily had again, from L2; WARM was stored and
+    not asked for since; HOT was found by a lookup."""
+
+    COLD = 0
+    WARM = 1
+    HOT = 2
 
 
 # What may become of an object in each state, and by which call.
@@ -86,7 +95,7 @@ class Entry(Struct, gc=False, eq=False):
     `leases` count promises to readers that are still to come; `pins` count copies under way.
     Either keeps it from eviction, and pinned bytes are not reused even when it is GONE.
     `missing` names the KV groups whose blocks were null when it was stored. `sealed` tells
-    that the header is in place. A `cold` one is easily had again: the first to be evicted.
+    that the header is in place. `heat` is one of the things that the eviction policy goes by.
     `place` in the order of eviction is given by the policy with each use. `settled` is set when
     it is known what becomes of it, for those who wait for that: to the entry that takes its
     place, if there is one. Where there is no outcome nobody may wait.
@@ -102,7 +111,7 @@ class Entry(Struct, gc=False, eq=False):
     sizes: Sizes
     missing: frozenset[int] = frozenset()
     sealed: bool = False
-    cold: bool = False
+    heat: Heat = Heat.WARM
     state: State = State.WRITING
     leases: int = 0
     pins: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, IllegalStep, Space, State, sizes_of
+from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, Heat, IllegalStep, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
 from sidecar.cache.shards import Shards
@@ -131,7 +131,7 @@ class L1:
         space = self._spaces.get(key)
         if space is None:
             return
-        now, policy, is_warm = self._clock(), self._policy, False
+        now, policy, heat = self._clock(), self._policy, Heat.COLD
         for hash in reversed(hashes):
             entry = space.ready.get(hash)
             if entry is None:
@@ -139,8 +139,9 @@ class L1:
             is_candidate = not (entry.leases or entry.pins)
             if is_candidate and entry.place >= 0:
                 policy.remove(entry)
-            is_warm = is_warm or not entry.cold
-            entry.cold = not is_warm
+            if entry.place < 0 and entry.heat is Heat.WARM and policy.recalls(entry):
+                entry.heat = Heat.HOT
+            heat = entry.heat = max(heat, entry.heat)
             entry.used_at = now
             entry.place = policy.next_place(entry)
             if is_candidate:
@@ -175,7 +176,7 @@ class L1:
         self._hold(entry)
         entry.leases += 1
         if entry.state is State.READY:
-            entry.cold = False  # somebody came back for it, which counts when it is used
+            entry.heat = Heat.HOT  # which counts when it is used
 
     def unlease(self, entry: Entry) -> None:
         if entry.leases <= 0:
@@ -275,6 +276,7 @@ class L1:
     def _evict(self, entry: Entry) -> None:
         now = self._clock()
         self._evicted.append(Evicted(now - entry.stored_at, now - entry.used_at))
+        self._policy.evicted(entry)
         self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:

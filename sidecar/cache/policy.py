@@ -1,20 +1,21 @@
-"""Which object goes when room is needed."""
+"""Which object goes when room is needed: what the L1 asks of an eviction policy."""
 
 from collections.abc import Iterable
-from itertools import count
 from typing import Protocol
 
 from sidecar.cache.entry import Entry
-from sidecar.cache.order import Order
 
-_WARM = 1 << 50  # behind the place of whatever is cold
+ABOVE_COLD = 1 << 50  # a bit of the places of all that is not cold
 
 
 class EvictionPolicy(Protocol):
-    """Five methods, so that another policy is one more class and one more line below.
+    """Each policy is one class in `policies/`.
 
     Candidates are complete, and neither leased nor pinned. A hold moves nothing: when it ends,
-    an object is back at its `place`.
+    an object is back at its `place`. Places are distinct numbers below 2**54, the lowest goes
+    first. A sequence is given its places from its tail to its head, and a chunk's heat is never
+    less than that of what follows it: a policy that gives a chunk a higher place than to all that
+    had their places before, were no hotter, and follow it keeps heads longer than tails.
     """
 
     def next_place(self, entry: Entry) -> int:
@@ -26,44 +27,14 @@ class EvictionPolicy(Protocol):
     def remove(self, entry: Entry) -> None:
         """`entry` is gone, or not evictable any more."""
 
+    def evicted(self, entry: Entry) -> None:
+        """`entry`, a candidate, goes for want of room; `remove` follows."""
+
+    def recalls(self, entry: Entry) -> bool:
+        """Whether `entry`, which is new, was here before and is known to have had to go."""
+
     def clear(self) -> None:
         """All that was evictable is gone."""
 
     def candidates(self) -> Iterable[Entry]:
         """What may be evicted, the least valuable first."""
-
-
-class LRU(Order):
-    """Least recently used first; before those what is `cold`, the longest unused first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._uses = count()
-
-    def next_place(self, entry: Entry) -> int:
-        return next(self._uses) if entry.cold else next(self._uses) | _WARM
-
-    def candidates(self) -> Iterable[Entry]:
-        return self
-
-
-class NoEviction:
-    """Nothing ever goes; a full cache stores no more."""
-
-    def next_place(self, entry: Entry) -> int:
-        return 0
-
-    def add(self, entry: Entry) -> None:
-        pass
-
-    def remove(self, entry: Entry) -> None:
-        pass
-
-    def clear(self) -> None:
-        pass
-
-    def candidates(self) -> Iterable[Entry]:
-        return ()
-
-
-POLICIES: dict[str, type[LRU] | type[NoEviction]] = {"LRU": LRU, "noop": NoEviction}

@@ -141,14 +141,13 @@ class Config:
         "l1",
         values.choice(
             "LRU",
+            "ARC",
             "noop",
-            refused={
-                "ARC": "only LRU and noop are implemented",
-                "IsolatedLRU": "quotas per cache_salt are not implemented; use LRU or noop",
-            },
+            refused={"IsolatedLRU": "quotas per cache_salt are not implemented; use LRU or ARC"},
         ),
         "LRU",
-        "LRU, or noop: never evict, refuse stores when full",
+        "LRU; ARC: what was asked for again outlives what was stored once; noop: never evict, "
+        "refuse stores when full",
     )
     eviction_trigger_watermark: float = _option(
         "l1", _RATIO, 0.95, "share of L1 in use that starts eviction, 0 to 1"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, State
+from sidecar.cache.entry import Entry, Heat, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.flow import Cancelled, Flow, Flows, Gate, Outcome, ended
@@ -60,7 +60,7 @@ class Loads:
         self._lanes = lanes
         self._telemetry = telemetry
         self._flows = flows
-        self._cold = cold
+        self._heat = Heat.COLD if cold else Heat.WARM
         self._on_loaded = on_loaded
         self._loads: dict[Entry, Load] = {}  # those that may still be published
         self._gates = {lane: Gate(lane.read_slots) for lane in lanes}
@@ -223,7 +223,7 @@ class Loads:
     def _publish(self, load: Load, missing: frozenset[int]) -> None:
         entry, lane = load.entry, load.lane
         del self._loads[entry]
-        entry.missing, entry.sealed, entry.cold = missing, True, self._cold
+        entry.missing, entry.sealed, entry.heat = missing, True, self._heat
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
         self.direct.trust(load.name)
         self._l1.commit(entry)

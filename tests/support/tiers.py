@@ -17,7 +17,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup, Scope
-from sidecar.cache.policy import LRU
+from sidecar.cache.policies import POLICIES
 from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, TierError, batches
@@ -139,10 +139,11 @@ class Bench:
         slots: int = 16,
         policy: Policy = DEFAULTS,
         settings: dict[str, object] | None = None,
+        eviction: str = "LRU",
     ) -> None:
         slot = HEADER_BYTES + OBJECT_BYTES
         self.arena = page_aligned(slots * slot)
-        self.l1 = L1(slots * slot, LRU(), headroom=HEADER_BYTES)
+        self.l1 = L1(slots * slot, POLICIES[eviction](), headroom=HEADER_BYTES)
         self.l1.grow(0, slots * slot)
         self.leases = Leases(self.l1)
         self.telemetry = Telemetry(enabled=False)

@@ -35,7 +35,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "l1_transparent_hugepages": ("yes", True, "2M"),
     "l1_write_ttl_seconds": ("1.5", 1.5, "0"),
     "l1_read_ttl_seconds": ("2", 2.0, "inf"),
-    "eviction_policy": ("noop", "noop", "ARC"),
+    "eviction_policy": ("noop", "noop", "FIFO"),
     "eviction_trigger_watermark": ("1", 1.0, "1.01"),
     "eviction_ratio": ("0.5", 0.5, "nan"),
     "l2_adapter": (
@@ -184,7 +184,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
         (["--port"], "--port: expected one argument"),
         (["--port", "x"], "--port: 'x' is not a whole number"),
         (["--config", "/nonexistent.yaml"], "cannot read /nonexistent.yaml: No such file"),
-        (["--eviction-policy", "ARC"], "ARC is not supported: only LRU and noop"),
+        (["--eviction-policy", "FIFO"], "'FIFO' is not one of LRU, ARC"),
         (["--eviction-policy", "IsolatedLRU"], "IsolatedLRU is not supported: quotas"),
         (["--hash-algorithm", "builtin"], "builtin is not supported: chunk hashes are blake3"),
     ):

@@ -20,7 +20,7 @@ from sidecar.cache.entry import Entry, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.order import Order
-from sidecar.cache.policy import LRU
+from sidecar.cache.policies import POLICIES
 from sidecar.tiers.names import ObjectName
 from tests.support.node import CHUNK, WORKERS, EngineDrivenWorker, HandleWorker, Node
 from tests.support.tiers import DEFAULTS, Bench, Memory, hash_of
@@ -200,8 +200,9 @@ def steps_of(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("held", ["old", "scattered"])
-def test_an_eviction_among_many_held_objects_takes_few_steps(held: str) -> None:
-    l1 = L1(100_100 * ALIGNMENT, LRU())
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"noop"}))
+def test_an_eviction_among_many_held_objects_takes_few_steps(policy: str, held: str) -> None:
+    l1 = L1(100_100 * ALIGNMENT, POLICIES[policy]())
     l1.grow(0, 100_100 * ALIGNMENT)
     entries = []
     for number in range(100_100):

@@ -11,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.check import problems
-from sidecar.cache.entry import STEPS, Entry, IllegalStep, Space, State
+from sidecar.cache.entry import STEPS, Entry, Heat, IllegalStep, Space, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
-from sidecar.cache.policy import LRU, NoEviction
+from sidecar.cache.policies.lru import LRU
+from sidecar.cache.policies.noop import NoEviction
 
 KEY = SpaceKey("m", 1, 0, "", b"layout")
 OTHER = KEY._replace(fingerprint=b"another")
@@ -358,7 +359,7 @@ def test_the_cold_go_first_until_somebody_comes_back_for_them() -> None:
     for name in (b"a", b"b", b"c"):
         entry = l1.reserve(KEY, name, ALIGNMENT)
         assert entry is not None
-        entry.cold = name != b"a"
+        entry.heat = Heat.WARM if name == b"a" else Heat.COLD
         l1.commit(entry)
         entries.append(entry)
     l1.lease(entries[1])

@@ -8,7 +8,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup, Scope
-from sidecar.cache.policy import LRU
+from sidecar.cache.policies.lru import LRU
 
 SCOPE = Scope("m", 2, "")
 HASHES = [b"h0", b"h1", b"h2", b"h3"]

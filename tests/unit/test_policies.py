@@ -1,0 +1,172 @@
+"""Eviction policies: heads outlive tails under each; what ARC keeps, and how it learns."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.cache.arena import ALIGNMENT
+from sidecar.cache.check import problems
+from sidecar.cache.entry import Entry, Heat, Space, sizes_of
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases
+from sidecar.cache.policies import POLICIES
+from sidecar.cache.policies.arc import ARC
+from sidecar.cache.policies.history import History
+
+KEY = SpaceKey("m", 1, 0, "", b"layout")
+EVICTING = sorted(set(POLICIES) - {"noop"})
+
+
+def hash_of(path: str) -> bytes:
+    """Of the chunk at the end of a path of chunks: it stands for all before it as well."""
+    return hashlib.sha256(path.encode()).digest()
+
+
+def prompt(name: str, chunks: int) -> list[bytes]:
+    return [hash_of(f"{name}/{chunk}") for chunk in range(chunks)]
+
+
+class Cache:
+    """An L1 as requests use it."""
+
+    def __init__(self, slots: int, policy: str) -> None:
+        self.l1 = L1(slots * ALIGNMENT, POLICIES[policy]())
+        self.l1.grow(0, slots * ALIGNMENT)
+        self.leases = Leases(self.l1)
+
+    def request(self, hashes: list[bytes], key: SpaceKey = KEY) -> int:
+        """Look up, load, store the rest; how many chunks were a hit."""
+        l1, space, found = self.l1, self.l1.space(key), list[Entry]()
+        for chunk_hash in hashes:
+            entry = space.ready.get(chunk_hash) if space is not None else None
+            if entry is None:
+                break
+            found.append(entry)
+        for entry in found:
+            l1.lease(entry)
+        l1.touch(key, hashes[: len(found)])
+        new = [
+            entry
+            for chunk_hash in hashes
+            if not l1.knows(key, chunk_hash)
+            and (entry := l1.reserve(key, chunk_hash, ALIGNMENT)) is not None
+        ]
+        l1.publish(key, new, hashes)
+        for entry in found:
+            l1.unlease(entry)
+        assert problems(l1, self.leases) == []
+        return len(found)
+
+    def has(self, hashes: list[bytes], key: SpaceKey = KEY) -> int:
+        space = self.l1.space(key)
+        return sum(chunk_hash in space.ready for chunk_hash in hashes) if space else 0
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize("policy", EVICTING)
+@given(paths=st.lists(st.text("ab", min_size=1, max_size=5), max_size=60))
+def test_what_is_evicted_is_always_a_tail(policy: str, paths: list[str]) -> None:
+    """Whatever was asked for, of every prompt what is there has no gap."""
+    cache, whole = Cache(12, policy), dict[bytes, list[bytes]]()
+    for path in paths:
+        hashes = [hash_of(path[:end]) for end in range(1, len(path) + 1)]
+        whole |= {chunk_hash: hashes[:end] for end, chunk_hash in enumerate(hashes)}
+        cache.request(hashes)
+        space = cache.l1.space(KEY)
+        assert space is not None
+        for chunk_hash in space.ready:
+            assert all(before in space.ready for before in whole[chunk_hash])
+
+
+def test_arc_keeps_what_was_asked_for_again_when_much_is_asked_for_once() -> None:
+    shared = prompt("shared", 4)
+    kept = {}
+    for policy in ("LRU", "ARC"):
+        cache = Cache(20, policy)
+        for number in range(5):
+            cache.request(prompt(f"earlier {number}", 4))
+        cache.request(shared)
+        assert cache.request(shared) == 4
+        for number in range(8):
+            cache.request(prompt(f"once {number}", 4))
+        kept[policy] = cache.has(shared)
+    assert kept == {"LRU": 0, "ARC": 4}
+
+
+def test_arc_lets_go_in_the_end() -> None:
+    cache = Cache(20, "ARC")
+    shared = prompt("shared", 4)
+    cache.request(shared)
+    cache.request(shared)
+    for number in range(200):
+        cache.request(prompt(f"once {number}", 4))
+    assert cache.has(shared) == 0
+
+
+def test_storing_a_prompt_piece_by_piece_is_no_second_use() -> None:
+    cache, whole = Cache(20, "ARC"), prompt("p", 4)
+    for end in range(1, 5):
+        new = cache.l1.reserve(KEY, whole[end - 1], ALIGNMENT)
+        assert new is not None
+        cache.l1.publish(KEY, [new], whole[:end])
+    space = cache.l1.space(KEY)
+    assert space is not None
+    assert {entry.heat for entry in space.ready.values()} == {Heat.WARM}
+
+
+def test_arc_learns_from_what_comes_back() -> None:
+    """What was stored once, went and came back, shortens the lead of the others."""
+
+    def lead(cache: Cache) -> float:
+        assert isinstance(cache.l1._policy, ARC)
+        return cache.l1._policy._lead
+
+    cache = Cache(20, "ARC")
+    before = lead(cache)
+    for number in [*range(8), *range(4)]:
+        cache.request(prompt(f"once {number}", 4))
+    assert lead(cache) < before
+    cache, before = Cache(20, "ARC"), before
+    for number in range(8):
+        cache.request(prompt(f"twice {number}", 4))
+        cache.request(prompt(f"twice {number}", 4))
+    assert lead(cache) == before
+    for number in range(2):
+        assert cache.request(prompt(f"twice {number}", 4)) == 0
+    assert lead(cache) > before
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=200))
+def test_a_history_counts_what_it_remembers(steps: list[tuple[int, bool, bool]]) -> None:
+    """It may forget, but makes nothing up."""
+    history, model = History(), dict[int, bool]()
+    space = Space(KEY)
+    assert history.take(Entry(space, bytes(32), 0, sizes_of(1, 0))) is None
+    history.make_room(16)
+    for number, adds, hot in steps:
+        entry = Entry(space, hash_of(str(number)), 0, sizes_of(1, 0))
+        if adds:
+            history.add(entry, hot)
+            model[number] = hot
+        else:
+            assert history.take(entry) in (None, model.pop(number, None))
+        cells = [cell for cell in history._cells if cell]
+        assert len(cells) <= len(model)
+        hot_cells = sum(cell & 1 for cell in cells)
+        assert history.count == {True: hot_cells, False: len(cells) - hot_cells}
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_places_are_distinct_and_bounded(policy: str) -> None:
+    made, places = POLICIES[policy](), set[int]()
+    entry = Entry(Space(KEY), b"", 0, sizes_of(1, 0))
+    for heat, _ in itertools.product(Heat, range(100)):
+        entry.heat = heat
+        places.add(made.next_place(entry))
+    assert len(places) == 300 and max(places) < 2**54
