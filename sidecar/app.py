@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sidecar.addresses import in_url
 from sidecar.admin import AdminServer
@@ -24,7 +25,6 @@ from sidecar.engines.attachments import Attachments
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.cuda.numa import gpu_nodes, place
-from sidecar.engines.cuda.protocol import OpenFiles
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
@@ -43,6 +43,9 @@ from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.generations import generation_of
 from sidecar.wire.peers import Peers
 from sidecar.wire.tokens import TokenLists
+
+if TYPE_CHECKING:
+    from sidecar.gds import Gds
 
 log = logging.getLogger("sidecar")
 
@@ -145,9 +148,10 @@ class App:
             headroom=HEADER_BYTES if config.l2_adapter else 0,
             starts=[part.start for part in self._arena.parts],
         )
-        leases = Leases(l1)
+        leases = Leases()
         copies = CopyPool(config.max_workers, self._loop.post)
         tiers = self._build_tiers(l1, leases, copies)
+        gds = self._build_gds(tiers)
         return Core(
             config=config,
             arena=self._arena,
@@ -163,14 +167,23 @@ class App:
                 self._loop.post,
                 partial(record_transfer, self._telemetry),
                 config.gpu_batched_copies,
-                tiers.gpu_mover and OpenFiles(*tiers.gpu_mover),
+                gds.gpu_files if gds is not None else None,
             ),
             telemetry=self._telemetry,
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
             tiers=tiers,
             flows=self._loop.flows,
+            past_l1=gds,
         )
+
+    def _build_gds(self, tiers: Tiers) -> "Gds | None":
+        """For GPUs that move files themselves. A server without them does not even import it."""
+        if not any(lane.settings.gpu_mover for lane in tiers.lanes):
+            return None
+        from sidecar.gds import Gds
+
+        return Gds(tiers, self._telemetry, self._loop.flows)
 
     def _build_tiers(self, l1: L1, leases: Leases, copies: CopyPool) -> Tiers:
         config = self._config

@@ -82,15 +82,15 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
         for rank, objects in enumerate(lookup.objects):
             for readers, entries in zip(lookup.readers[rank], objects, strict=True):
                 promised.update(entries if readers else ())
-    known = {*l1._slots, *promised}
+    known = {*l1._slots, *(entry for entry in promised if entry.space.holds is l1)}
     for entry in known:
         if entry.leases != promised[entry]:
             yield f"{_name(entry)} has {entry.leases} leases, promised are {promised[entry]}"
         if entry.pins < int(entry.state is State.DROPPED):
             yield f"{_name(entry)} has {entry.pins} pins"
     held = sum(1 for entry in known if entry.leases or entry.pins)
-    if held > l1.held:  # objects in files may be pinned when nobody has promised them any more
-        yield f"held is {l1.held}, found are {held}"
+    if held != l1.held:
+        yield f"{l1.held} objects have leases or pins, found are {held}"
     live = sum(1 for left in chain.from_iterable(x.readers for x in lookups) for n in left if n)
     if (live, len(lookups)) != (leases.live, leases.open):
         yield f"live leases are {leases.live} of {leases.open}, found are {live} of {len(lookups)}"

@@ -2,7 +2,7 @@
 
 from enum import IntEnum, StrEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
@@ -11,13 +11,15 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.shards import Shards
 from sidecar.flow import Outcome
 
+if TYPE_CHECKING:
+    from sidecar.cache.holds import Holds
+
 
 class State(StrEnum):
     """An object is visible to lookups only when READY.
 
     WITHDRAWN will not be published, but somebody may still write to its slot. DROPPED is not
-    found any more, but copied from. GONE has no slot. BELOW is complete in a file, has no slot
-    either, and is not in the index of the L1, which counts who holds it.
+    found any more, but copied from. GONE has no slot.
     """
 
     WRITING = "writing"
@@ -25,7 +27,6 @@ class State(StrEnum):
     READY = "ready"
     DROPPED = "dropped"
     GONE = "gone"
-    BELOW = "below"
 
 
 class Heat(IntEnum):
@@ -43,17 +44,15 @@ STEPS = {
         "publish": State.READY,
         "abort": State.GONE,
         "withdraw": State.WITHDRAWN,
-        "keep in a file": State.BELOW,
     },
     State.WITHDRAWN: {"release": State.GONE},
     State.READY: {"drop": State.GONE, "drop pinned": State.DROPPED},
     State.DROPPED: {"end of the last copy": State.GONE},
-    State.BELOW: {},
     State.GONE: {},
 }
 # Who may begin to hold it. A promise outlives what was promised, and then holds nothing.
-MAY_LEASE = {State.WRITING, State.READY, State.BELOW}
-MAY_PIN = {State.READY, State.BELOW}
+MAY_LEASE = {State.WRITING, State.READY}
+MAY_PIN = {State.READY}
 
 
 class IllegalStep(AssertionError):
@@ -61,11 +60,12 @@ class IllegalStep(AssertionError):
 
 
 class Space:
-    """The objects of one (model, rank, salt, layout), by chunk hash."""
+    """The objects of one (model, rank, salt, layout), by chunk hash; `holds` counts their holds."""
 
-    __slots__ = ("key", "ready", "writing")
+    __slots__ = ("holds", "key", "ready", "writing")
 
-    def __init__(self, key: SpaceKey) -> None:
+    def __init__(self, holds: "Holds", key: SpaceKey) -> None:
+        self.holds = holds
         self.key = key
         self.ready: Shards[Entry] = Shards()
         self.writing: dict[bytes, Entry] = {}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sidecar.cache.entry import MAY_LEASE, MAY_PIN, Entry, Heat, IllegalStep, Space, State, sizes_of
+from sidecar.cache.entry import Entry, Heat, IllegalStep, Space, State, sizes_of
+from sidecar.cache.holds import Holds
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policy import EvictionPolicy
 from sidecar.cache.shards import Shards
@@ -27,7 +28,7 @@ class Evicted(NamedTuple):
     idle: float
 
 
-class L1:
+class L1(Holds):
     """The index over an arena of `capacity` bytes, which become usable by `grow`.
 
     Every slot begins with `headroom` bytes (whole pages) that are not the object's, and lies in
@@ -42,11 +43,11 @@ class L1:
         headroom: int = 0,
         starts: Sequence[int] = (0,),
     ) -> None:
+        super().__init__()
         self.capacity = capacity
         self.usable_bytes = 0
         self.objects = 0
         self.writing = 0
-        self.held = 0
         self._slots = Slots(starts)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
@@ -92,7 +93,7 @@ class L1:
             return None
         space = self._spaces.get(key)
         if space is None:
-            space = self._spaces[key] = Space(key)
+            space = self._spaces[key] = Space(self, key)
         entry = Entry(space, hash, start, sizes, missing)
         space.writing[hash] = entry
         self._slots.occupy(entry)
@@ -167,39 +168,9 @@ class L1:
         self._slots.free(entry)
 
     def lease(self, entry: Entry) -> None:
-        """Keep `entry` readable for somebody who was promised it.
-
-        It may be on its way still; if it is aborted, the lease holds nothing.
-        """
-        if entry.state not in MAY_LEASE:
-            raise IllegalStep(f"lease: chunk {entry.hash.hex()} is {entry.state}")
-        self._hold(entry)
-        entry.leases += 1
+        super().lease(entry)
         if entry.state is State.READY:
             entry.heat = Heat.HOT  # which counts when it is used
-
-    def unlease(self, entry: Entry) -> None:
-        if entry.leases <= 0:
-            raise IllegalStep(f"unlease: chunk {entry.hash.hex()} is not leased")
-        entry.leases -= 1
-        self._let_go(entry)
-
-    def pin(self, entry: Entry) -> None:
-        """A copy of `entry` is under way."""
-        if entry.state not in MAY_PIN:
-            raise IllegalStep(f"pin: chunk {entry.hash.hex()} is {entry.state}")
-        self._hold(entry)
-        entry.pins += 1
-
-    def unpin(self, entry: Entry) -> None:
-        """The copy has ended."""
-        if entry.pins <= 0:
-            raise IllegalStep(f"unpin: chunk {entry.hash.hex()} is not pinned")
-        entry.pins -= 1
-        if entry.state is State.DROPPED and not entry.pins:
-            entry.step("end of the last copy")
-            self._slots.free(entry)
-        self._let_go(entry)
 
     def evict(self, limit: int, down_to_bytes: int) -> int:
         """Evict at most `limit` objects until `down_to_bytes` are used; how many went."""
@@ -289,17 +260,14 @@ class L1:
         if not entry.pins:
             self._slots.free(entry)
 
-    def _hold(self, entry: Entry) -> None:
-        if not (entry.leases or entry.pins):
-            self.held += 1
-            if entry.state is State.READY:
-                self._policy.remove(entry)
+    def _held_now(self, entry: Entry) -> None:
+        self._policy.remove(entry)
 
-    def _let_go(self, entry: Entry) -> None:
-        if not (entry.leases or entry.pins):
-            self.held -= 1
-            if entry.state is State.READY:
-                self._policy.add(entry)
+    def _unheld_now(self, entry: Entry) -> None:
+        self._policy.add(entry)
+
+    def _free(self, entry: Entry) -> None:
+        self._slots.free(entry)
 
     def _unreserve(self, entry: Entry) -> None:
         del entry.space.writing[entry.hash]

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from sidecar.cache.entry import Entry
-from sidecar.cache.l1 import L1
+from sidecar.cache.entry import MAY_PIN, Entry
+from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
 
 _ALL = 1 << 30  # more readers than any lookup has
@@ -85,8 +85,7 @@ class Lookup:
 class Leases:
     """The lookups of all requests that hold something. `live` counts their leases."""
 
-    def __init__(self, l1: L1) -> None:
-        self._l1 = l1
+    def __init__(self) -> None:
         self._lookups: dict[str, dict[bytes, Lookup]] = {}
         self._unreported: dict[Lookup, None] = {}  # the oldest first
         self._weights: Counter[bytes] = Counter()  # of each client's lookups
@@ -104,7 +103,7 @@ class Leases:
         A miss holds nothing and is not kept: an unknown request's result is a miss too.
         """
         for entry in _entries(lookup):
-            self._l1.lease(entry)
+            entry.space.holds.lease(entry)
         old = self.find(lookup.request_id, lookup.client)
         if old is not None:
             self.end(old)
@@ -127,7 +126,7 @@ class Leases:
             lookup.objects[rank].append(entries)
             lookup.readers[rank].append(lookup.expected_readers)
             for entry in entries:
-                self._l1.lease(entry)
+                entry.space.holds.lease(entry)
         lookup.live += len(objects)
         self.live += len(objects)
 
@@ -196,6 +195,24 @@ class Leases:
         for r in range(len(lookup.objects)) if rank is None else (rank,):
             self._release(lookup, r, range(start, len(hashes)), readers)
         self._forget_if_over(lookup)
+
+    def promised(
+        self, request_id: str, scope: Scope, hashes: Sequence[bytes], chunks: range,
+        place: SpaceKey,
+    ) -> list[Entry | None]:  # fmt: skip
+        """By chunk, the object in the space `place` that a lookup of this sequence leased.
+
+        None where nothing was promised to readers of this rank, or it was taken away by force.
+        """
+        lookup = self._holding(request_id, scope, hashes, chunks.start, place.rank)
+        found: list[Entry | None] = [None] * len(chunks)
+        for row, chunk in enumerate(chunks):
+            if lookup is None or chunk >= lookup.hits or not lookup.readers[place.rank][chunk]:
+                break
+            for entry in lookup.objects[place.rank][chunk]:
+                if entry.state in MAY_PIN and entry.space.key == place:
+                    found[row] = entry
+        return found
 
     def end_session(self, request_id: str, deadline: float) -> None:
         """The request is over: what it still holds may go at `deadline`, not later.
@@ -267,7 +284,7 @@ class Leases:
                 lookup.live -= 1
                 self.live -= 1
                 for entry in objects[chunk]:
-                    self._l1.unlease(entry)
+                    entry.space.holds.unlease(entry)
 
     def _forget_if_over(self, lookup: Lookup) -> None:
         if lookup.live or not lookup.reported:

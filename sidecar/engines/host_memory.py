@@ -25,7 +25,6 @@ class HostMemory:
 
     on_gpu: ClassVar[bool] = False
     device = "cpu"
-    moves_files = False
     near = None
 
     def __init__(

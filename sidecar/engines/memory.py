@@ -42,10 +42,6 @@ class WorkerMemory(Protocol):
     def near(self) -> int | None:
         """The part of the arena to which its bytes have the shortest way, if one is known."""
 
-    @property
-    def moves_files(self) -> bool:
-        """Whether `store` and `load` take objects that are in files."""
-
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:

@@ -194,15 +194,6 @@ class Registry:
         _remember(told, instance_id, answer, _IDS_A_CLIENT)
         _remember(self._told, client, told, _CLIENTS_REMEMBERED)
 
-    def moves_files(self, model_name: str, world_size: int, fingerprint: bytes) -> bool:
-        """Whether all workers of one layout can move files from and to their memory themselves."""
-        return all(
-            worker.memory is not None and worker.memory.moves_files
-            for worker in self.instances.values()
-            if (worker.model_name, worker.world_size) == (model_name, world_size)
-            and worker.fingerprint == fingerprint
-        )
-
     def serves(self, instance: Instance, scheduler: bytes) -> None:
         """The worker has transferred for a request that this connection looked up."""
         workers = self._workers_of.get(scheduler, OrderedDict())

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from sidecar.cache.entry import Entry, Sizes, Space
-from sidecar.cache.keys import SpaceKey
+from sidecar.flow import Outcome
 
 
 class StoredFile(NamedTuple):
@@ -24,6 +24,6 @@ class FileEntry(Entry, gc=False, eq=False):
     failed: bool = False
 
 
-def file_entry(space: SpaceKey, chunk_hash: bytes, size: int) -> FileEntry:
-    """An object that has no slot, and is in no space of the L1."""
-    return FileEntry(Space(space), chunk_hash, 0, Sizes(size, 0, 0))
+def file_entry(space: Space, chunk_hash: bytes, size: int) -> FileEntry:
+    """An object that has no slot; `space` is none of the L1's."""
+    return FileEntry(space, chunk_hash, 0, Sizes(size, 0, 0), settled=Outcome())

@@ -7,22 +7,17 @@ import numpy as np
 
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
-from sidecar.gds.entry import FileEntry
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey
 
 
 class Chunk(NamedTuple):
-    """A chunk to store: its blocks by group, and the windowed groups of which it lacks some.
-
-    `failed` is the object whose file could not be made, if it was to go into one.
-    """
+    """A chunk to store: its blocks by group, and the windowed groups of which it lacks some."""
 
     hash: bytes
     blocks: list[Blocks]
     missing: frozenset[int]
-    failed: FileEntry | None = None
 
 
 def chunks_of(

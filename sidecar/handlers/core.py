@@ -1,10 +1,10 @@
 """What every handler works on, and the few steps that several of them share."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sidecar.cache.arena import Arena
 from sidecar.cache.entry import Entry
@@ -20,10 +20,15 @@ from sidecar.flow import Flows
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.tiers.bypass import Source
 from sidecar.tiers.pipeline import Tiers
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import NO_TOKENS, BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists
+
+if TYPE_CHECKING:
+    from sidecar.handlers.eviction import Eviction
+    from sidecar.handlers.stores import Stores
 
 
 class Session(NamedTuple):
@@ -33,9 +38,27 @@ class Session(NamedTuple):
     since: float
 
 
+class PastL1(Protocol):
+    """What moves objects between workers and files, past the L1 (`gds`)."""
+
+    def source(self, worker: Instance, registry: Registry) -> Source | None:
+        """Where a lookup finds objects of this layout, if all workers that have it read them."""
+
+    def moves_files(self, worker: Instance) -> bool:
+        """Whether the worker's transfers take objects that are in files, as of now."""
+
+    def store_handler(
+        self, core: "Core", eviction: "Eviction", lost: Callable[[Instance], None]
+    ) -> "Stores":
+        """The handler of stores."""
+
+
 @dataclass(slots=True)
 class Core:
-    """The parts of one cache. All of it belongs to the loop thread."""
+    """The parts of one cache. All of it belongs to the loop thread.
+
+    `past_l1` is None where everything goes through the L1.
+    """
 
     config: Config
     arena: Arena
@@ -50,6 +73,7 @@ class Core:
     refusals: Refusals
     tiers: Tiers
     flows: Flows
+    past_l1: PastL1 | None = None
     sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
 
@@ -139,16 +163,35 @@ class Core:
             raise Refused("queue_full", f"{instance.transfers} transfers of {shown(instance.id)}")
         instance.transfers += 1
 
+    def readable(
+        self, instance: Instance, key: CacheKey, hashes: Sequence[bytes], chunks: range
+    ) -> list[Entry | None]:
+        """By chunk, what a worker may read: what its request was promised, or else the L1 has."""
+        place = space_of(key, key.worker_id or 0, instance.fingerprint)
+        found = self.leases.promised(key.request_id, scope_of(key), hashes, chunks, place)
+        if self.past_l1 is not None and not self.past_l1.moves_files(instance):
+            found = [e if e is not None and self.is_in_l1(e) else None for e in found]
+        space = self.l1.space(place)
+        ready = space.ready if space is not None else {}
+        return [
+            entry if entry is not None else ready.get(hashes[chunk])
+            for chunk, entry in zip(chunks, found, strict=True)
+        ]
+
+    def is_in_l1(self, entry: Entry) -> bool:
+        """Whether it has a slot, as an ordinary object has."""
+        return entry.space.holds is self.l1
+
     @contextmanager
     def pinned(self, entries: Sequence[Entry]) -> Iterator[None]:
         """A copy of these is under way."""
         for entry in entries:
-            self.l1.pin(entry)
+            entry.space.holds.pin(entry)
         try:
             yield
         finally:
             for entry in entries:
-                self.l1.unpin(entry)
+                entry.space.holds.unpin(entry)
 
     @contextmanager
     def transfer(self, instance: Instance) -> Iterator[None]:

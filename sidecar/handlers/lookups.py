@@ -62,7 +62,7 @@ class Lookups:
         """Lease the longest prefix that the L1 has, and go on in L2 if there is more.
 
         `on_settled(hits)` is called when it is known, in chunks; that may be at once. With
-        `into_l1` nothing is left in files for GPUs to read. Raises Refused where too many are open.
+        `into_l1` all of it comes into the L1. Raises Refused where too many are open.
         """
         core = self._core
         span = core.telemetry.begin_span(
@@ -180,12 +180,12 @@ class Lookups:
         self, key: CacheKey, workers: list[list[Instance]], into_l1: bool
     ) -> list[list[Want]]:
         """Which objects stand for a chunk: by rank, one for each layout it is served in."""
-        moves_files = self._core.registry.moves_files
+        past_l1 = None if into_l1 else self._core.past_l1
 
         def want(rank: int, worker: Instance) -> Want:
             space = space_of(key, rank, worker.fingerprint)
-            direct = not into_l1 and moves_files(key.model_name, key.world_size, worker.fingerprint)
-            return Want(space, worker.object_bytes, direct)
+            source = past_l1.source(worker, self._core.registry) if past_l1 is not None else None
+            return Want(space, worker.object_bytes, source)
 
         return [[want(rank, w) for w in of_rank] for rank, of_rank in enumerate(workers)]
 

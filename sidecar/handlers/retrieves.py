@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sidecar.cache.entry import Entry
-from sidecar.cache.keys import SpaceKey
 from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
 from sidecar.flow import called_back
@@ -48,16 +47,13 @@ class Retrieves:
             core.telemetry.num_submitted_retrieves.add(1, memory.device)
             tables = block_tables(core, instance, key, block_ids)
             del block_ids  # they may be many, and the copy may have to wait
-            place = space_of(key, key.worker_id or 0, instance.fingerprint)
-            moves_files = memory.moves_files
-            copies = self._find(instance, place, key, hashes, tables, skip_first_n_tokens)
-            in_l1 = [copy.entry for copy in copies]
-            with core.transfer(instance), core.pinned(in_l1):
+            copies = self._find(instance, key, hashes, tables, skip_first_n_tokens)
+            entries = [copy.entry for copy in copies]
+            with core.transfer(instance), core.pinned(entries):
                 loaded = not copies or await called_back(partial(memory.load, copies, event))
-                if moves_files:
-                    in_l1 = core.tiers.loads.direct.ended(in_l1)
-                self._count_reuse(in_l1)
+                self._count_reuse(entries)
                 if loaded:
+                    place = space_of(key, key.worker_id or 0, instance.fingerprint)
                     core.l1.touch(place, hashes)
         finally:
             start = key.start // core.config.chunk_size
@@ -66,7 +62,7 @@ class Retrieves:
             )
         if not (loaded and core.registry.holds(instance)):
             raise Refused("forgotten" if loaded else "copy_failed")
-        core.telemetry.l1_read_chunks.add(len(in_l1))
+        core.telemetry.l1_read_chunks.add(sum(map(core.is_in_l1, entries)))
         self._count(instance, key, copies, began)
         if not request.reply((request.done_event, True)):
             # It waits for this answer for ever, unless it is made to give up and register again.
@@ -76,26 +72,24 @@ class Retrieves:
     def _find(
         self,
         instance: Instance,
-        place: SpaceKey,
         key: CacheKey,
         hashes: list[bytes],
         tables: list[Blocks],
         skip_tokens: int,
     ) -> list[ChunkCopy]:
         """What to copy where. Raises Refused if anything of it is not there."""
-        space, copies = self._core.l1.space(place), []
-        for row, chunk in enumerate(self._core.aligned_range(key)):
-            entry = space.ready.get(hashes[chunk]) if space is not None else None
-            if entry is None and instance.mapped.moves_files:
-                entry = self._core.tiers.loads.direct.ready(place, hashes[chunk])
+        chunks, copies = self._core.aligned_range(key), []
+        for row, entry in enumerate(self._core.readable(instance, key, hashes, chunks)):
             blocks = [table[row] for table in tables]
             if entry is None:
                 self._count_miss(instance)
-                raise Refused("not_cached", f"chunk {chunk} of {key.request_id}")
+                raise Refused("not_cached", f"chunk {chunks[row]} of {key.request_id}")
             wanted = self._wanted(instance, blocks, row, skip_tokens)
             if any(wanted[g] is None or len(wanted[g]) for g in entry.missing):  # type: ignore[arg-type]
                 self._count_miss(instance)
-                raise Refused("partly_cached", f"chunk {chunk} lacks blocks of a windowed group")
+                raise Refused(
+                    "partly_cached", f"chunk {chunks[row]} lacks blocks of a windowed group"
+                )
             copies.append(ChunkCopy(entry, blocks, wanted))
         return copies
 
@@ -131,6 +125,7 @@ class Retrieves:
         )
 
     def _count_reuse(self, entries: list[Entry]) -> None:
-        if entries:  # one chunk stands for the request: they are all used together
-            gap = self._core.now() - entries[0].used_at
+        in_l1 = next(filter(self._core.is_in_l1, entries), None)
+        if in_l1 is not None:  # one chunk stands for the request: they are all used together
+            gap = self._core.now() - in_l1.used_at
             self._core.telemetry.l1_chunk_reuse_gap.record(gap)

@@ -45,7 +45,8 @@ class Service:
         eviction = Eviction(core, post)
         self._slots = Slots(core, eviction)
         self._registrations = Registrations(core, self._slots)
-        self._stores = Stores(core, eviction, self._registrations.forget)
+        store_handler = Stores if core.past_l1 is None else core.past_l1.store_handler
+        self._stores = store_handler(core, eviction, self._registrations.forget)
         self._retrieves = Retrieves(core, self._registrations.forget)
         self._withheld = Withheld(core.now, later, self._registrations.forget_client)
         self.withhold = self._withheld.hold

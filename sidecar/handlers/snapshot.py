@@ -41,7 +41,7 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
         "queue_depth": core.copies.depth,
         "refusals": dict(core.refusals.by_reason),
         "latest_refusals": [_refusal(refusal, now) for refusal in core.refusals.latest()],
-        "workers": [_worker(worker, now) for worker in core.registry.instances.values()],
+        "workers": [_worker(core, worker, now) for worker in core.registry.instances.values()],
         "reap": {
             "timeout": config.worker_reap_timeout_seconds,
             "grace": config.worker_registration_grace_seconds,
@@ -87,7 +87,7 @@ def _refusal(refusal: Refusal, now: float) -> dict[str, Any]:
     }
 
 
-def _worker(instance: Instance, now: float) -> dict[str, Any]:
+def _worker(core: Core, instance: Instance, now: float) -> dict[str, Any]:
     groups = instance.layout.groups if instance.layout else ()
     view = instance.slot_shape
     return {
@@ -97,7 +97,7 @@ def _worker(instance: Instance, now: float) -> dict[str, Any]:
         "model_name": instance.model_name,
         "world_size": instance.world_size,
         "device": instance.memory.device if instance.memory else "cpu",
-        "moves_files": instance.memory is not None and instance.memory.moves_files,
+        "moves_files": core.past_l1 is not None and core.past_l1.moves_files(instance),
         "last_seen_seconds": now - instance.last_seen,
         "connected": instance.unreachable_since is None,
         "num_layers": view.num_layers if view else sum(len(g.layers) for g in groups),

@@ -1,4 +1,4 @@
-"""Handle mode, store: from a worker's blocks into the arena, or into files past it."""
+"""Handle mode, store: from a worker's blocks into the arena."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from sidecar.flow import Outcome, called_back
 from sidecar.handlers.chunk_copies import Chunk, chunks_of, count_bytes
 from sidecar.handlers.core import Core, space_of
 from sidecar.handlers.eviction import Eviction
-from sidecar.handlers.file_stores import FileStores
+from sidecar.telemetry.spans import Span
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey
 
@@ -25,7 +25,6 @@ class Stores:
         self._core = core
         self._eviction = eviction
         self._lost = lost
-        self._files = FileStores(core.tiers.direct_stores, core.l1)
 
     async def store(
         self,
@@ -35,7 +34,7 @@ class Stores:
         block_ids: list[list[int]],
         event: bytes,
     ) -> Any:
-        """Copy `[start, end)` into the arena or into files and publish it, then answer.
+        """Copy `[start, end)` into the arena and publish it, then answer.
 
         Chunks that are there already, or for which there is no room, are skipped. Those that
         another store copies now are waited for: whoever is told "stored" must find them.
@@ -48,32 +47,22 @@ class Stores:
         del block_ids  # they may be many, and the copy may have to wait
         with core.transfer(instance):
             core.telemetry.num_submitted_stores.add(1, memory.device)
-            to_files: list[ChunkCopy] = []
             others: list[Entry] = []
-            if memory.moves_files:
-                size = instance.object_bytes
-                to_files, others, chunks = await self._files.begin(place, size, chunks, span)
-            copies = self._reserve(instance, place, chunks, others)
+            copies = await self._reserve(instance, place, chunks, others, span)
             waits = [core.flows.start(entry.when_settled()) for entry in others]
-            if copies or to_files:
+            if copies:
                 try:
-                    await self._copy(instance, [*copies, *to_files], event)
+                    await self._copy(instance, copies, event)
                     # From here to the end of the publication nobody else runs. What others copy is
                     # not waited for first: they may wait for these chunks.
-                    at_once = not to_files and all(wait.done for wait in waits)
+                    at_once = all(wait.done for wait in waits)
                     tell = self._answer if at_once else self._check_connected
                     tell(request, instance)
                 except BaseException:
-                    for copy in copies:
-                        core.l1.abort(copy.entry)
-                    if to_files:
-                        self._files.give_up(to_files)
+                    self._abort(copies)
                     raise
-                core.publish([copy.entry for copy in copies], place, hashes, span)
-                if to_files:
-                    found = self._files.publish(to_files)
-                    waits += [core.flows.start(entry.when_settled()) for entry in found]
-                count_bytes(core, "store", instance, [*copies, *to_files], began)
+                self._publish(copies, place, hashes, span)
+                count_bytes(core, "store", instance, copies, began)
                 self._eviction.check()
             else:
                 core.l1.touch(place, hashes)
@@ -90,10 +79,11 @@ class Stores:
         if not (copied and holds(instance)):
             raise Refused("forgotten" if copied or not holds(instance) else "copy_failed")
 
-    def _reserve(
-        self, instance: Instance, place: SpaceKey, chunks: list[Chunk], others: list[Entry]
-    ) -> list[ChunkCopy]:
-        """Slots for the chunks that are to be written; `others` gets what others are writing."""
+    async def _reserve(
+        self, instance: Instance, place: SpaceKey, chunks: list[Chunk], others: list[Entry],
+        span: Span,
+    ) -> list[ChunkCopy]:  # fmt: skip
+        """Slots for the chunks that are to be written; `others` gets what is waited for besides."""
         copies = []
         for chunk in chunks:
             entry, is_new = self._claim(instance, place, chunk)
@@ -103,9 +93,18 @@ class Stores:
             elif entry is not None and entry.settled is not None:
                 # A slot that a worker fills itself has no outcome: that is the worker's business.
                 others.append(entry)
-            if chunk.failed is not None:
-                self._files.replace(chunk.failed, entry)
         return copies
+
+    def _abort(self, copies: list[ChunkCopy]) -> None:
+        """The copies have failed, or nobody may find what they have written."""
+        for copy in copies:
+            self._core.l1.abort(copy.entry)
+
+    def _publish(
+        self, copies: list[ChunkCopy], place: SpaceKey, hashes: list[bytes], span: Span
+    ) -> None:
+        """All bytes are in place."""
+        self._core.publish([copy.entry for copy in copies], place, hashes, span)
 
     def _claim(
         self, instance: Instance, place: SpaceKey, chunk: Chunk

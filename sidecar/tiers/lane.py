@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
-from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
@@ -32,10 +31,7 @@ _SCAN_AGAIN_SECONDS = 30.0
 
 
 class Lane:
-    """`label` names the adapter in metrics; `index` is its place in the cascade.
-
-    `files` is the adapter if GPUs may read and write its files themselves.
-    """
+    """`label` names the adapter in metrics; `index` is its place in the cascade."""
 
     def __init__(
         self, index: int, label: str, settings: AdapterSettings, adapter: Adapter, post: Post,
@@ -44,7 +40,6 @@ class Lane:
         self.index, self.label = index, label
         self.settings = settings
         self.adapter = adapter
-        self.files = adapter if settings.gpu_mover and isinstance(adapter, Files) else None
         self.telemetry = telemetry
         self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
         self._marks = Marks(adapter, label)
@@ -53,6 +48,7 @@ class Lane:
         self.on_scanned: Callable[[], None] = lambda: None
         self.on_replaced: Callable[[], None] = lambda: None  # others have cleared the backend
         self.on_moved: Callable[[], None] = lambda: None  # it is another one
+        self.on_kept: Callable[[ObjectName], None] = lambda name: None  # something was stored
         self.busy: Callable[[], set[ObjectName]] = set  # what may not be evicted now
         readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
         self._calls = Calls(label, settings.timeout_seconds, telemetry, self._adopt)
@@ -165,7 +161,7 @@ class Lane:
         self.leftovers.deleted = 0
         self._begin(Epoch(self._marks, self.epoch.next_tag()))
         self.marking.publish()
-        if self.adapter.shared or not self.scanned:
+        if self.must_ask:
             self.start_scan(time.monotonic())
 
     @property

@@ -13,7 +13,6 @@ from sidecar.flow import Cancelled, Flow, Flows, Gate, Outcome, ended
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.base import Bytes, TierError
-from sidecar.tiers.direct import DirectReads
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import HEADER_BYTES, verify
@@ -48,7 +47,6 @@ class Loads:
     """All loads under way. Loop thread only.
 
     `on_loaded(entry, lane)` is called after an object has become an ordinary one of the L1.
-    `direct` are those that do not come into the L1.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class Loads:
         self._gates = {lane: Gate(lane.read_slots) for lane in lanes}
         self._running: dict[Lane, set[Load]] = {lane: set() for lane in lanes}
         self._bytes = dict.fromkeys(lanes, 0)  # being read
-        self.direct = DirectReads(lanes, telemetry)
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
         """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
@@ -109,7 +106,6 @@ class Loads:
             in_the_way = load.store_waits and not load.entry.leases
             if in_the_way if load.running else not self._is_wanted(load):
                 load.flow.stop("nobody waits for it")
-        self.direct.forget_unused()
 
     def give_up(self, entry: Entry) -> bool:
         """A store has the bytes of `entry`. Get a load of it out of the way, if it is one.
@@ -130,7 +126,6 @@ class Loads:
         """What is on its way is not wanted: the cache has been cleared."""
         for load in list(self._loads.values()):
             load.flow.stop("the cache has been cleared")
-        self.direct.forget_all()
 
     def in_flight(self, lane: Lane) -> tuple[int, int]:
         """Loads of a lane that a thread is at: objects, bytes."""
@@ -139,13 +134,12 @@ class Loads:
     def busy(self, lane: Lane) -> set[ObjectName]:
         """What is being read from a lane now, or will be: not to be deleted there."""
         waiting = (load for load in self._loads.values() if load.lane is lane)
-        return {load.name for load in (*self._running[lane], *waiting)} | self.direct.busy(lane)
+        return {load.name for load in (*self._running[lane], *waiting)}
 
     def replaced(self, lane: Lane, name: ObjectName) -> None:
         """Something was stored under `name`."""
         for load in self._running[lane]:
             load.outdated = load.outdated or load.name == name
-        self.direct.replaced(lane, name)
 
     async def _load(self, load: Load) -> None:
         """Read an object from the first backend that has it whole, and publish it."""
@@ -225,7 +219,6 @@ class Loads:
         del self._loads[entry]
         entry.missing, entry.sealed, entry.heat = missing, True, self._heat
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
-        self.direct.trust(load.name)
         self._l1.commit(entry)
         if not entry.leases:  # nobody waits any more who would see to it that heads outlive tails
             known = load.hashes.index(entry.hash) + 1

@@ -14,14 +14,14 @@ from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import AdapterUnusable, Bytes
+from sidecar.tiers.bypass import Bypass
 from sidecar.tiers.clearing import Cleared, delete, when_cleared
-from sidecar.tiers.direct_stores import DirectStores
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.prefetch import Prefetches
-from sidecar.tiers.settings import AdapterSettings, GpuMover
+from sidecar.tiers.settings import AdapterSettings
 from sidecar.tiers.write_behind import Bounds, WriteBehind
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class Surroundings:
 class Tiers:
     """The adapters in their order, and the traffic between them and the L1. Loop thread only.
 
-    Without adapters it does nothing, and costs nothing.
+    Without adapters it does nothing, and costs nothing. `bypass` is what goes past the L1, if
+    anything does.
     """
 
     def __init__(
@@ -70,34 +71,35 @@ class Tiers:
         self._l1 = l1
         self._policy = policy
         self._later = around.later
+        self.bypass: Bypass | None = None
         self.lanes = _open(settings, arena, around, telemetry)
         self.loads = Loads(
             l1, arena, self.lanes, telemetry, around.flows, not policy.retain, self._promote
         )
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
-            l1, arena, self.lanes, telemetry, bounds, self.loads,
+            l1, arena, self.lanes, telemetry, bounds,
             Manners(around.busy, around.busy_share), around.flows, self._kept,
         )  # fmt: skip
-        self.direct_stores = DirectStores(self._direct_lane(), self.loads, telemetry, around.later)
         self.prefetches = Prefetches(
             l1, leases, self.loads, self.lanes, telemetry, around.later, around.flows,
             policy.timeout_seconds, policy.max_in_flight,
         )  # fmt: skip
+        for lane in self.lanes:
+            lane.on_scanned = self.writes.pump
+            lane.on_replaced = self._replaced
+            lane.on_moved = self._forget_all
+            lane.on_kept = partial(self._kept_by, lane)
+            lane.busy = partial(self._busy, lane)
 
     @property
-    def gpu_mover(self) -> GpuMover | None:
-        """How GPUs move files past the L1, if they do."""
-        movers = [lane.settings.gpu_mover for lane in self.lanes if lane.files is not None]
-        return movers[0] if movers else None
+    def skip_l1(self) -> bool:
+        """Whether the L1 is not to keep what has been written down."""
+        return self._policy.skip_l1
 
     def start(self) -> None:
         """Begin to find out what the backends have from before."""
         for lane in self.lanes:
-            lane.on_scanned = self.writes.pump
-            lane.on_replaced = self._replaced
-            lane.on_moved = self.loads.forget_all
-            lane.busy = partial(self.loads.busy, lane)
             if not lane.adapter.shared:
                 lane.start_scan(time.monotonic())
 
@@ -125,7 +127,7 @@ class Tiers:
         for lane in self.lanes:
             lane.clear()
         # After the lanes: a lookup that gives up a load lets the next one begin.
-        self.loads.forget_all()
+        self._forget_all()
         when_cleared(self.lanes, self._later, then)
 
     def delete(
@@ -147,7 +149,6 @@ class Tiers:
         for lane in self.lanes:
             lane.tick(now)
         self.loads.drop_unwanted()
-        self.loads.direct.pump()
         self.writes.pump()
 
     def begin_stop(self) -> None:
@@ -159,8 +160,8 @@ class Tiers:
     @property
     def draining(self) -> bool:
         """Whether something is still being written that may yet come to its end."""
-        stores = self.writes.objects + len(self.direct_stores)
-        return stores > 0 and any(lane.writes.allows() for lane in self.lanes)
+        stores = self.writes.objects or any(map(self.in_flight, self.lanes))
+        return bool(stores) and any(lane.writes.allows() for lane in self.lanes)
 
     def close(self) -> None:
         """Let go of the backends, but for those in which a call is stuck."""
@@ -177,7 +178,8 @@ class Tiers:
 
     def in_flight(self, lane: Lane) -> int:
         """Objects being written to a lane now."""
-        return self.writes.in_flight(lane) + self.direct_stores.in_flight(lane)
+        past_the_l1 = self.bypass.writing(lane) if self.bypass is not None else 0
+        return self.writes.in_flight(lane) + past_the_l1
 
     def _replaced(self) -> None:
         """Others have cleared a backend: what came from there may be what they meant.
@@ -185,20 +187,30 @@ class Tiers:
         Also what was promised: requests that overlap would hold a prefix in use for ever.
         """
         self._l1.clear(force=True)
-        self.loads.forget_all()
+        self._forget_all()
 
-    def _direct_lane(self) -> Lane | None:
-        """Where GPUs write files past the L1: it is the only one that wants the objects, who is
-        to keep them is not the L1, and nobody else writes there.
-        """
-        if not self._policy.skip_l1 or len(self.lanes) != 1:
-            return None
-        (lane,) = self.lanes
-        return lane if lane.files is not None and not lane.adapter.shared else None
+    def _forget_all(self) -> None:
+        """What is on its way up is not wanted any more."""
+        self.loads.forget_all()
+        if self.bypass is not None:
+            self.bypass.forget_all()
+
+    def _busy(self, lane: Lane) -> set[ObjectName]:
+        """What must not be evicted from a lane now."""
+        busy = self.loads.busy(lane)
+        return busy if self.bypass is None else busy | self.bypass.busy(lane)
+
+    def _kept_by(self, lane: Lane, name: ObjectName) -> None:
+        """A lane has stored something under `name`."""
+        self.loads.replaced(lane, name)
+        if self.bypass is not None:
+            self.bypass.kept(lane, name)
 
     def _promote(self, entry: Entry, lane: Lane) -> None:
         """What came from far down is kept nearer from now on."""
         objects = [(entry, object_name(entry.space.key, entry.hash))]
+        if self.bypass is not None:
+            self.bypass.loaded(objects[0][1])
         for nearer in self.lanes[: lane.index]:
             self.writes.offer(objects, nearer)
         self.writes.pump()

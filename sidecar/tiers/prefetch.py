@@ -1,7 +1,5 @@
 """What a lookup finds in L2, brought into the L1 before the lookup is answered.
 
-What GPUs read from its file themselves (`direct`) stays there.
-
 A prefix is loaded chunk by chunk of the sequence, as far as every rank and layout has it,
 from the L1, from what others are loading, and from the backends in their order. The answer is
 what has arrived: when all has, when something did not, or at the deadline.
@@ -20,6 +18,7 @@ from sidecar.cache.leases import Leases, Lookup
 from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.tiers.bypass import Source
 from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
@@ -28,20 +27,19 @@ from sidecar.tiers.names import ObjectName, object_name
 _CHUNKS_ASKED, _NAMES_ASKED = 32, 4096
 # How many objects are planned in one go: about 20 ms.
 _PLANNED_AT_ONCE = 1024
-_COMPLETE = {State.READY, State.BELOW}
-_MAY_STILL_COME = {State.WRITING, *_COMPLETE}
+_MAY_STILL_COME = {State.WRITING, State.READY}
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
     """The objects of one rank in one layout: their space, and `size` bytes each.
 
-    `direct`: all workers that may ask for them read files themselves.
+    `past_l1`: where they are got that all workers who may ask for them can do without a slot.
     """
 
     space: SpaceKey
     size: int
-    direct: bool = False
+    past_l1: Source | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -183,13 +181,14 @@ class Prefetches:
             objects = self._claim(prefetch, prefetch.hashes[chunk])
             if objects is None:
                 break
-            from_l2 = [e for of_rank in objects for e in of_rank if e.state is not State.READY]
-            prefetch.from_l2.append(bool(from_l2))
-            for entry in from_l2:
-                if entry.settled is not None:  # else its header is known already
+            entries = [entry for of_rank in objects for entry in of_rank]
+            prefetch.from_l2.append(
+                any(e.settled or e.space.holds is not self._l1 for e in entries)
+            )
+            for entry in entries:
+                if entry.settled is not None:
                     self._flows.when(entry.settled, partial(self._progress, prefetch))
         prefetch.planned = not prefetch.asking
-        self._loads.direct.pump()
         self._progress(prefetch)
 
     def _claim(self, prefetch: Prefetch, chunk_hash: bytes) -> list[tuple[Entry, ...]] | None:
@@ -208,12 +207,12 @@ class Prefetches:
         # A load makes room: not by evicting what was just found.
         held = [item for item in flat if isinstance(item, Entry)]
         for entry in held:
-            self._l1.lease(entry)
+            entry.space.holds.lease(entry)
         objects = self._load_rest(prefetch, chunk_hash, found)
         if objects is not None:
             self._leases.extend(prefetch.lookup, chunk_hash, objects)
         for entry in held:
-            self._l1.unlease(entry)
+            entry.space.holds.unlease(entry)
         return objects
 
     def _load_rest(
@@ -242,9 +241,9 @@ class Prefetches:
             writing = space.writing.get(chunk_hash)
             if writing is not None:
                 return writing if self._loads.under_way(writing, prefetch.deadline) else None
-        below = self._loads.direct.find(want.space, chunk_hash) if want.direct else None
-        if below is not None:
-            return below
+        past_l1 = want.past_l1.find(want.space, chunk_hash) if want.past_l1 is not None else None
+        if past_l1 is not None:
+            return past_l1
         return self._loads.where(object_name(want.space, chunk_hash), want.size) or None
 
     def _load(
@@ -252,11 +251,12 @@ class Prefetches:
     ) -> Entry | None:
         assert isinstance(lanes, list)
         name = object_name(want.space, chunk_hash)
-        direct, span = self._loads.direct, prefetch.span
-        if want.direct and direct.allows(lanes[0], name, want.size):
-            return direct.begin(want.space, name, want.size, lanes[0], span)
+        if want.past_l1 is not None:
+            entry = want.past_l1.begin(want.space, name, want.size, lanes[0], prefetch.span)
+            if entry is not None:
+                return entry
         return self._loads.begin(
-            want.space, name, want.size, prefetch.hashes, prefetch.deadline, lanes, span
+            want.space, name, want.size, prefetch.hashes, prefetch.deadline, lanes, prefetch.span
         )
 
     def _ask(self, prefetch: Prefetch) -> None:
@@ -295,7 +295,7 @@ class Prefetches:
         while prefetch.arrived < lookup.hits:
             chunk = prefetch.arrived
             states = {e.state for of_rank in lookup.objects for e in of_rank[chunk]}
-            if not states <= _COMPLETE:
+            if states != {State.READY}:
                 break
             prefetch.arrived += 1
         everything = prefetch.planned and prefetch.arrived == lookup.hits

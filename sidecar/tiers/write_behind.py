@@ -18,7 +18,6 @@ from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.base import Bytes, TierError
 from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.lane import Lane
-from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import seal
@@ -60,7 +59,7 @@ class WriteBehind:
 
     def __init__(
         self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, bounds: Bounds,
-        loads: Loads, manners: Manners, flows: Flows, on_kept: Callable[[Entry], None],
+        manners: Manners, flows: Flows, on_kept: Callable[[Entry], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
@@ -68,7 +67,6 @@ class WriteBehind:
         self._bounds = bounds
         self.manners = manners
         self._flows = flows
-        self._loads = loads
         self._on_kept = on_kept
         self._waiting: dict[Lane, deque[_Write]] = {lane: deque() for lane in lanes}
         self._writing = dict.fromkeys(lanes, 0)  # how many
@@ -220,7 +218,7 @@ class WriteBehind:
             self.manners.written(seconds)
         span.end("")
         entry.sealed = entry.sealed or is_new
-        if not kept(lane, self._loads, write.name, size, write.epoch):
+        if not kept(lane, write.name, size, write.epoch):
             return "cleared"
         if is_new:
             rate = size / max(seconds, 1e-9) / 1e9

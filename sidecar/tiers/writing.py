@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from sidecar.tiers.base import Moved, NoSpace, TierError
 from sidecar.tiers.epochs import Epoch, Replaced
 from sidecar.tiers.lane import Lane
-from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName
 
 _RECORDS_GIVEN_UP = 8
@@ -62,11 +61,11 @@ def not_kept(lane: Lane, size: int, error: TierError) -> str:
     return "no_space"
 
 
-def kept(lane: Lane, loads: Loads, name: ObjectName, size: int, epoch: Epoch) -> bool:
+def kept(lane: Lane, name: ObjectName, size: int, epoch: Epoch) -> bool:
     """A record is there, in `epoch`; False if it goes with a clear since then."""
     if epoch is not lane.epoch:
         lane.leave(epoch, name, size)
         return False
     lane.catalog.add(name, size)
-    loads.replaced(lane, name)
+    lane.on_kept(name)
     return True

@@ -12,13 +12,13 @@ from pathlib import Path
 from sidecar import app
 from sidecar.cli import main
 from sidecar.engines.cuda import gpu, gpus, numa
-from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from tests.support.fake_files import all_files
 
-_new_file = Files.new_file
+_new_file = MovedFiles.new_file
 
 
-def new_file(files: Files, size: int) -> str:
+def new_file(files: MovedFiles, size: int) -> str:
     while "unmade" in all_files():
         time.sleep(0.01)
     return _new_file(files, size)
@@ -28,6 +28,6 @@ if __name__ == "__main__":
     gpus.COMMAND[:] = [sys.executable, "-m", "tests.support.fake_gpu"]
     gpu._SILENT_SECONDS = float(os.environ.get("FAKE_GPU_SECONDS", 0)) or gpu._SILENT_SECONDS
     pci = Path(os.environ.get("FAKE_GPU_PCI", "/none"))
-    Files.new_file = new_file  # type: ignore[method-assign]
+    MovedFiles.new_file = new_file  # type: ignore[method-assign]
     app.gpu_nodes = partial(numa.gpu_nodes, pci)
     sys.exit(main())

@@ -80,7 +80,6 @@ class BlockMemory:
     on_gpu: ClassVar[bool] = False
     device = "cpu"
     near = None
-    moves_files = False
 
     def __init__(self, arena: np.ndarray[Any, np.dtype[np.uint8]], copies: Copies) -> None:
         self.blocks = np.zeros((BLOCKS, OBJECT_BYTES), np.uint8)

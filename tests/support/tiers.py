@@ -19,8 +19,10 @@ from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup, Scope
 from sidecar.cache.policies import POLICIES
 from sidecar.flow import Flows
+from sidecar.gds import Gds
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, TierError, batches
+from sidecar.tiers.bypass import Source
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.prefetch import Prefetch, Want
@@ -145,7 +147,7 @@ class Bench:
         self.arena = page_aligned(slots * slot)
         self.l1 = L1(slots * slot, POLICIES[eviction](), headroom=HEADER_BYTES)
         self.l1.grow(0, slots * slot)
-        self.leases = Leases(self.l1)
+        self.leases = Leases()
         self.telemetry = Telemetry(enabled=False)
         self.busy = False
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -160,6 +162,11 @@ class Bench:
             for adapter in adapters
         ]
         self.tiers = Tiers(given, policy, self.l1, self.arena, self.leases, self.telemetry, around)
+        self.gds = (
+            Gds(self.tiers, self.telemetry, self.flows)
+            if any(each.for_gpus for each in given)
+            else None
+        )
         self.results: dict[str, int] = {}
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -186,12 +193,12 @@ class Bench:
         return entries
 
     def begin(
-        self, request: str, *numbers: int, space: SpaceKey = SPACE, direct: bool = False,
+        self, request: str, *numbers: int, space: SpaceKey = SPACE, source: Source | None = None,
         client: bytes = b"me",
     ) -> Lookup:  # fmt: skip
         """A lookup of this sequence; its result will be in `results`.
 
-        `direct`: for workers whose GPUs read files themselves.
+        `source`: where it finds objects that need no slot of the L1.
         """
         hashes = [hash_of(n) for n in numbers]
         found = self.l1.space(space)
@@ -211,7 +218,7 @@ class Bench:
             self.results[request] = hits
             return hits
 
-        wants = [[Want(space, OBJECT_BYTES, direct)]]
+        wants = [[Want(space, OBJECT_BYTES, source)]]
         self.tiers.prefetches.begin(lookup, wants, hashes, finished)
         return lookup
 

@@ -226,11 +226,12 @@ def test_an_eviction_among_many_held_objects_takes_few_steps(policy: str, held: 
 @given(st.lists(st.integers(0, 2**54 - 1) | st.integers(0, 300), max_size=60), st.data())
 def test_an_order_is_a_sorted_set(places: list[int], data: st.DataObject) -> None:
     order, model = Order(), dict[int, Entry]()
+    space = Space(L1(0, POLICIES["LRU"]()), KEY)
     for place in places:
         if place in model:
             order.remove(model.pop(place))
         else:
-            model[place] = entry = Entry(Space(KEY), b"", 0, sizes_of(1, 0))
+            model[place] = entry = Entry(space, b"", 0, sizes_of(1, 0))
             entry.place = place
             order.add(entry)
         if model and data.draw(st.booleans()):

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from sidecar.tiers.adapters.directory import Files
+from sidecar.tiers.adapters.file_io import DirectIO
 from sidecar.tiers.adapters.files import FilesSettings
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.base import (
     Adapter,
     AdapterUnusable,
@@ -38,8 +40,11 @@ def opened(arena: Bytes) -> Iterator[Any]:
     """Opens adapters and closes them at the end."""
     made: list[Adapter] = []
 
-    def open_adapter(base: Path, **more: Any) -> Adapter:
-        adapter = settings(base, **more).build()
+    def open_adapter(base: Path, gpus_move: bool = False, **more: Any) -> Adapter:
+        if gpus_move:
+            adapter: Adapter = MovedFiles(str(base), DirectIO())
+        else:
+            adapter = settings(base, **more).build()
         adapter.open(arena)
         made.append(adapter)
         return adapter
@@ -329,7 +334,7 @@ def test_only_regular_files_are_opened(
     tmp_path: Path, arena: Bytes, opened: Any, kind: str
 ) -> None:
     """Opening a FIFO would wait for ever; a link leads wherever somebody likes."""
-    adapter = opened(tmp_path)
+    adapter = opened(tmp_path, gpus_move=True)
     adapter.store(name(1), arena[:MIB])
     [file] = tmp_path.glob("objects/*/*/*.kv")
     elsewhere = tmp_path / "elsewhere"
@@ -368,7 +373,7 @@ def test_a_record_takes_the_place_of_what_is_no_file(
 def test_a_file_that_somebody_swaps_while_it_is_written_gets_no_name(
     tmp_path: Path, opened: Any
 ) -> None:
-    adapter = opened(tmp_path)
+    adapter = opened(tmp_path, gpus_move=True)
     temp = adapter.new_file(MIB)
     os.unlink(temp)
     os.mkfifo(temp)

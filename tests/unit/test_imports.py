@@ -21,14 +21,14 @@ ALLOWED = {
     "telemetry": set(),
     "nixl": set(),
     "shared_libraries": set(),
-    "gds": {"cache"},
-    "engines": {"cache", "gds", "nixl"},
-    "tiers": {"cache", "flow", "gds", "nixl", "shared_libraries", "telemetry"},
-    "handlers": {"cache", "engines", "flow", "gds", "tiers", "wire", "telemetry", "config"},
+    "engines": {"cache", "nixl"},
+    "tiers": {"cache", "flow", "nixl", "shared_libraries", "telemetry"},
+    "handlers": {"cache", "engines", "flow", "tiers", "wire", "telemetry", "config"},
+    "gds": {"cache", "engines", "flow", "handlers", "telemetry", "tiers"},
     "admin": {"config", "handlers", "listeners", "loop", "telemetry", "tiers"},
     "app": {
-        *("addresses", "admin", "cache", "config", "engines", "handlers", "limits", "loop"),
-        *("telemetry", "tiers", "wire"),
+        *("addresses", "admin", "cache", "config", "engines", "gds", "handlers", "limits"),
+        *("loop", "telemetry", "tiers", "wire"),
     },
     "commands": {
         *("addresses", "app", "cache", "config", "listeners", "nixl", "shared_libraries"),
@@ -88,4 +88,4 @@ def test_a_cpu_host_needs_neither_torch_nor_cuda() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "sidecar.app" in modules
-    assert not {"torch", "cuda", "cupy", "lmcache", "vllm", "nixl"} & set(modules)
+    assert not {"torch", "cuda", "cupy", "lmcache", "vllm", "nixl", "sidecar.gds"} & set(modules)

@@ -24,7 +24,7 @@ def setup(ranks: int = 2) -> tuple[L1, Leases, list[list[tuple[Entry, ...]]]]:
             assert entry is not None
             l1.commit(entry)
         objects.append([(entry,) for entry in entries if entry])
-    return l1, Leases(l1), objects
+    return l1, Leases(), objects
 
 
 def lookup(objects, readers=1, client=b"c", deadline=10.0, request="r", hashes=HASHES):

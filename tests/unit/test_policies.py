@@ -38,7 +38,7 @@ class Cache:
     def __init__(self, slots: int, policy: str) -> None:
         self.l1 = L1(slots * ALIGNMENT, POLICIES[policy]())
         self.l1.grow(0, slots * ALIGNMENT)
-        self.leases = Leases(self.l1)
+        self.leases = Leases()
 
     def request(self, hashes: list[bytes], key: SpaceKey = KEY) -> int:
         """Look up, load, store the rest; how many chunks were a hit."""
@@ -146,7 +146,7 @@ def test_arc_learns_from_what_comes_back() -> None:
 def test_a_history_counts_what_it_remembers(steps: list[tuple[int, bool, bool]]) -> None:
     """It may forget, but makes nothing up."""
     history, model = History(), dict[int, bool]()
-    space = Space(KEY)
+    space = Space(L1(0, POLICIES["LRU"]()), KEY)
     assert history.take(Entry(space, bytes(32), 0, sizes_of(1, 0))) is None
     history.make_room(16)
     for number, adds, hot in steps:
@@ -165,7 +165,7 @@ def test_a_history_counts_what_it_remembers(steps: list[tuple[int, bool, bool]])
 @pytest.mark.parametrize("policy", EVICTING)
 def test_places_are_distinct_and_bounded(policy: str) -> None:
     made, places = POLICIES[policy](), set[int]()
-    entry = Entry(Space(KEY), b"", 0, sizes_of(1, 0))
+    entry = Entry(Space(L1(0, made), KEY), b"", 0, sizes_of(1, 0))
     for heat, _ in itertools.product(Heat, range(100)):
         entry.heat = heat
         places.add(made.next_place(entry))

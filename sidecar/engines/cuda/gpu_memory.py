@@ -3,17 +3,14 @@
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from sidecar.cache.entry import Entry
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.protocol import FileObject, Move, Moved, MoveFiles, Unmap
 from sidecar.engines.memory import Blocks, ChunkCopy
-from sidecar.gds.entry import FileEntry
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +45,6 @@ class GpuMemory:
     def near(self) -> int | None:
         return self.gpu.near
 
-    @property
-    def moves_files(self) -> bool:
-        return self.gpu.moves_files
-
     def store(
         self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None]
     ) -> None:
@@ -73,76 +66,38 @@ class GpuMemory:
         self.gpu.tell(Unmap(self._number))
 
     def _transfer(
-        self,
-        copies: Sequence[ChunkCopy],
-        event: bytes,
-        on_done: Callable[[bool], None],
+        self, copies: Sequence[ChunkCopy], event: bytes, on_done: Callable[[bool], None],
         is_store: bool,
-    ) -> None:
-        below = [copy for copy in copies if isinstance(copy.entry, FileEntry)]
-        above = [copy for copy in copies if not isinstance(copy.entry, FileEntry)]
-        if below and above:
-            on_done = _both(on_done)
-        if above:
-            offsets = [copy.entry.offset for copy in above]
-            head = next(_jobs), self._number, is_store, event
-            self._begin(Move(*head, offsets, *_blocks(above)), above, on_done)
-        if below:
-            head = next(_jobs), self._number, is_store, event
-            self._begin(MoveFiles(*head, _objects(below), *_blocks(below)), below, on_done)
+    ) -> None:  # fmt: skip
+        offsets = [copy.entry.offset for copy in copies]
+        order = Move(next(_jobs), self._number, is_store, event, offsets, *_blocks(copies))
+        self._begin(order, copies, on_done)
+
+    def _move_files(
+        self, files: list[FileObject], copies: Sequence[ChunkCopy], event: bytes,
+        on_moved: Callable[[Moved], None], on_done: Callable[[bool], None], is_store: bool,
+    ) -> None:  # fmt: skip
+        """The same between files and the blocks of `copies`; `on_moved` is called first."""
+        order = MoveFiles(next(_jobs), self._number, is_store, event, files, *_blocks(copies))
+        self._begin(order, copies, on_done, on_moved)
 
     def _begin(
-        self,
-        order: Move | MoveFiles,
-        copies: Sequence[ChunkCopy],
-        on_done: Callable[[bool], None],
-    ) -> None:
-        entries = [copy.entry for copy in copies]
+        self, order: Move | MoveFiles, copies: Sequence[ChunkCopy],
+        on_done: Callable[[bool], None], on_moved: Callable[[Moved], None] = lambda moved: None,
+    ) -> None:  # fmt: skip
+        nbytes = sum(copy.entry.size for copy in copies)
+        direction = "store" if order.is_store else "load"
         end = self._pool.adopt(on_done)
-        self.gpu.move(order, partial(self._moved, end, order.is_store, entries))
 
-    def _moved(
-        self, end: Callable[[bool], None], is_store: bool, entries: list[Entry], moved: Moved
-    ) -> None:
-        for entry in entries:
-            if isinstance(entry, FileEntry):
-                entry.failed |= moved.file_failed
-        nbytes = sum(entry.size for entry in entries)
-        direction = "store" if is_store else "load"
-        if moved.error is None:
-            if moved.digests:
-                _take_digests(entries, moved.digests)
-            self._observe(self.device, direction, moved, nbytes)
-        else:
-            log.warning("a %s failed on %s: %s", direction, self.device, moved.error)
-        end(moved.error is None)
+        def ended(moved: Moved) -> None:
+            on_moved(moved)
+            if moved.error is None:
+                self._observe(self.device, direction, moved, nbytes)
+            else:
+                log.warning("a %s failed on %s: %s", direction, self.device, moved.error)
+            end(moved.error is None)
 
-
-def _take_digests(entries: Sequence[Entry], digests: Sequence[bytes]) -> None:
-    """These have been written to their files."""
-    for entry, digest in zip(entries, digests, strict=True):
-        assert isinstance(entry, FileEntry) and entry.file is not None
-        entry.file = entry.file._replace(digest=digest)
-
-
-def _both(on_done: Callable[[bool], None]) -> Callable[[bool], None]:
-    """To be called twice; the second time calls `on_done`, with whether both went well."""
-    outcomes: list[bool] = []
-
-    def part_done(ok: bool) -> None:
-        outcomes.append(ok)
-        if len(outcomes) == 2:
-            on_done(all(outcomes))
-
-    return part_done
-
-
-def _objects(copies: Sequence[ChunkCopy]) -> list[FileObject]:
-    return [
-        FileObject(file.path, file.offset, copy.entry.size, file.digest)
-        for copy in copies
-        if isinstance(copy.entry, FileEntry) and (file := copy.entry.file) is not None
-    ]
+        self.gpu.move(order, ended)
 
 
 def _blocks(copies: Sequence[ChunkCopy]) -> tuple[list[bytes], list[bytes | None]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from sidecar.cache.arena import PIECE_BYTES, Arena
 from sidecar.engines.copier import CopyPool
@@ -34,6 +35,13 @@ class MapRefused:
     is_final: bool
 
 
+class GpuFiles(NamedTuple):
+    """What GPUs' processes are told before they move files, and the memory of their workers."""
+
+    order: OpenFiles
+    memory: type[GpuMemory]
+
+
 OnMapped = Callable[[GpuMemory | MapRefused], None]
 OnLost = Callable[[GpuMemory], None]
 
@@ -52,7 +60,7 @@ class Gpus:
         post: Callable[[Callable[[], None]], None],
         observe: Observe,
         batches: Batches,
-        files: OpenFiles | None,
+        files: GpuFiles | None,
     ) -> None:
         """`observe` is told of each transfer that has ended well; `pool` counts them all.
 
@@ -96,13 +104,14 @@ class Gpus:
             on_mapped(MapRefused(f"no process for {uuid}: {error}", is_final=False))
             return
         number = next(self._numbers)
-        memory = GpuMemory(gpu, number, self._pool, self._observe, self._close)
+        memory_type = self._files.memory if self._files is not None else GpuMemory
+        memory = memory_type(gpu, number, self._pool, self._observe, self._close)
         self._workers[memory] = on_lost
         shares = [tensor.counter for tensor in tensors if tensor.counter is not None]
         order = map_order(number, instance, layout, tensors, imports_events)
         gpu.map(order, shares, partial(self._mapped, memory, on_mapped))
         if is_new and self._files is not None and uuid not in self._without_files:
-            gpu.open_files(self._files)  # it takes seconds: not before the worker is answered
+            gpu.open_files(self._files.order)  # it takes seconds: not before the worker is answered
 
     def populated(self, offset: int) -> None:
         """The piece of the arena at `offset` is resident; it may be pinned."""

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
 from sidecar.tiers.adapters.nixl_objects import NixlObjects
 from sidecar.tiers.base import Adapter
@@ -109,7 +110,8 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
         if self.backend in OBJECT_STORES:
             prefix = self.backend_params.get("key_prefix", "")
             return NixlObjects(self.backend, self._params, prefix)
-        return Files(
+        kind = Files if self.gpu_mover is None else MovedFiles
+        return kind(
             self.directory,
             NixlIO(self._choices()),
             direct=self.direct,

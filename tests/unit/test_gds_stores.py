@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache.entry import Entry
-from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectIO
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
-from tests.support.direct_stores import RECORD_BYTES, SKIP_L1, Site, write
+from tests.support.gds_stores import RECORD_BYTES, SKIP_L1, Site, write
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, SPACE, Bench, Memory, hash_of
 
 
@@ -38,8 +38,11 @@ def test_what_is_published_is_an_object_like_any_other(site: Site, tmp_path: Pat
     assert site.has(1) and site.has(2)
     site.expect_nothing_left()
     assert site.bench.lookup(1, 2, 3) == 2, "through the L1, where each byte is checked"
-    again = Bench(Files(str(tmp_path / "2"), DirectIO()))
-    assert again.tiers.direct_stores.claim(SPACE, hash_of(1), OBJECT_BYTES) is None
+
+
+def test_before_it_is_known_how_full_the_files_are_all_go_through_the_l1(tmp_path: Path) -> None:
+    site = Site(tmp_path, scanned=False, max_capacity_gb=1)
+    assert site.claim(1) is None
 
 
 def test_what_is_there_or_on_its_way_is_not_stored_again(site: Site) -> None:
@@ -56,18 +59,17 @@ def test_what_is_there_or_on_its_way_is_not_stored_again(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"policy": DEFAULTS}, {"second": True}, {"settings": {}}, {"shared": True}],
-    ids=["kept in the L1", "two adapters", "another backend", "shared"],
+    [{"policy": DEFAULTS}, {"second": True}, {"shared": True}],
+    ids=["kept in the L1", "two adapters", "shared"],
 )
 def test_where_files_are_not_all_objects_go_through_the_l1(
     tmp_path: Path, given: dict[str, object]
 ) -> None:
-    files = Files(str(tmp_path), DirectIO(), shared=bool(given.get("shared")))
+    files = MovedFiles(str(tmp_path), DirectIO(), shared=bool(given.get("shared")))
     adapters = [files, *([Memory()] if given.get("second") else [])]
-    settings = given.get("settings", {"for_gpus": True})
     policy = given.get("policy", SKIP_L1)
-    bench = Bench(*adapters, policy=policy, settings=settings).start()  # type: ignore[arg-type]
-    assert bench.tiers.direct_stores.claim(SPACE, hash_of(1), OBJECT_BYTES) is None
+    bench = Bench(*adapters, policy=policy, settings={"for_gpus": True})  # type: ignore[arg-type]
+    assert bench.gds is not None and bench.gds.stores is None
 
 
 def test_sizes_that_gpus_cannot_sum_go_through_the_l1(site: Site) -> None:

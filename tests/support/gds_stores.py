@@ -9,11 +9,10 @@ from pathlib import Path
 
 import xxhash
 
-from sidecar.cache.entry import Entry
-from sidecar.flow import Outcome
+from sidecar.gds.entry import FileEntry
 from sidecar.telemetry.spans import NO_SPAN
-from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectIO
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, SPACE, Bench, hash_of
@@ -22,7 +21,7 @@ RECORD_BYTES = HEADER_BYTES + OBJECT_BYTES
 SKIP_L1 = replace(DEFAULTS, skip_l1=True)
 
 
-class StuckFiles(Files):
+class StuckFiles(MovedFiles):
     """Calls of `stuck` wait until they are released."""
 
     stuck = ""
@@ -47,34 +46,34 @@ class StuckFiles(Files):
 class Site:
     """Tiers over files that GPUs write; the L1 is not to keep what is stored."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, scanned: bool = True, **settings: object) -> None:
         self.files, self.folder = StuckFiles(str(folder)), folder
         settings = {"for_gpus": True, **settings}
-        self.bench = Bench(self.files, policy=SKIP_L1, settings=settings).start()
-        self.stores = self.bench.tiers.direct_stores
+        self.bench = Bench(self.files, policy=SKIP_L1, settings=settings)
+        if scanned:
+            self.bench.start()
+        assert self.bench.gds is not None and self.bench.gds.stores is not None
+        self.stores = self.bench.gds.stores
         (self.lane,) = self.bench.tiers.lanes
 
-    def claim(self, number: int) -> Entry | None:
+    def claim(self, number: int) -> FileEntry | None:
         """A new object to store, None if it has to go through the L1."""
         claimed = self.stores.claim(SPACE, hash_of(number), OBJECT_BYTES)
         if claimed is None:
             return None
         entry, is_new = claimed
         assert entry is not None and is_new
-        entry.settled = Outcome()
         return entry
 
-    def begin(self, *numbers: int) -> list[Entry]:
+    def begin(self, *numbers: int) -> list[FileEntry]:
         """Objects whose files have been made, as far as that went."""
         entries = [self.claim(number) for number in numbers]
         claimed = [entry for entry in entries if entry is not None]
-        prepared: list[bool] = []
-        self.stores.prepare(claimed, NO_SPAN, lambda: prepared.append(True))
-        self.turn_until(lambda: bool(prepared))
-        assert prepared == [True]
+        made = self.bench.flows.start(self.stores.make_files(claimed, NO_SPAN))
+        self.turn_until(lambda: made.done)
         return claimed
 
-    def store(self, *numbers: int) -> list[Entry]:
+    def store(self, *numbers: int) -> list[FileEntry]:
         """All the way."""
         entries = self.begin(*numbers)
         write(*entries)
@@ -102,7 +101,7 @@ class Site:
         return self.bench.count("l2_dropped_objects", reason)
 
 
-def write(*entries: Entry) -> None:
+def write(*entries: FileEntry) -> None:
     """What a GPU does: all bytes of object n are n."""
     for entry in entries:
         assert entry.file is not None

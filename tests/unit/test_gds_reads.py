@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from sidecar.cache.entry import Entry, State
+from sidecar.cache.entry import Entry
 from sidecar.cache.leases import Lookup
-from sidecar.tiers.adapters.directory import Files
+from sidecar.gds.entry import FileEntry
+from sidecar.gds.reads import FileReads
 from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.base import Corrupt
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
@@ -27,7 +29,7 @@ def path_of(folder: Path, number: int) -> Path:
 
 def bench_on(folder: Path, **settings: object) -> Bench:
     """Tiers over files that GPUs may read."""
-    files = Files(str(folder), DirectIO())
+    files = MovedFiles(str(folder), DirectIO())
     return Bench(files, settings={"for_gpus": True, **settings}).start()
 
 
@@ -45,16 +47,30 @@ def bench(tmp_path: Path) -> Bench:
 def look_up(bench: Bench, *numbers: int) -> tuple[int, Lookup]:
     """Hits of a worker that reads files, and the lookup, which holds them."""
     request = f"r{len(bench.results)}"
-    lookup = bench.begin(request, *numbers, direct=True)
+    lookup = bench.begin(request, *numbers, source=reads(bench))
     bench.run_until(lambda: request in bench.results)
     return bench.results[request], lookup
 
 
-def fail(bench: Bench, *entries: Entry) -> None:
-    """A GPU could not read these."""
+def read(*entries: Entry, fails: bool = False) -> None:
+    """A GPU has read these, or could not."""
     for entry in entries:
-        entry.failed = True
-    bench.tiers.loads.direct.ended(entries)
+        entry.space.holds.pin(entry)
+        entry.failed = entry.failed or fails
+        entry.space.holds.unpin(entry)
+
+
+def promised(bench: Bench, lookup: Lookup, number: int, *before: int) -> Entry | None:
+    """What a worker may read of an object whose sequence begins with those `before` it."""
+    hashes = [hash_of(n) for n in (*before, number)]
+    chunks = range(len(before), len(hashes))
+    (found,) = bench.leases.promised(lookup.request_id, lookup.scope, hashes, chunks, SPACE)
+    return found
+
+
+def reads(bench: Bench) -> FileReads:
+    assert bench.gds is not None
+    return bench.gds.reads
 
 
 def held(lookup: Lookup) -> list[Entry]:
@@ -65,35 +81,36 @@ def test_a_lookup_reads_headers_only(bench: Bench, tmp_path: Path) -> None:
     hits, lookup = look_up(bench, 1, 2, 3, 4)
     assert hits == 3 and bench.l1.objects == bench.l1.writing == bench.l1.used_bytes == 0
     for number, entry in zip((1, 2, 3), held(lookup), strict=True):
-        assert entry.file is not None and entry.state is State.BELOW
+        assert isinstance(entry, FileEntry) and entry.file is not None
         path, offset, digest = entry.file
         assert Path(path) == path_of(tmp_path, number)
         data = Path(path).read_bytes()[offset : offset + entry.size]
         assert data == bytes([number]) * OBJECT_BYTES
         assert digest == xxhash.xxh3_128_digest(data)
-        assert bench.tiers.loads.direct.ready(SPACE, hash_of(number)) is entry
+        assert promised(bench, lookup, number, *range(1, number)) is entry
     assert bench.tiers.loads.in_flight(bench.tiers.lanes[0]) == (0, 0)
     bench.leases.end(lookup)
-    assert bench.l1.held == bench.leases.live == 0
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
+    assert reads(bench).held == bench.leases.live == 0
+    assert promised(bench, lookup, 1) is None
+    assert not bench.tiers.lanes[0].busy()
 
 
 def test_what_the_l1_has_is_not_read(bench: Bench) -> None:
     bench.store(2)
     hits, lookup = look_up(bench, 1, 2, 3)
     assert hits == 3
-    assert [entry.state for entry in held(lookup)] == [State.BELOW, State.READY, State.BELOW]
+    assert [isinstance(entry, FileEntry) for entry in held(lookup)] == [True, False, True]
     bench.leases.end(lookup)
-    assert bench.l1.held == 0
+    assert bench.l1.held == reads(bench).held == 0
 
 
 def test_two_lookups_hold_the_same(bench: Bench) -> None:
     (_, first), (hits, second) = look_up(bench, 1, 2), look_up(bench, 1, 2, 3)
     assert hits == 3 and held(second)[:2] == held(first)
     bench.leases.end(first)
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(second)[0]
+    assert promised(bench, second, 1) is held(second)[0]
     bench.leases.end(second)
-    assert bench.l1.held == 0
+    assert bench.l1.held == reads(bench).held == 0
 
 
 @pytest.mark.parametrize("place", [0, 8, 20, 60, HEADER_BYTES - 1])
@@ -117,32 +134,32 @@ def test_a_file_that_is_gone_or_cut_is_a_miss(bench: Bench, tmp_path: Path) -> N
     with path_of(tmp_path, 2).open("r+b") as file:
         file.truncate(RECORD_BYTES - 4096)
     assert look_up(bench, 2, 3)[0] == 0
-    assert bench.l1.held == 0
+    assert bench.l1.held == reads(bench).held == 0
 
 
 def test_what_a_gpu_could_not_read_comes_through_the_l1(bench: Bench) -> None:
     """There its checksum tells what is wrong, if anything is."""
     _, lookup = look_up(bench, 1, 2)
-    fail(bench, *held(lookup))
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(lookup)[0]
+    read(*held(lookup), fails=True)
+    assert promised(bench, lookup, 1) is held(lookup)[0]
     hits, again = look_up(bench, 1, 2, 3)
     assert hits == 3
-    assert [entry.state for entry in held(again)] == [State.READY, State.READY, State.BELOW]
+    assert [isinstance(entry, FileEntry) for entry in held(again)] == [False, False, True]
     assert bench.count("l2_prefetch_failure_chunks", "gpu_read") == 2
     bench.leases.end(lookup)
     bench.leases.end(again)
     bench.l1.clear(force=True)
     hits, lookup = look_up(bench, 1, 2, 3)
-    assert hits == 3 and {entry.state for entry in held(lookup)} == {State.BELOW}, "they were good"
+    assert hits == 3 and all(isinstance(e, FileEntry) for e in held(lookup)), "they were good"
 
 
 def test_a_worker_that_leaves_spoils_nothing_for_others(bench: Bench) -> None:
     """Its load fails, but not because of the files."""
     (_, first), (_, second) = look_up(bench, 1, 2), look_up(bench, 1, 2)
-    bench.tiers.loads.direct.ended(held(first))
+    read(*held(first))
     bench.leases.end(first)
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is held(second)[0]
-    assert {entry.state for entry in held(look_up(bench, 1, 2)[1])} == {State.BELOW}
+    assert promised(bench, second, 1) is held(second)[0]
+    assert all(isinstance(entry, FileEntry) for entry in held(look_up(bench, 1, 2)[1]))
 
 
 def test_what_lacks_blocks_comes_through_the_l1(bench: Bench) -> None:
@@ -155,7 +172,7 @@ def test_what_lacks_blocks_comes_through_the_l1(bench: Bench) -> None:
     bench.l1.discard(entry)
     assert look_up(bench, 9)[0] == 0
     hits, lookup = look_up(bench, 9)
-    assert hits == 1 and held(lookup)[0].state is State.READY
+    assert hits == 1 and not isinstance(held(lookup)[0], FileEntry)
 
 
 def test_headers_that_nobody_waits_for_are_not_read(
@@ -166,29 +183,29 @@ def test_headers_that_nobody_waits_for_are_not_read(
     entries = bench.store(*numbers)
     bench.settle()
     bench.l1.clear(force=True)
-    read, peek = [], Files.peek
+    read, peek = [], MovedFiles.peek
 
-    def counted(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+    def counted(self: MovedFiles, name: ObjectName, size: int) -> tuple[str, bytes]:
         read.append(name)
         return peek(self, name, size)
 
-    monkeypatch.setattr(Files, "peek", counted)
-    lookup = bench.begin("r", *numbers, direct=True)
+    monkeypatch.setattr(MovedFiles, "peek", counted)
+    lookup = bench.begin("r", *numbers, source=reads(bench))
     bench.leases.end(lookup)
     gate.set()
-    bench.run_until(lambda: not bench.tiers.loads.busy(bench.tiers.lanes[0]))
+    bench.run_until(lambda: not bench.tiers.lanes[0].busy())
     assert len(read) <= bench.tiers.lanes[0].read_slots < len(entries)
 
 
 def test_what_an_old_header_says_is_not_held_against_a_new_file(
     bench: Bench, tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+    def late(self: MovedFiles, name: ObjectName, size: int) -> tuple[str, bytes]:
         gate.wait(20)
         raise Corrupt("magic")
 
-    monkeypatch.setattr(Files, "peek", late)
-    bench.begin("r", 1, direct=True)
+    monkeypatch.setattr(MovedFiles, "peek", late)
+    bench.begin("r", 1, source=reads(bench))
     bench.tiers.lanes[0].catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
     bench.store(1)
     bench.settle()
@@ -224,31 +241,31 @@ def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
 def test_a_clear_forgets_them(bench: Bench) -> None:
     _, lookup = look_up(bench, 1)
     bench.tiers.clear()
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None
+    assert promised(bench, lookup, 1) is None
     bench.leases.end(lookup)
-    assert look_up(bench, 1)[0] == 0 and bench.l1.held == 0
+    assert look_up(bench, 1)[0] == 0 and bench.l1.held == reads(bench).held == 0
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """No header is read before it is set."""
-    gate, peek = threading.Event(), Files.peek
+    gate, peek = threading.Event(), MovedFiles.peek
 
-    def slow(self: Files, name: ObjectName, size: int) -> tuple[str, bytes]:
+    def slow(self: MovedFiles, name: ObjectName, size: int) -> tuple[str, bytes]:
         gate.wait(20)
         return peek(self, name, size)
 
-    monkeypatch.setattr(Files, "peek", slow)
+    monkeypatch.setattr(MovedFiles, "peek", slow)
     return gate
 
 
 def test_a_clear_overtakes_a_header(bench: Bench, gate: threading.Event) -> None:
-    bench.begin("r", 1, direct=True)
+    lookup = bench.begin("r", 1, source=reads(bench))
     bench.tiers.clear()
     bench.run_until(lambda: bench.results == {"r": 0})
     gate.set()
-    bench.run_until(lambda: not bench.tiers.loads.busy(bench.tiers.lanes[0]))
-    assert bench.tiers.loads.direct.ready(SPACE, hash_of(1)) is None and bench.l1.held == 0
+    bench.run_until(lambda: not bench.tiers.lanes[0].busy())
+    assert promised(bench, lookup, 1) is None and reads(bench).held == 0
 
 
 def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, gate: threading.Event) -> None:
@@ -256,7 +273,7 @@ def test_a_backend_that_hangs_is_a_miss(tmp_path: Path, gate: threading.Event) -
     (entry,) = bench.store(1)
     bench.settle()
     bench.l1.discard(entry)
-    bench.begin("r", 1, direct=True)
+    bench.begin("r", 1, source=reads(bench))
 
     def missed() -> bool:
         bench.tick()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache.entry import State
-from sidecar.tiers import direct_stores
+from sidecar.gds import stores
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.files import DirectIO
 from sidecar.tiers.base import Bytes
-from tests.support.direct_stores import RECORD_BYTES, Site, write
 from tests.support.disks import records
+from tests.support.gds_stores import RECORD_BYTES, Site, write
 from tests.support.tiers import OBJECT_BYTES, SPACE, hash_of
 
 
@@ -36,7 +36,7 @@ def test_what_a_gpu_could_not_write_is_not_there(site: Site) -> None:
 
 
 def test_gpus_are_asked_again_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_stores, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(stores, "_AGAIN_SECONDS", 0.0)
     (entry,) = site.begin(1)
     entry.failed = True
     site.stores.give_up([entry])
