@@ -14,7 +14,7 @@ from sidecar.cache.leases import Leases
 from sidecar.cache.policies.noop import NoEviction
 from sidecar.cache.slots import Slots
 
-_HAS_SLOT = {State.WRITING, State.WITHDRAWN, State.READY, State.DROPPED}
+_HAS_SLOT = set(State) - {State.GONE}
 
 
 def problems(l1: L1, leases: Leases) -> list[str]:
@@ -88,6 +88,8 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
             yield f"{_name(entry)} has {entry.leases} leases, promised are {promised[entry]}"
         if entry.pins < int(entry.state is State.DROPPED):
             yield f"{_name(entry)} has {entry.pins} pins"
+        if (entry.state is State.PROMISED) != (entry in l1._promised):
+            yield f"{_name(entry)} is not among what was promised, or should not be"
     held = sum(1 for entry in known if entry.leases or entry.pins)
     if held != l1.held:
         yield f"{l1.held} objects have leases or pins, found are {held}"

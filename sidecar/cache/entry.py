@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 class State(StrEnum):
     """An object is visible to lookups only when READY.
 
-    WITHDRAWN will not be published, but somebody may still write to its slot. DROPPED is not
-    found any more, but copied from. GONE has no slot.
+    WITHDRAWN will not be published, but somebody may still write to its slot. PROMISED was
+    cleared: only who has a lease of it may still read it. DROPPED is not even promised any more,
+    but copied from. GONE has no slot.
     """
 
     WRITING = "writing"
     WITHDRAWN = "withdrawn"
     READY = "ready"
+    PROMISED = "promised"
     DROPPED = "dropped"
     GONE = "gone"
 
@@ -46,13 +48,22 @@ STEPS = {
         "withdraw": State.WITHDRAWN,
     },
     State.WITHDRAWN: {"release": State.GONE},
-    State.READY: {"drop": State.GONE, "drop pinned": State.DROPPED},
+    State.READY: {
+        "drop": State.GONE,
+        "drop pinned": State.DROPPED,
+        "clear leased": State.PROMISED,
+    },
+    State.PROMISED: {
+        "clear by force": State.GONE,
+        "clear by force, pinned": State.DROPPED,
+        "end of the last hold": State.GONE,
+    },
     State.DROPPED: {"end of the last copy": State.GONE},
     State.GONE: {},
 }
 # Who may begin to hold it. A promise outlives what was promised, and then holds nothing.
 MAY_LEASE = {State.WRITING, State.READY}
-MAY_PIN = {State.READY}
+MAY_PIN = {State.READY, State.PROMISED}
 
 
 class IllegalStep(AssertionError):

@@ -70,3 +70,6 @@ class Holds(ABC):
             self.held -= 1
             if entry.state is State.READY:
                 self._unheld_now(entry)
+            elif entry.state is State.PROMISED:
+                entry.step("end of the last hold")
+                self._free(entry)

@@ -51,6 +51,7 @@ class L1(Holds):
         self._slots = Slots(starts)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
+        self._promised: set[Entry] = set()  # cleared, and leased
         self._evicted: list[Evicted] = []
         self._clock = clock
         self._headroom = headroom
@@ -200,27 +201,34 @@ class L1(Holds):
         return True
 
     def clear(self, force: bool) -> int:
-        """Drop every object but those promised to somebody; with `force`, these too. How many went.
+        """Nothing that is there now is found any more; how many objects that is.
 
-        Bytes that a copy is reading, to wherever, are freed when it ends.
+        What lookups were promised stays readable for them until their leases end; not with
+        `force`. Bytes that a copy is reading, to wherever, are freed when it ends.
         """
-        before, vacated = self.objects, []
+        cleared, vacated = self.objects, []
         for space in self.spaces():
-            kept: Shards[Entry] = Shards()
             for entry in space.ready.all_values():
                 if entry.leases and not force:
-                    kept[entry.hash] = entry
+                    entry.step("clear leased")
+                    self._promised.add(entry)
                 elif entry.pins:
                     entry.state = State.DROPPED
                 else:
                     entry.state = State.GONE
                     vacated.append(entry)
-            self.objects -= len(space.ready) - len(kept)
-            space.ready = kept
+            space.ready = Shards()
             self._forget_if_empty(space)
+        for entry in self._promised if force else ():
+            entry.step("clear by force, pinned" if entry.pins else "clear by force")
+            if not entry.pins:
+                vacated.append(entry)
+        if force:
+            self._promised.clear()
+        self.objects = 0
         self._policy.clear()
         self._slots.vacate(vacated)
-        return before - self.objects
+        return cleared
 
     def _allocate(self, size: int, near: int | None) -> int | None:
         if size > self.usable_bytes:
@@ -267,6 +275,7 @@ class L1(Holds):
         self._policy.add(entry)
 
     def _free(self, entry: Entry) -> None:
+        self._promised.discard(entry)
         self._slots.free(entry)
 
     def _unreserve(self, entry: Entry) -> None:

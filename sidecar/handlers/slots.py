@@ -79,9 +79,8 @@ class Slots:
         instance = core.instance(request, instance_id, key, "engine_driven")
         chunks = core.aligned_range(key)
         hashes = core.hashes(key, key.end)
-        space = core.l1.space(space_of(key, key.worker_id or 0, instance.fingerprint))
-        ready = space.ready if space is not None else {}
-        entries = [ready[hashes[chunk]] for chunk in chunks if hashes[chunk] in ready]
+        found = core.readable(instance, key, hashes, chunks)
+        entries = [entry for entry in found if entry is not None]
         if not entries or len(entries) < len(chunks):
             core.telemetry.l1_read_failure_chunks.add(1, "l1_retrieve", "not_found", key.model_name)
             raise Refused("not_cached", f"{len(entries)} of {len(chunks)} chunks")

@@ -182,11 +182,8 @@ class Tiers:
         return self.writes.in_flight(lane) + past_the_l1
 
     def _replaced(self) -> None:
-        """Others have cleared a backend: what came from there may be what they meant.
-
-        Also what was promised: requests that overlap would hold a prefix in use for ever.
-        """
-        self._l1.clear(force=True)
+        """Others have cleared a backend: what came from there may be what they meant."""
+        self._l1.clear(force=False)
         self._forget_all()
 
     def _forget_all(self) -> None:

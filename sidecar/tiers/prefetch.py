@@ -27,7 +27,8 @@ from sidecar.tiers.names import ObjectName, object_name
 _CHUNKS_ASKED, _NAMES_ASKED = 32, 4096
 # How many objects are planned in one go: about 20 ms.
 _PLANNED_AT_ONCE = 1024
-_MAY_STILL_COME = {State.WRITING, State.READY}
+_COMPLETE = {State.READY, State.PROMISED}
+_MAY_STILL_COME = {State.WRITING, *_COMPLETE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,7 @@ class Prefetches:
         while prefetch.arrived < lookup.hits:
             chunk = prefetch.arrived
             states = {e.state for of_rank in lookup.objects for e in of_rank[chunk]}
-            if states != {State.READY}:
+            if not states <= _COMPLETE:
                 break
             prefetch.arrived += 1
         everything = prefetch.planned and prefetch.arrived == lookup.hits

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sidecar.cache.entry import Entry, State
+from sidecar.cache.entry import MAY_PIN, Entry
 from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policy import ABOVE_COLD
@@ -409,6 +409,7 @@ class Machine(RuleBasedStateMachine):
     @rule(force=st.booleans())
     def clear(self, force: bool) -> None:
         self.node.call("clear", force)  # answered when it lasts
+        assert not self.bench.l1.objects
         if force:
             self.requests.clear()  # promises are not kept then
 
@@ -476,7 +477,7 @@ class Machine(RuleBasedStateMachine):
             lookup = self.bench.leases.find(request.name, b"client")
             if request.hits and lookup is not None:
                 for (entry,) in lookup.objects[0][: request.hits]:
-                    assert entry.state is State.READY
+                    assert entry.state in MAY_PIN
 
     @invariant()
     def heads_outlive_tails(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar.cache.l1 import L1
-from sidecar.cache.policy import LRU
+from sidecar.cache.policies.lru import LRU
 from sidecar.wire.tokens import TokenLists
 from tests.support.node import CHUNK, WORKERS, Node
 from tests.support.tiers import SPACE, Bench, Memory, hash_of

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.check import problems
-from sidecar.cache.entry import STEPS, Entry, Heat, IllegalStep, Space, State
+from sidecar.cache.entry import MAY_PIN, STEPS, Entry, Heat, IllegalStep, Space, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
@@ -115,8 +115,8 @@ def test_a_forced_clear_frees_pinned_bytes_only_after_the_copy() -> None:
     entry = store(l1, b"a")
     l1.lease(entry)
     l1.pin(entry)
-    assert l1.clear(force=False) == 0 and visible(l1, b"a")
-    assert l1.clear(force=True) == 1 and not visible(l1, b"a")
+    assert l1.clear(force=False) == 1 and not visible(l1, b"a")
+    assert l1.clear(force=True) == 0
     assert l1.reserve(KEY, b"b", ALIGNMENT) is None
     l1.unpin(entry)
     assert l1.reserve(KEY, b"b", ALIGNMENT) is not None
@@ -164,10 +164,10 @@ def test_a_large_cache_that_was_cleared_is_empty_and_whole_at_once() -> None:
     first, read = list(space.ready.values())[:2]
     l1.lease(first)
     l1.pin(read)
-    assert l1.clear(force=False) == 999
-    assert (l1.objects, l1.used_bytes) == (1, 2 * ALIGNMENT)
-    assert visible(l1, first.hash) and not visible(l1, read.hash)
-    assert l1.clear(force=True) == 1
+    assert l1.clear(force=False) == 1000
+    assert (l1.objects, l1.used_bytes) == (0, 2 * ALIGNMENT)
+    assert not visible(l1, first.hash) and first.state is State.PROMISED
+    assert l1.clear(force=True) == 0
     assert (l1.objects, l1.used_bytes, l1.space(KEY)) == (0, ALIGNMENT, None)
     l1.unpin(read)
     assert l1.used_bytes == 0
@@ -265,13 +265,18 @@ class L1Machine(RuleBasedStateMachine):
 
     @rule(force=st.booleans())
     def clear(self, force: bool) -> None:
+        """Nothing is found any more, and what is promised keeps its bytes."""
+        ready = [entry for entry in self.leased if entry.state in MAY_PIN]
         self.l1.clear(force)
+        assert self.l1.objects == 0
+        assert all((entry.state is State.PROMISED) != force for entry in ready)
 
     def alive(self) -> set[Entry]:
         """Whatever occupies bytes."""
         spaces = [s for s in (self.l1.space(KEY), self.l1.space(OTHER)) if s]
         alive = {e for s in spaces for e in s.ready.values()}
-        return alive | set(self.writing) | set(self.withdrawn) | set(self.pinned)
+        promised = {entry for entry in self.leased if entry.state is State.PROMISED}
+        return alive | promised | set(self.writing) | set(self.withdrawn) | set(self.pinned)
 
     def parts_with_room(self, size: int) -> set[int]:
         """The parts in which so many free bytes lie together."""
@@ -290,9 +295,9 @@ class L1Machine(RuleBasedStateMachine):
         assert all(e.end <= 3 * ALIGNMENT or e.start >= 3 * ALIGNMENT for e in self.alive())
 
     @invariant()
-    def what_is_leased_stays_unless_forced(self) -> None:
+    def what_is_found_is_ready(self) -> None:
         for entry in [*self.leased, *self.pinned]:
-            assert entry.state in (State.READY, State.GONE, State.DROPPED)
+            assert entry.state in (State.READY, State.PROMISED, State.GONE, State.DROPPED)
             if entry.state is State.READY:
                 assert entry.space.ready[entry.hash] is entry
 
@@ -381,6 +386,8 @@ CALLS: dict[str, Callable[[L1, Entry], object]] = {
     "pin": L1.pin,
     "unlease": L1.unlease,
     "unpin": L1.unpin,
+    "clear": lambda l1, entry: l1.clear(force=False),
+    "clear by force": lambda l1, entry: l1.clear(force=True),
 }
 
 
@@ -392,6 +399,7 @@ def in_state(l1: L1, state: State) -> Entry:
         State.WITHDRAWN: ["withdraw"],
         State.READY: ["publish"],
         State.DROPPED: ["publish", "pin", "drop"],
+        State.PROMISED: ["publish", "lease", "clear"],
         State.GONE: ["abort"],
     }
     for call in ways[state]:
@@ -407,21 +415,21 @@ def test_what_the_table_does_not_allow_changes_nothing(state: State, call: str) 
     entry = in_state(l1, state)
     allowed = {
         "lease": state in (State.WRITING, State.READY),
-        "pin": state is State.READY,
-        "unlease": False,
+        "pin": state in (State.READY, State.PROMISED),
+        "unlease": state is State.PROMISED,
         "unpin": state is State.DROPPED,
         "drop pinned": state is State.READY,
+        "clear": True,
+        "clear by force": True,
     }
     used = l1.used_bytes
     if allowed.get(call, call in STEPS[state]):
         CALLS[call](l1, entry)
-        found = [line for line in problems(l1, Leases()) if "leases" not in line]
     else:
         with pytest.raises(IllegalStep, match="chunk 61"):
             CALLS[call](l1, entry)
         assert (entry.state, l1.used_bytes) == (state, used)
-        found = problems(l1, Leases())
-    assert not found
+    assert not [line for line in problems(l1, Leases()) if "leases" not in line]
 
 
 def test_a_slot_is_freed_by_who_has_it() -> None:

@@ -815,10 +815,10 @@ def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     assert benches[1].lookup(5) == 1
 
 
-def test_what_others_have_cleared_goes_though_it_was_promised(
+def test_what_others_have_cleared_is_kept_for_whom_it_was_promised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Requests that overlap without end would hold it, and be served what the clear was to end."""
+    """But not found again: requests that overlap would hold it without end."""
     monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)
     monkeypatch.setattr("sidecar.tiers.marking.CHECKED_SECONDS", 0.0)
     memory = Memory(shared=True)
@@ -830,9 +830,15 @@ def test_what_others_have_cleared_goes_though_it_was_promised(
     first.tiers.clear()
     first.run_until(lambda: not first.tiers.lanes[0].marking.unmarked)
     second.run_ticking(lambda: second.tiers.lanes[0].epoch.tag == memory.mark)
-    assert second.lookup(1) == 0 and not second.l1.used_bytes
+    assert second.lookup(1) == 0 and second.l1.used_bytes
+    (kept,) = second.leases.promised("promised", promised.scope, [hash_of(1)], range(1), SPACE)
+    assert kept is promised.objects[0][0][0] and kept.state is State.PROMISED
+    second.store(1)
+    assert second.lookup(1) == 1, "stored anew, beside it"
+    second.settle()
     second.leases.end(promised)
-    assert not problems(second.l1, second.leases)
+    second.l1.clear(force=False)
+    assert not second.l1.used_bytes and not problems(second.l1, second.leases)
 
 
 def test_a_load_that_was_given_up_and_is_overdue_then_keeps_its_slot() -> None:
