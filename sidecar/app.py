@@ -19,6 +19,7 @@ from sidecar.cache.arena import Arena
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policies import POLICIES
+from sidecar.cache.quotas import Quotas
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.attachments import Attachments
@@ -144,7 +145,7 @@ class App:
         config = self._config
         l1 = L1(
             self._arena.size,
-            POLICIES[config.eviction_policy](),
+            POLICIES[config.eviction_policy](Quotas(self._arena.size)),
             headroom=HEADER_BYTES if config.l2_adapter else 0,
             starts=[part.start for part in self._arena.parts],
         )

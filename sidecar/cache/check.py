@@ -11,6 +11,7 @@ from itertools import chain, pairwise
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
+from sidecar.cache.policies.isolated import Isolated
 from sidecar.cache.policies.noop import NoEviction
 from sidecar.cache.slots import Slots
 
@@ -59,13 +60,22 @@ def _slots(l1: L1, slots: Slots) -> Iterator[str]:
     used = sum(entry.slot_bytes for entry in slots if entry not in vacated)
     if used != slots.used_bytes:
         yield f"used_bytes is {slots.used_bytes}, found are {used}"
+    by_salt: Counter[str] = Counter()
+    for entry in slots:
+        if entry not in vacated:
+            by_salt[_salt(entry)] += entry.slot_bytes
+    counted = {salt: l1.quotas.used(salt) for salt in l1.quotas.salts()}
+    if counted != by_salt:
+        yield f"bytes by salt are {counted}, found are {dict(by_salt)}"
 
 
 def _order(l1: L1) -> Iterator[str]:
     """Candidates for eviction are those that are evictable, in their order."""
     candidates = list(l1._policy.candidates())
-    if any(before.place >= after.place for before, after in pairwise(candidates)):
-        yield "candidates for eviction are out of order"
+    for before, after in pairwise(candidates):
+        of_one_order = not isinstance(l1._policy, Isolated) or _salt(before) == _salt(after)
+        if of_one_order and before.place >= after.place:
+            yield f"candidates for eviction are out of order: {_name(before)}, {_name(after)}"
     evictable = {
         entry for space in l1.spaces() for entry in space.ready.values() if entry.evictable
     }
@@ -96,6 +106,10 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
     live = sum(1 for left in chain.from_iterable(x.readers for x in lookups) for n in left if n)
     if (live, len(lookups)) != (leases.live, leases.open):
         yield f"live leases are {leases.live} of {leases.open}, found are {live} of {len(lookups)}"
+
+
+def _salt(entry: Entry) -> str:
+    return entry.space.key.cache_salt
 
 
 def _name(entry: Entry) -> str:

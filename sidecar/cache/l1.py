@@ -14,7 +14,9 @@ from typing import NamedTuple
 from sidecar.cache.entry import Entry, Heat, IllegalStep, Space, State, sizes_of
 from sidecar.cache.holds import Holds
 from sidecar.cache.keys import SpaceKey
+from sidecar.cache.policies.isolated import Isolated
 from sidecar.cache.policy import EvictionPolicy
+from sidecar.cache.quotas import Quotas
 from sidecar.cache.shards import Shards
 from sidecar.cache.slots import Slots
 
@@ -48,7 +50,8 @@ class L1(Holds):
         self.usable_bytes = 0
         self.objects = 0
         self.writing = 0
-        self._slots = Slots(starts)
+        self.quotas = policy.quotas if isinstance(policy, Isolated) else Quotas(capacity)
+        self._slots = Slots(starts, self.quotas)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}
         self._promised: set[Entry] = set()  # cleared, and leased
@@ -89,6 +92,8 @@ class L1(Holds):
         The object must be neither there nor under way. None if there is no room even so.
         """
         sizes = sizes_of(size, self._headroom)
+        if not self._keep_quota(key.cache_salt, sizes.slot, _VICTIMS_TRIED):
+            return None
         start = self._allocate(sizes.slot, near)
         if start is None:
             return None
@@ -184,6 +189,15 @@ class L1(Holds):
             evicted += 1
         return evicted
 
+    def evict_over_quota(self, limit: int) -> int:
+        """Evict at most `limit` objects of salts that have more than their quota; how many went."""
+        left, policy = limit, self._policy
+        if isinstance(policy, Isolated):
+            for salt in self.quotas.exceeded():
+                while left and not self.quotas.has_room(salt, 0) and self._evict_of(policy, salt):
+                    left -= 1
+        return limit - left
+
     def take_evicted(self) -> list[Evicted]:
         """What had to go since the last call."""
         evicted, self._evicted = self._evicted, []
@@ -229,6 +243,23 @@ class L1(Holds):
         self._policy.clear()
         self._slots.vacate(vacated)
         return cleared
+
+    def _keep_quota(self, salt: str, size: int, limit: int) -> bool:
+        """Whether `size` more bytes are within the salt's quota, at the expense of its own."""
+        policy = self._policy
+        if not isinstance(policy, Isolated):
+            return True
+        while not self.quotas.has_room(salt, size):
+            if size > self.quotas.limit(salt) or not limit or not self._evict_of(policy, salt):
+                return False
+            limit -= 1
+        return True
+
+    def _evict_of(self, policy: Isolated, salt: str) -> bool:
+        victim = next(policy.candidates_of(salt), None)
+        if victim is not None:
+            self._evict(victim)
+        return victim is not None
 
     def _allocate(self, size: int, near: int | None) -> int | None:
         if size > self.usable_bytes:

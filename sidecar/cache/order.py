@@ -21,6 +21,9 @@ class Order:
         self._buckets: dict[int, dict[int, Entry]] = {}
         self._levels: list[dict[int, int]] = [{} for _ in range(_LEVELS)]
 
+    def __bool__(self) -> bool:
+        return bool(self._buckets)
+
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sidecar.cache.entry import Entry, IllegalStep
 from sidecar.cache.extents import Extents
+from sidecar.cache.quotas import Quotas
 
 _FREED_A_CALL = 64
 _REGION_BITS = 26
@@ -19,9 +20,10 @@ class Slots:
     those of a large cache at one time would take too long.
     """
 
-    def __init__(self, starts: Sequence[int]) -> None:
-        """`starts`: where the arena's parts begin, the first one at 0."""
+    def __init__(self, starts: Sequence[int], quotas: Quotas) -> None:
+        """`starts`: where the arena's parts begin, the first one at 0. `quotas` counts by salt."""
         self.used_bytes = 0
+        self._quotas = quotas
         self._starts = starts
         self._parts = [Extents() for _ in starts]
         # Whatever occupies bytes, by where it begins; a dictionary for each region of the arena,
@@ -61,17 +63,24 @@ class Slots:
         self._at[entry.start >> _REGION_BITS][entry.start] = entry
         self._by_size[entry.slot_bytes] += 1
         self.used_bytes += entry.slot_bytes
+        self._quotas.occupy(entry.space.key.cache_salt, entry.slot_bytes)
 
     def free(self, entry: Entry) -> None:
         """Nobody uses the bytes of `entry` any more."""
         if self.at(entry.start) is not entry:
             raise IllegalStep(f"free: chunk {entry.hash.hex()} has no slot at {entry.start}")
         self.used_bytes -= entry.slot_bytes
+        self._quotas.free(entry.space.key.cache_salt, entry.slot_bytes)
         self._give(entry)
 
     def vacate(self, entries: Sequence[Entry]) -> None:
         """The same for many; a few steps for each."""
-        self.used_bytes -= sum(entry.sizes.slot for entry in entries)
+        by_salt: Counter[str] = Counter()
+        for entry in entries:
+            by_salt[entry.space.key.cache_salt] += entry.sizes.slot
+        for salt, size in by_salt.items():
+            self._quotas.free(salt, size)
+        self.used_bytes -= by_salt.total()
         self._vacated.extend(entries)
 
     def evictable_around(self, victim: Entry, size: int) -> list[Entry]:

@@ -140,14 +140,11 @@ class Config:
     eviction_policy: str = _option(
         "l1",
         values.choice(
-            "LRU",
-            "ARC",
-            "noop",
-            refused={"IsolatedLRU": "quotas per cache_salt are not implemented; use LRU or ARC"},
+            *("LRU", "ARC", "IsolatedLRU", "IsolatedARC", "noop"),
         ),
         "LRU",
-        "LRU; ARC: what was asked for again outlives what was stored once; noop: never evict, "
-        "refuse stores when full",
+        "LRU; ARC: what was asked for again outlives what was stored once; IsolatedLRU, "
+        "IsolatedARC: each cache_salt by itself; noop: never evict, refuse stores when full",
     )
     eviction_trigger_watermark: float = _option(
         "l1", _RATIO, 0.95, "share of L1 in use that starts eviction, 0 to 1"

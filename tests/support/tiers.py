@@ -18,6 +18,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup, Scope
 from sidecar.cache.policies import POLICIES
+from sidecar.cache.quotas import Quotas
 from sidecar.flow import Flows
 from sidecar.gds import Gds
 from sidecar.telemetry import Telemetry
@@ -145,7 +146,8 @@ class Bench:
     ) -> None:
         slot = HEADER_BYTES + OBJECT_BYTES
         self.arena = page_aligned(slots * slot)
-        self.l1 = L1(slots * slot, POLICIES[eviction](), headroom=HEADER_BYTES)
+        quotas = Quotas(slots * slot)
+        self.l1 = L1(slots * slot, POLICIES[eviction](quotas), headroom=HEADER_BYTES)
         self.l1.grow(0, slots * slot)
         self.leases = Leases()
         self.telemetry = Telemetry(enabled=False)

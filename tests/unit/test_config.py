@@ -185,7 +185,6 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
         (["--port", "x"], "--port: 'x' is not a whole number"),
         (["--config", "/nonexistent.yaml"], "cannot read /nonexistent.yaml: No such file"),
         (["--eviction-policy", "FIFO"], "'FIFO' is not one of LRU, ARC"),
-        (["--eviction-policy", "IsolatedLRU"], "IsolatedLRU is not supported: quotas"),
         (["--hash-algorithm", "builtin"], "builtin is not supported: chunk hashes are blake3"),
     ):
         assert expected in one_line_and_exit_2(capsys, *arguments)

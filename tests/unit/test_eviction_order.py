@@ -21,6 +21,7 @@ from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.l1 import L1
 from sidecar.cache.order import Order
 from sidecar.cache.policies import POLICIES
+from sidecar.cache.quotas import Quotas
 from sidecar.tiers.names import ObjectName
 from tests.support.node import CHUNK, WORKERS, EngineDrivenWorker, HandleWorker, Node
 from tests.support.tiers import DEFAULTS, Bench, Memory, hash_of
@@ -202,8 +203,9 @@ def steps_of(function: Callable[[], object]) -> int:
 @pytest.mark.parametrize("held", ["old", "scattered"])
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"noop"}))
 def test_an_eviction_among_many_held_objects_takes_few_steps(policy: str, held: str) -> None:
-    l1 = L1(100_100 * ALIGNMENT, POLICIES[policy]())
-    l1.grow(0, 100_100 * ALIGNMENT)
+    size = 100_100 * ALIGNMENT
+    l1 = L1(size, POLICIES[policy](Quotas(size)))
+    l1.grow(0, size)
     entries = []
     for number in range(100_100):
         entry = l1.reserve(KEY, number.to_bytes(4, "big"), ALIGNMENT)
@@ -219,14 +221,29 @@ def test_an_eviction_among_many_held_objects_takes_few_steps(policy: str, held: 
         assert steps < 200, "each of them, from the first on"
     assert l1.evict(1, 0) == 0
     last = entries[-101]
-    assert steps_of(lambda: l1.unlease(last)) < 50
+    assert steps_of(lambda: l1.unlease(last)) < 150
     assert l1.evict(1, 0) == 1 and last.state is State.GONE
+
+
+def test_an_eviction_among_many_tenants_takes_few_steps() -> None:
+    tenants, size = 5000, 15_000 * ALIGNMENT
+    l1 = L1(size, POLICIES["IsolatedLRU"](Quotas(size)))
+    l1.grow(0, size)
+    for number in range(tenants * 3):
+        key = KEY._replace(cache_salt=str(number % tenants))
+        entry = l1.reserve(key, number.to_bytes(4, "big"), ALIGNMENT)
+        assert entry is not None
+        l1.commit(entry)
+    steps = [steps_of(lambda: l1.evict(1, 0)) for _ in range(2 * tenants)]
+    assert max(steps) < 600
+    assert sum(steps) < 300 * len(steps)
+    assert l1.objects == tenants
 
 
 @given(st.lists(st.integers(0, 2**54 - 1) | st.integers(0, 300), max_size=60), st.data())
 def test_an_order_is_a_sorted_set(places: list[int], data: st.DataObject) -> None:
     order, model = Order(), dict[int, Entry]()
-    space = Space(L1(0, POLICIES["LRU"]()), KEY)
+    space = Space(L1(0, POLICIES["LRU"](Quotas(1))), KEY)
     for place in places:
         if place in model:
             order.remove(model.pop(place))

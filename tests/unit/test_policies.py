@@ -18,6 +18,8 @@ from sidecar.cache.leases import Leases
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policies.arc import ARC
 from sidecar.cache.policies.history import History
+from sidecar.cache.policies.isolated import Isolated
+from sidecar.cache.quotas import Quotas
 
 KEY = SpaceKey("m", 1, 0, "", b"layout")
 EVICTING = sorted(set(POLICIES) - {"noop"})
@@ -35,8 +37,12 @@ def prompt(name: str, chunks: int) -> list[bytes]:
 class Cache:
     """An L1 as requests use it."""
 
-    def __init__(self, slots: int, policy: str) -> None:
-        self.l1 = L1(slots * ALIGNMENT, POLICIES[policy]())
+    def __init__(self, slots: int, policy: str, limits: dict[str, int] | None = None) -> None:
+        """`limits`: of salts, in slots."""
+        quotas = Quotas(
+            slots * ALIGNMENT, {salt: n * ALIGNMENT for salt, n in (limits or {}).items()}
+        )
+        self.l1 = L1(slots * ALIGNMENT, POLICIES[policy](quotas))
         self.l1.grow(0, slots * ALIGNMENT)
         self.leases = Leases()
 
@@ -146,7 +152,7 @@ def test_arc_learns_from_what_comes_back() -> None:
 def test_a_history_counts_what_it_remembers(steps: list[tuple[int, bool, bool]]) -> None:
     """It may forget, but makes nothing up."""
     history, model = History(), dict[int, bool]()
-    space = Space(L1(0, POLICIES["LRU"]()), KEY)
+    space = Space(L1(0, POLICIES["LRU"](Quotas(1))), KEY)
     assert history.take(Entry(space, bytes(32), 0, sizes_of(1, 0))) is None
     history.make_room(16)
     for number, adds, hot in steps:
@@ -164,9 +170,79 @@ def test_a_history_counts_what_it_remembers(steps: list[tuple[int, bool, bool]])
 
 @pytest.mark.parametrize("policy", EVICTING)
 def test_places_are_distinct_and_bounded(policy: str) -> None:
-    made, places = POLICIES[policy](), set[int]()
+    made, places = POLICIES[policy](Quotas(1)), set[int]()
     entry = Entry(Space(L1(0, made), KEY), b"", 0, sizes_of(1, 0))
     for heat, _ in itertools.product(Heat, range(100)):
         entry.heat = heat
         places.add(made.next_place(entry))
     assert len(places) == 300 and max(places) < 2**54
+
+
+def of(salt: str) -> SpaceKey:
+    return KEY._replace(cache_salt=salt)
+
+
+ISOLATED = [policy for policy in EVICTING if policy.startswith("Isolated")]
+
+
+@pytest.mark.parametrize("policy", ISOLATED)
+@pytest.mark.parametrize("limits", [{}, {"steady": 20, "scanner": 20}, {"scanner": 10}])
+def test_who_reads_a_lot_takes_nothing_from_others(policy: str, limits: dict[str, int]) -> None:
+    """Their hits are as many as alone, in half of the cache."""
+    hits = {}
+    for scans in (False, True):
+        cache, hits[scans] = Cache(40, policy, limits), 0
+        for turn in range(50):
+            for number in range(4):
+                hits[scans] += cache.request(prompt(f"steady {number}", 5), of("steady"))
+            for number in range(4 * scans):
+                cache.request(prompt(f"scan {turn} {number}", 5), of("scanner"))
+    assert hits[True] == hits[False] == 49 * 4 * 5
+
+
+@pytest.mark.parametrize("policy", ISOLATED)
+@settings(deadline=None)
+@given(
+    limits=st.dictionaries(st.sampled_from("abc"), st.integers(0, 14)),
+    requests=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 5), st.integers(1, 5))),
+)
+def test_nobody_has_more_than_the_quota(
+    policy: str, limits: dict[str, int], requests: list[tuple[str, int, int]]
+) -> None:
+    cache = Cache(12, policy, limits)
+    quotas = cache.l1.quotas
+    for salt, name, chunks in requests:
+        cache.request(prompt(f"{name}", chunks), of(salt))
+        assert not list(quotas.exceeded())
+        order = list(cache.l1._policy.candidates())
+        most = max(quotas.share(other) for other in quotas.salts()) if order else 0
+        assert not order or quotas.share(order[0].space.key.cache_salt) * 1.05 >= most
+
+
+def test_a_quota_that_is_lowered_is_enforced_in_turns() -> None:
+    cache = Cache(20, "IsolatedLRU")
+    cache.request(prompt("p", 16), of("a"))
+    cache.request(prompt("p", 4), of("b"))
+    cache.l1.quotas.limits["a"] = 6 * ALIGNMENT
+    assert [cache.l1.evict_over_quota(8) for _ in range(3)] == [8, 2, 0]
+    assert cache.has(prompt("p", 6), of("a")) == 6 and cache.has(prompt("p", 4), of("b")) == 4
+
+
+def test_without_isolation_quotas_only_count() -> None:
+    cache = Cache(8, "LRU", {"a": 2})
+    cache.request(prompt("p", 4), of("a"))
+    assert cache.l1.quotas.used("a") == 4 * ALIGNMENT
+    assert cache.l1.evict_over_quota(8) == 0
+
+
+def test_what_is_remembered_of_shares_does_not_grow() -> None:
+    cache = Cache(40, "IsolatedLRU")
+    for turn in range(300):
+        cache.request(prompt(f"p {turn}", 1 + turn % 7), of(f"{turn % 5}"))
+        if turn % 10 == 0:
+            cache.l1.evict(100, 0)
+    policy = cache.l1._policy
+    assert isinstance(policy, Isolated)
+    assert len(policy._heap) <= 2 * len(policy._known) + 64
+    cache.l1.evict(100, 0)
+    assert not policy._orders and not policy._known

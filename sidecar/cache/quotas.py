@@ -1,0 +1,53 @@
+"""How much of the L1 each tenant has, and may have. A tenant is a cache salt."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+
+class Quotas:
+    """Bytes of slots by salt, and the limits of those that have one.
+
+    A salt without a quota may have the whole L1, of `capacity` bytes.
+    """
+
+    def __init__(self, capacity: int, limits: Mapping[str, int] | None = None) -> None:
+        self.capacity = capacity
+        self.limits = dict(limits or {})
+        self._used: dict[str, int] = {}
+
+    def occupy(self, salt: str, size: int) -> None:
+        """A slot of `size` bytes is the salt's."""
+        self._used[salt] = self._used.get(salt, 0) + size
+
+    def free(self, salt: str, size: int) -> None:
+        """It is not any more."""
+        left = self._used[salt] - size
+        if left:
+            self._used[salt] = left
+        else:
+            del self._used[salt]
+
+    def used(self, salt: str) -> int:
+        """In bytes."""
+        return self._used.get(salt, 0)
+
+    def salts(self) -> list[str]:
+        """All that have something."""
+        return list(self._used)
+
+    def limit(self, salt: str) -> int:
+        """In bytes."""
+        return self.limits.get(salt, self.capacity)
+
+    def share(self, salt: str) -> float:
+        """How much of its limit a salt has; more than 1 if it has too much."""
+        limit = self.limit(salt)
+        return self.used(salt) / limit if limit else math.inf
+
+    def has_room(self, salt: str, size: int) -> bool:
+        """Whether `size` more bytes are within the salt's limit."""
+        return self.used(salt) + size <= self.limit(salt)
+
+    def exceeded(self) -> Iterator[str]:
+        """The salts that have more than their quota: it was lowered."""
+        return (salt for salt in self.limits if not self.has_room(salt, 0))
