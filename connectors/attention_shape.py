@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.config_values import Config, count, model_type, number
+from connectors.config_values import ModelConfig, count, model_type, number
 from connectors.errors import ConnectorError, NotKnown
 from connectors.model_families import ALL_HEADS, DERIVED_HEAD_SIZE, EXPANDED, LATENT
 
@@ -26,7 +26,7 @@ class Shape:
     elements: int
 
 
-def layer_count(text: Config) -> int:
+def layer_count(text: ModelConfig) -> int:
     """Layers with attention or a state. Raises ConnectorError."""
     kinds = text.get("layers_block_type")
     if isinstance(kinds, list) and all(text.get(key) is None for key in LAYERS):
@@ -39,7 +39,7 @@ def layer_count(text: Config) -> int:
     return 2 * layers if model_type(text) == "longcat_flash" else layers
 
 
-def is_mla(text: Config) -> bool:
+def is_mla(text: ModelConfig) -> bool:
     """Whether a layer keeps one latent for all heads (MLA). Raises ConnectorError."""
     if not count(text, "kv_lora_rank") or model_type(text) in EXPANDED:
         return False
@@ -48,12 +48,12 @@ def is_mla(text: Config) -> bool:
     return True
 
 
-def latent_shape(text: Config) -> Shape:
+def latent_shape(text: ModelConfig) -> Shape:
     """MLA's latent and its part with positions."""
     return Shape(1, number(text, "kv_lora_rank") + count(text, "qk_rope_head_dim"))
 
 
-def of_layer(text: Config, layer: int, kept: int, layers: int) -> Config:
+def of_layer(text: ModelConfig, layer: int, kept: int, layers: int) -> ModelConfig:
     """What is said of one of `kept` layers, by the config's `per_layer_config` too (Gemma 4).
 
     Raises ConnectorError for what cannot be understood.
@@ -70,7 +70,7 @@ def of_layer(text: Config, layer: int, kept: int, layers: int) -> Config:
     return {**text, **said}
 
 
-def shape(text: Config, windowed: bool, by_class: bool = False) -> Shape:
+def shape(text: ModelConfig, windowed: bool, by_class: bool = False) -> Shape:
     """Of a layer with a window, or of one without: some families have other heads there.
 
     `by_class`: the model's class has filled in all that it knows. Raises ConnectorError.
@@ -87,7 +87,7 @@ def shape(text: Config, windowed: bool, by_class: bool = False) -> Shape:
     return Shape(heads, size + _value_size(text, size))
 
 
-def _kv_heads(text: Config, by_class: bool) -> int:
+def _kv_heads(text: ModelConfig, by_class: bool) -> int:
     inner = text.get("attn_config")
     if isinstance(inner, dict) and inner:
         return number(inner, "kv_n_heads")
@@ -99,7 +99,7 @@ def _kv_heads(text: Config, by_class: bool) -> int:
     return number(text, *KV_HEADS, default=HEADS if unsaid else ())
 
 
-def _head_size(text: Config, by_class: bool) -> int:
+def _head_size(text: ModelConfig, by_class: bool) -> int:
     if model_type(text) in EXPANDED:
         return number(text, "qk_nope_head_dim") + number(text, "qk_rope_head_dim")
     for key in HEAD_SIZE:
@@ -112,7 +112,7 @@ def _head_size(text: Config, by_class: bool) -> int:
     return number(text, *WIDTH) // number(text, *HEADS)
 
 
-def _value_size(text: Config, size: int) -> int:
+def _value_size(text: ModelConfig, size: int) -> int:
     """vLLM pads V to K, but for families whose config has a window with heads of its own."""
     if "swa_num_key_value_heads" in text:
         return count(text, "v_head_dim") or size

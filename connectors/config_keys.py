@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from connectors.attention_shape import HEAD_SIZE, HEADS, KV_HEADS, LAYERS, WIDTH
-from connectors.config_values import Config, model_type
+from connectors.config_values import ModelConfig, model_type
 
 # A word of a key's name that tells of attention, layers or states.
 _WORDS = re.compile(
@@ -63,7 +63,7 @@ _STATES = re.compile(
 )
 
 
-def not_understood(text: Config, states: bool) -> Iterator[str]:
+def not_understood(text: ModelConfig, states: bool) -> Iterator[str]:
     """Keys with a value that may bear on KV; `states`: some layers are known to have those."""
     for key, value in text.items():
         if value in (None, False, 0, "", [], {}) or key in _READ or key in _NO_BEARING:

@@ -6,10 +6,10 @@ from typing import Any
 
 from connectors.errors import ConnectorError, NotKnown
 
-Config = Mapping[str, Any]
+ModelConfig = Mapping[str, Any]
 
 
-def number(config: Config, *keys: str, default: Sequence[str] = ()) -> int:
+def number(config: ModelConfig, *keys: str, default: Sequence[str] = ()) -> int:
     """The first of `keys`, or else of `default`, that is there: a number above 0.
 
     Raises ConnectorError.
@@ -24,12 +24,12 @@ def number(config: Config, *keys: str, default: Sequence[str] = ()) -> int:
     raise NotKnown(f"it does not say {keys[0]}: not a config.json, or of an unknown kind")
 
 
-def count(config: Config, key: str) -> int:
+def count(config: ModelConfig, key: str) -> int:
     """A number; 0 where there is none. Raises ConnectorError."""
     return number(config, key) if config.get(key) not in (None, False, 0) else 0
 
 
-def listed(config: Config, key: str, length: int) -> list[Any] | None:
+def listed(config: ModelConfig, key: str, length: int) -> list[Any] | None:
     """A list with an entry for each of `length` layers; None where there is none.
 
     Raises ConnectorError.
@@ -42,5 +42,5 @@ def listed(config: Config, key: str, length: int) -> list[Any] | None:
     return value
 
 
-def model_type(config: Config) -> str:
+def model_type(config: ModelConfig) -> str:
     return str(config.get("model_type"))

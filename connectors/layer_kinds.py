@@ -6,7 +6,7 @@ A config.json says it by a list, a pattern or an interval, each family in its ow
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.config_values import Config, count, listed, model_type, number
+from connectors.config_values import ModelConfig, count, listed, model_type, number
 from connectors.errors import ConnectorError, NotKnown
 from connectors.model_families import ALL_STATES, ALL_WINDOWED, BOTH, INTERVALS, PLAIN
 
@@ -29,7 +29,7 @@ FULL = LayerKind()
 STATE = LayerKind(recurrent=True)
 
 
-def layer_kinds(text: Config, layers: int, by_class: bool = False) -> list[LayerKind]:
+def layer_kinds(text: ModelConfig, layers: int, by_class: bool = False) -> list[LayerKind]:
     """What each of `layers` layers keeps; one with both KV and a state is there twice.
 
     `by_class`: the model's class has filled in all that it knows, windows included.
@@ -49,7 +49,7 @@ def layer_kinds(text: Config, layers: int, by_class: bool = False) -> list[Layer
     return _by_window(text, layers)
 
 
-def _by_names(text: Config, layers: int) -> list[LayerKind] | None:
+def _by_names(text: ModelConfig, layers: int) -> list[LayerKind] | None:
     for key in ("layer_types", "layers_block_type"):
         names = listed(text, key, layers)
         if names is not None:
@@ -59,7 +59,7 @@ def _by_names(text: Config, layers: int) -> list[LayerKind] | None:
     return None
 
 
-def _named(text: Config, key: str, name: object) -> list[LayerKind]:
+def _named(text: ModelConfig, key: str, name: object) -> list[LayerKind]:
     if name in _WITHOUT_CACHE:
         return []
     if name == "hybrid":
@@ -73,7 +73,7 @@ def _named(text: Config, key: str, name: object) -> list[LayerKind]:
     raise NotKnown(f"{key} has the unknown kind {name!r}")
 
 
-def _by_signs(text: Config, layers: int) -> list[LayerKind] | None:
+def _by_signs(text: ModelConfig, layers: int) -> list[LayerKind] | None:
     """Nemotron-H; `-` and `E` are layers without a cache."""
     pattern = text.get("hybrid_override_pattern")
     if not isinstance(pattern, str):
@@ -82,7 +82,7 @@ def _by_signs(text: Config, layers: int) -> list[LayerKind] | None:
     return [kind for name in names for kind in _named(text, "hybrid_override_pattern", name)]
 
 
-def _by_numbers(text: Config, layers: int) -> list[LayerKind] | None:
+def _by_numbers(text: ModelConfig, layers: int) -> list[LayerKind] | None:
     """A number for each layer: of MiniMax 1 attends, of MiMo 1 has the window."""
     if (numbers := listed(text, "attn_type_list", layers)) is not None:
         return [FULL if number == 1 else STATE for number in numbers]
@@ -92,7 +92,7 @@ def _by_numbers(text: Config, layers: int) -> list[LayerKind] | None:
     return None
 
 
-def _by_indices(text: Config, layers: int) -> list[LayerKind] | None:
+def _by_indices(text: ModelConfig, layers: int) -> list[LayerKind] | None:
     """The numbers of those that attend; Kimi counts its layers from 1, and lists both kinds."""
     for key in ("attn_layer_indices", "full_attn_idxs"):
         if isinstance(text.get(key), list):
@@ -113,7 +113,7 @@ def _members(config: dict[str, Any], key: str) -> set[int]:
     return set(members)
 
 
-def _by_interval(text: Config, layers: int) -> list[LayerKind] | None:
+def _by_interval(text: ModelConfig, layers: int) -> list[LayerKind] | None:
     if interval := count(text, "full_attention_interval"):
         return _every(interval, STATE, layers)
     if period := count(text, "attn_layer_period"):
@@ -122,7 +122,7 @@ def _by_interval(text: Config, layers: int) -> list[LayerKind] | None:
     return None
 
 
-def _by_window(text: Config, layers: int) -> list[LayerKind]:
+def _by_window(text: ModelConfig, layers: int) -> list[LayerKind]:
     window = count(text, "sliding_window")
     if not window or text.get("use_sliding_window") is False:
         return [FULL] * layers

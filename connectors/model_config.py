@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from connectors.attention_shape import Shape, is_mla, latent_shape, layer_count, of_layer, shape
 from connectors.config_keys import not_understood
-from connectors.config_values import Config, count, model_type
+from connectors.config_values import ModelConfig, count, model_type
 from connectors.errors import ConnectorError, NotKnown
 from connectors.layer_kinds import LayerKind, layer_kinds
 from connectors.model_families import CLASS_DEFAULTS, ENCODERS, KNOWN
@@ -56,7 +56,7 @@ class Model:
     recurrent_layers: int = 0
 
 
-def model(config: Config, filled: Config | None = None) -> Model:
+def model(config: ModelConfig, filled: ModelConfig | None = None) -> Model:
     """The model that a parsed config.json describes.
 
     `filled` is its language model with all that the model's class adds. Raises ConnectorError,
@@ -84,7 +84,7 @@ def model(config: Config, filled: Config | None = None) -> Model:
 
 
 def _groups(
-    text: Config, kinds: list[LayerKind], layers: int, by_class: bool
+    text: ModelConfig, kinds: list[LayerKind], layers: int, by_class: bool
 ) -> tuple[Attention, ...]:
     """Layers with equal KV together, those that attend to everything first."""
     found: Counter[tuple[int, Shape]] = Counter()
@@ -99,7 +99,7 @@ def _groups(
     )
 
 
-def _text_config(config: Config) -> Config:
+def _text_config(config: ModelConfig) -> ModelConfig:
     """The language model of a multi-modal one, with what its class would fill in."""
     for key in _TEXT:
         if isinstance(config.get(key), dict):
@@ -108,7 +108,7 @@ def _text_config(config: Config) -> Config:
     return CLASS_DEFAULTS.get(model_type(config), {}) | dict(config)
 
 
-def _refuse(config: Config, text: Config, by_class: bool) -> None:
+def _refuse(config: ModelConfig, text: ModelConfig, by_class: bool) -> None:
     if config.get("is_encoder_decoder"):
         raise ConnectorError("an encoder-decoder model: its cross attention is not computed")
     if model_type(text) in ENCODERS or text.get("is_causal") is False:
@@ -120,14 +120,14 @@ def _refuse(config: Config, text: Config, by_class: bool) -> None:
         raise NotKnown(f"model_type {text.get('model_type')!r} is not known here")
 
 
-def _name(config: Config) -> str:
+def _name(config: ModelConfig) -> str:
     architectures = config.get("architectures")
     if isinstance(architectures, list) and architectures:
         return str(architectures[0])
     return str(config.get("model_type") or "unknown model")
 
 
-def _dtype(config: Config, text: Config) -> str:
+def _dtype(config: ModelConfig, text: ModelConfig) -> str:
     """What `auto` means to vLLM: the model's dtype, where float32 becomes float16.
 
     A checkpoint with scales for its KV says so, and means fp8.

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from connectors.config_values import Config
+from connectors.config_values import ModelConfig
 from connectors.errors import ConnectorError, NotKnown
 from connectors.model_config import Model, model
 
@@ -55,7 +55,7 @@ def is_multimodal(model: str) -> bool:
     return isinstance(config, dict) and any(_OTHER_INPUTS.search(key) for key in config)
 
 
-def filled_by_class(config: Config) -> Config | None:
+def filled_by_class(config: ModelConfig) -> ModelConfig | None:
     """The language model of `config` as its class fills it in; None without such a class."""
     try:
         done = subprocess.run(
@@ -66,7 +66,7 @@ def filled_by_class(config: Config) -> Config | None:
             text=True,
             timeout=_CLASS_SECONDS,
         )
-        text: Config = json.loads(done.stdout.splitlines()[-1])
+        text: ModelConfig = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return None
     return text
@@ -81,7 +81,7 @@ def _loaded(file: Path) -> Any:
         raise ConnectorError(f"{file} is not JSON: {error}") from None
 
 
-def _by_table_or_class(config: Config, ask_classes: bool) -> Model:
+def _by_table_or_class(config: ModelConfig, ask_classes: bool) -> Model:
     try:
         return model(config)
     except NotKnown as unknown:

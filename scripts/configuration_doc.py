@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from sidecar.config.options import OPTIONS, Config, flag, variable  # noqa: E402
-from sidecar.tiers.adapters import nixl  # noqa: E402
+from sidecar.tiers.adapters import nixl_store  # noqa: E402
 from sidecar.tiers.settings import AdapterSettings  # noqa: E402
-from sidecar.tiers.table import TYPES  # noqa: E402
+from sidecar.tiers.types import TYPES  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 HEAD = """\
@@ -96,7 +96,7 @@ def _adapters() -> Iterator[str]:
         names = ", ".join(f"`{name}`" for name, each in TYPES.items() if each is settings)
         yield f"\n### {names}\n\n{(settings.__doc__ or '').splitlines()[0]}\n\n"
         yield from _keys(field for field in _fields(settings) if field.name not in common)
-        if settings is nixl.NixlSettings:
+        if settings is nixl_store.NixlSettings:
             yield NIXL_TAIL
             yield from _nixl_params()
         if settings.ignored is not AdapterSettings.ignored:
@@ -109,9 +109,10 @@ def _without_effect(keys: Iterable[str]) -> str:
 
 def _nixl_params() -> Iterator[str]:
     yield "| backend | keys |\n|---|---|\n"
-    for backend, keys in nixl.PARAMS.items():
+    for backend, keys in nixl_store.PARAMS.items():
         yield f"| `{backend}` | {_listed(keys)} |\n"
-    yield f"\nWithout effect there: {_listed(nixl.IGNORED_PARAMS)} (the last may be false alone).\n"
+    ignored = _listed(nixl_store.IGNORED_PARAMS)
+    yield f"\nWithout effect there: {ignored} (the last may be false alone).\n"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -31,15 +31,15 @@ from sidecar.handlers import Service
 from sidecar.handlers.core import Core
 from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
-from sidecar.handlers.history import SAMPLE_SECONDS
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.refusals import Refusals
+from sidecar.handlers.samples import SAMPLE_SECONDS
 from sidecar.limits import check_threads, raise_descriptor_limit
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable
-from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.record import HEADER_BYTES
+from sidecar.tiers.tiers import ServerHooks, TierOptions, Tiers
 from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.generations import generation_of
 from sidecar.wire.peers import Peers
@@ -132,7 +132,7 @@ class App:
         self._loop.add_reader(self._endpoint.fileno(), self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
         self._loop.every(TICK_SECONDS, self._endpoint.tick)
-        self._loop.every(SAMPLE_SECONDS, self._service.history.sample)
+        self._loop.every(SAMPLE_SECONDS, self._service.samples.sample)
         self._loop.watch_for_stalls(_STALL_SECONDS, _UNANSWERED_SECONDS, self._service.on_stall)
         self._loop.count_failures(partial(self._core.refusals.add, "callback", "internal_error"))
         self._core.tiers.start()
@@ -180,7 +180,7 @@ class App:
 
     def _build_gds(self, tiers: Tiers) -> "Gds | None":
         """For GPUs that move files themselves. A server without them does not even import it."""
-        if not any(lane.settings.gpu_mover for lane in tiers.lanes):
+        if not any(backend.settings.gpu_mover for backend in tiers.backends):
             return None
         from sidecar.gds import Gds
 
@@ -188,7 +188,7 @@ class App:
 
     def _build_tiers(self, l1: L1, leases: Leases, copies: CopyPool) -> Tiers:
         config = self._config
-        policy = Policy(
+        policy = TierOptions(
             skip_l1=config.l2_store_policy == "skip_l1",
             retain=config.l2_prefetch_policy == "retain",
             max_in_flight=config.l2_prefetch_max_in_flight,
@@ -196,7 +196,7 @@ class App:
             queue_ratio=config.l2_store_queue_ratio,
             queue_objects=config.l2_store_queue_objects,
         )
-        around = Surroundings(
+        around = ServerHooks(
             post=self._loop.post,
             later=self._loop.call_later,
             flows=self._loop.flows,
@@ -279,7 +279,7 @@ class App:
         self._core.attachments.close()
         self._segment.remove()
         self._telemetry.close()
-        if self._core.tiers.lanes:
+        if self._core.tiers.backends:
             # Not by way of Python's own end. A thread that is stuck in a backend may still move
             # bytes of the arena, which would be unmapped; and backends' libraries take their
             # time there, Mooncake's 14 s when its master is gone.

@@ -40,7 +40,7 @@ def add_routes(
     async def state(after: Annotated[int, Query(ge=0)] = 0) -> Response:
         unhealthy = await unhealthy_reason()
         snapshot, history = await on_loop(
-            lambda: (service.snapshot(), service.history.since(after))
+            lambda: (service.snapshot(), service.samples.since(after))
         )
         document = _document(config, snapshot, unhealthy) | {"history": history}
         return Response(json.dumps(document), media_type="application/json", headers=_HEADERS)

@@ -39,7 +39,7 @@ class AdapterSpec:
 def l2_adapters(text: str) -> tuple[AdapterSpec, ...]:
     """One JSON object with a ``type``, or an array of them."""
     # Here, not above: it imports numpy, and most commands have no use for that.
-    from sidecar.tiers.table import parse
+    from sidecar.tiers.types import parse
 
     try:
         given = json.loads(text)

@@ -15,7 +15,7 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
-class Entry:
+class YamlValue:
     """One key as written, its text (None: no value), and ``file:line``."""
 
     key: str
@@ -23,7 +23,7 @@ class Entry:
     place: str
 
 
-def read(path: Path) -> dict[str, Entry]:
+def read(path: Path) -> dict[str, YamlValue]:
     """Entries by option name.
 
     The scalars stay text as written: ``0600`` is not turned into a number by YAML's rules.
@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Entry]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected lines of the form 'key: value'")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, YamlValue] = {}
     for entry in _entries(path, root):
         name = entry.key.replace("-", "_")
         if name not in OPTIONS:
@@ -61,16 +61,16 @@ def _compose(path: Path) -> yaml.Node | None:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
 
 
-def _entries(path: Path, root: yaml.MappingNode) -> Iterator[Entry]:
+def _entries(path: Path, root: yaml.MappingNode) -> Iterator[YamlValue]:
     for key, value in root.value:
         place = f"{path}:{key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{place}: expected 'key: value'")
         option = OPTIONS.get(key.value.replace("-", "_"))
         if isinstance(value, yaml.ScalarNode):
-            yield Entry(key.value, None if value.tag == _NULL else value.value, place)
+            yield YamlValue(key.value, None if value.tag == _NULL else value.value, place)
         elif option is not None and option.is_json:
-            yield Entry(key.value, _as_json(key.value, value, place), place)
+            yield YamlValue(key.value, _as_json(key.value, value, place), place)
         else:
             raise ConfigError(f"{place}: {key.value}: expected one value, not a list or mapping")
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sidecar.engines.groups import KVGroup, WorkerLayout
+from sidecar.engines.host_segments import MappedSegments
 from sidecar.engines.layout import LayerLayout, Plane
-from sidecar.engines.mapping import MappedSegments
-from sidecar.engines.memory import Blocks
+from sidecar.engines.worker_memory import Blocks
 
 _MAX_ALIGNMENT = 64 << 20
 

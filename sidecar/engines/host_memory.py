@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sidecar.engines.copier import CopyPool, Piece
 from sidecar.engines.host import HostWorker
-from sidecar.engines.memory import ChunkCopy
+from sidecar.engines.worker_memory import ChunkCopy
 
 # A piece is what one thread copies before another job may have its turn. Threads hand the GIL
 # to each other between pieces: small ones cost a fifth of the throughput of a large transfer.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sidecar.engines.groups import WorkerLayout
-from sidecar.engines.memory import WorkerMemory
+from sidecar.engines.worker_memory import WorkerMemory
 
 _REMEMBERED = 1024
 _CLIENTS_REMEMBERED, _IDS_A_CLIENT, _WORKERS_A_SCHEDULER = 4096, 16, 1024

@@ -6,19 +6,19 @@ from sidecar.engines.cuda.gpus import GpuFiles
 from sidecar.engines.cuda.protocol import OpenFiles
 from sidecar.engines.registry import Instance, Registry
 from sidecar.flow import Flows
-from sidecar.gds.handler import StoresToFiles
-from sidecar.gds.memory import FileMemory, moves_files
-from sidecar.gds.reads import FileReads
-from sidecar.gds.stores import FileStores
+from sidecar.gds.file_memory import FileMemory, moves_files
+from sidecar.gds.file_reads import FileReads
+from sidecar.gds.file_stores import FileStores
+from sidecar.gds.store_handler import StoresToFiles
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.stores import Stores
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.adapters.moved_files import MovedFiles
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.bypass import Source
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.pipeline import Tiers
+from sidecar.tiers.tiers import Tiers
 
 
 class Gds:
@@ -28,21 +28,25 @@ class Gds:
     """
 
     def __init__(self, tiers: Tiers, telemetry: Telemetry, flows: Flows) -> None:
-        files = {lane: lane.adapter for lane in tiers.lanes if isinstance(lane.adapter, MovedFiles)}
+        files = {
+            backend: backend.adapter
+            for backend in tiers.backends
+            if isinstance(backend.adapter, MovedFiles)
+        }
         self.reads = FileReads(files, telemetry, flows)
         self.stores: FileStores | None = None
         # GPUs write past the L1 where no other adapter wants the objects, the L1 is not to keep
         # them, and nobody else writes to the files.
-        lane = tiers.lanes[0]
-        if tiers.skip_l1 and len(tiers.lanes) == len(files) == 1 and not lane.adapter.shared:
-            self.stores = FileStores(lane, files[lane], self.reads, telemetry, flows)
+        backend = tiers.backends[0]
+        if tiers.skip_l1 and len(tiers.backends) == len(files) == 1 and not backend.adapter.shared:
+            self.stores = FileStores(backend, files[backend], self.reads, telemetry, flows)
         self._tiers = tiers
         tiers.bypass = self
 
     @property
     def gpu_files(self) -> GpuFiles:
         """For the processes of GPUs: the first adapter's way counts."""
-        movers = [lane.settings.gpu_mover for lane in self._tiers.lanes]
+        movers = [backend.settings.gpu_mover for backend in self._tiers.backends]
         mover = next(mover for mover in movers if mover is not None)
         return GpuFiles(OpenFiles(*mover), FileMemory)
 
@@ -70,14 +74,14 @@ class Gds:
 
     # --- For the tiers ---
 
-    def writing(self, lane: Lane) -> int:
+    def writing(self, backend: Backend) -> int:
         return len(self.stores) if self.stores is not None else 0
 
-    def busy(self, lane: Lane) -> set[ObjectName]:
-        return self.reads.busy(lane)
+    def busy(self, backend: Backend) -> set[ObjectName]:
+        return self.reads.busy(backend)
 
-    def kept(self, lane: Lane, name: ObjectName) -> None:
-        self.reads.kept(lane, name)
+    def kept(self, backend: Backend, name: ObjectName) -> None:
+        self.reads.kept(backend, name)
 
     def loaded(self, name: ObjectName) -> None:
         self.reads.loaded(name)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
+from sidecar.engines.worker_memory import Blocks, ChunkCopy
 from sidecar.handlers.core import Core
 from sidecar.wire.endpoint import Refused
 from sidecar.wire.messages import CacheKey

@@ -21,7 +21,7 @@ from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.bypass import Source
-from sidecar.tiers.pipeline import Tiers
+from sidecar.tiers.tiers import Tiers
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.messages import NO_TOKENS, BadPayload, CacheKey
 from sidecar.wire.tokens import TokenLists

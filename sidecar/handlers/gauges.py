@@ -2,8 +2,8 @@
 
 from sidecar.handlers.core import Core
 from sidecar.telemetry import Telemetry
-from sidecar.tiers.lane import Lane
-from sidecar.tiers.pipeline import Tiers
+from sidecar.tiers.backend import Backend
+from sidecar.tiers.tiers import Tiers
 
 
 def observe(core: Core) -> None:
@@ -20,22 +20,24 @@ def observe(core: Core) -> None:
         "queue_age_seconds": core.copies.oldest_seconds,
     }.items():
         core.telemetry.gauge_source(name, source)
-    for lane in core.tiers.lanes:
-        _observe_lane(core.telemetry, core.tiers, lane)
+    for backend in core.tiers.backends:
+        _observe_backend(core.telemetry, core.tiers, backend)
 
 
-def _observe_lane(telemetry: Telemetry, tiers: Tiers, lane: Lane) -> None:
-    label, index = lane.label, str(lane.index)
+def _observe_backend(telemetry: Telemetry, tiers: Tiers, backend: Backend) -> None:
+    label, index = backend.label, str(backend.index)
     gauge = telemetry.gauge_source
-    gauge("l2_usage_bytes", lambda: lane.catalog.used_bytes, label)
-    gauge("l2_objects", lambda: len(lane.catalog), label)
-    gauge("l2_breaker_open", lambda: int(lane.reads.state != "closed"), label, "load")
-    gauge("l2_breaker_open", lambda: int(lane.writes.state != "closed"), label, "store")
-    gauge("l2_breaker_open", lambda: int(lane.deletes.state != "closed"), label, "delete")
-    gauge("num_inflight_l2_stores", lambda: tiers.in_flight(lane), label)
-    gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(lane), label)
-    gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(lane), label)
-    gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(lane)[0], label, index)
-    gauge("inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(lane)[1], label, index)
-    gauge("l2_store_adapters", lambda: len(tiers.lanes), "active")
-    gauge("l2_prefetch_adapters", lambda: len(tiers.lanes), "active")
+    gauge("l2_usage_bytes", lambda: backend.catalog.used_bytes, label)
+    gauge("l2_objects", lambda: len(backend.catalog), label)
+    gauge("l2_breaker_open", lambda: int(backend.reads.state != "closed"), label, "load")
+    gauge("l2_breaker_open", lambda: int(backend.writes.state != "closed"), label, "store")
+    gauge("l2_breaker_open", lambda: int(backend.deletes.state != "closed"), label, "delete")
+    gauge("num_inflight_l2_stores", lambda: tiers.in_flight(backend), label)
+    gauge("num_queued_l2_stores", lambda: tiers.writes.waiting(backend), label)
+    gauge("l2_queue_age_seconds", lambda: tiers.writes.waiting_seconds(backend), label)
+    gauge("num_inflight_l2_loads", lambda: tiers.loads.in_flight(backend)[0], label, index)
+    gauge(
+        "inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(backend)[1], label, index
+    )
+    gauge("l2_store_adapters", lambda: len(tiers.backends), "active")
+    gauge("l2_prefetch_adapters", lambda: len(tiers.backends), "active")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
+from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.eviction import count_evicted
 from sidecar.handlers.registration import Registrations
-from sidecar.handlers.slots import Slots
 from sidecar.handlers.withheld import Withheld
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ class Liveness:
     def __init__(
         self,
         core: Core,
-        slots: Slots,
+        engine_driven: EngineDriven,
         registrations: Registrations,
         withheld: Withheld,
         is_connected: Callable[[bytes], bool],
     ) -> None:
         self._core = core
-        self._slots = slots
+        self._engine_driven = engine_driven
         self._registrations = registrations
         self._withheld = withheld
         self._is_connected = is_connected
@@ -54,7 +54,7 @@ class Liveness:
         expired = self._core.leases.expire(now)
         if expired:
             self._core.telemetry.leases_expired.add(expired)
-        self._slots.expire(now)
+        self._engine_driven.expire(now)
         self._forget_sessions(now)
         for instance in list(self._core.registry.instances.values()):
             reason = self._lost(instance, now)
@@ -63,7 +63,7 @@ class Liveness:
         self._drop_lost_clients(now)
         self._withheld.tick(self._is_connected, lambda c: self._core.registry.owned(c) > 0)
         registered = self._core.registry.instances.keys()
-        self._core.attachments.prune(registered | self._slots.instances())
+        self._core.attachments.prune(registered | self._engine_driven.instances())
         self._core.tiers.tick()
         count_evicted(self._core)
         self._core.gpus.watch()
@@ -91,7 +91,7 @@ class Liveness:
 
     def _drop_lost_clients(self, now: float) -> None:
         """End what is held for connections that are gone: leases, and slots nobody can touch."""
-        holders = self._core.leases.clients() | self._slots.clients()
+        holders = self._core.leases.clients() | self._engine_driven.clients()
         for client in self._unreachable.keys() - holders:
             del self._unreachable[client]
         gone = set()
@@ -102,7 +102,7 @@ class Liveness:
                 gone.add(client)
         if gone:
             self._core.leases.drop_clients(gone)
-            self._slots.end_disconnected(gone)
+            self._engine_driven.end_disconnected(gone)
 
     def _forget_sessions(self, now: float) -> None:
         sessions = self._core.sessions

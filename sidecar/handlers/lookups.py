@@ -75,7 +75,7 @@ class Lookups:
         objects = self._prefix(key, hashes, workers)
         hits = len(objects[0]) if objects else 0
         deadline = core.now() + core.config.l1_read_ttl_seconds
-        goes_on = why is None and bool(core.tiers.lanes) and hits < len(hashes)
+        goes_on = why is None and bool(core.tiers.backends) and hits < len(hashes)
         windows = frozenset(w for of_rank in workers for worker in of_rank for w in worker.windows)
         if not goes_on:
             hits = _windowed(objects, hits, windows)

@@ -12,12 +12,12 @@ from sidecar.engines.cuda.gpu_memory import GpuMemory
 from sidecar.engines.cuda.gpus import MapRefused
 from sidecar.engines.host_memory import HostMemory
 from sidecar.engines.layout import ITEM_BYTES, UnknownLayout, fingerprint
-from sidecar.engines.memory import WorkerMemory
 from sidecar.engines.registry import Instance, SlotShape, shown
+from sidecar.engines.worker_memory import WorkerMemory
 from sidecar.flow import Outcome, called_back
 from sidecar.handlers.core import Core
-from sidecar.handlers.mapping import Mapping
-from sidecar.handlers.slots import Slots
+from sidecar.handlers.engine_driven import EngineDriven
+from sidecar.handlers.pending_registration import PendingRegistration
 from sidecar.wire.endpoint import Refused, Request
 from sidecar.wire.generations import Generation
 from sidecar.wire.messages import (
@@ -32,16 +32,16 @@ log = logging.getLogger(__name__)
 _MAX_WORKERS = 4096
 # A stock client has one; many of them must not keep others out.
 _MAX_WORKERS_A_CONNECTION = 16
-_MAX_MAPPING = 64
+_MAX_PENDING = 64
 
 
 class Registrations:
     """The four register and unregister operations."""
 
-    def __init__(self, core: Core, slots: Slots) -> None:
+    def __init__(self, core: Core, engine_driven: EngineDriven) -> None:
         self._core = core
-        self._slots = slots
-        self._mapping: dict[int, Mapping] = {}  # the latest of each worker that is under way
+        self._engine_driven = engine_driven
+        self._pending: dict[int, PendingRegistration] = {}  # the latest of each worker
 
     async def register_handles(
         self,
@@ -57,23 +57,23 @@ class Registrations:
         """Map a worker's tensors; answered when they are usable. A repeat replaces."""
         core = self._core
         self._admit(request, instance_id)
-        mapping = Mapping(instance_id, request.client, model_name, world_size, hints)
+        pending = PendingRegistration(instance_id, request.client, model_name, world_size, hints)
         try:
             self._check_mode("lmcache_driven")
             _check_groups(request.generation, groups)
         except UnknownLayout as error:
             self._refuse(instance_id, request.client)
             raise Refused("bad_registration", str(error)) from None
-        self._mapping[instance_id] = mapping
-        prepare = partial(mapping.prepare, handles, groups, core.config.chunk_size)
+        self._pending[instance_id] = pending
+        prepare = partial(pending.prepare, handles, groups, core.config.chunk_size)
         prepared = await called_back(partial(core.copies.submit, [prepare]))
         imports_events = not request.generation.takes_empty_event
-        memory = await self._map(mapping, prepared, imports_events)
-        if self._mapping.get(instance_id) is not mapping:
+        memory = await self._map(pending, prepared, imports_events)
+        if self._pending.get(instance_id) is not pending:
             if not isinstance(memory, MapRefused):
                 memory.close()
             raise Refused("superseded", "a later registration, or its end, came first")
-        del self._mapping[instance_id]
+        del self._pending[instance_id]
         if isinstance(memory, MapRefused):
             if memory.is_final:
                 self._refuse(instance_id, request.client)
@@ -85,7 +85,7 @@ class Registrations:
             memory.close()
             self._refuse(instance_id, request.client)
             raise Refused("bad_registration", "the GPU's driver shares no events")
-        layout = mapping.layout
+        layout = pending.layout
         assert layout is not None
         instance = Instance(
             instance_id, model_name, world_size, layout.fingerprint, layout.object_bytes,
@@ -94,20 +94,20 @@ class Registrations:
         self._add(request, instance)
 
     async def _map(
-        self, mapping: Mapping, prepared: bool, imports_events: bool
+        self, pending: PendingRegistration, prepared: bool, imports_events: bool
     ) -> WorkerMemory | MapRefused:
         """The worker's memory, mapped by us or by the process of its GPU."""
         core = self._core
-        if mapping.host is not None:
+        if pending.host is not None:
             threads = core.config.max_workers
-            return HostMemory(mapping.host, core.arena.bytes, core.copies, threads)
-        is_latest = self._mapping.get(mapping.instance_id) is mapping
-        if not (prepared and is_latest and mapping.gpu and mapping.layout):
-            return MapRefused(mapping.refusal, mapping.is_final)
+            return HostMemory(pending.host, core.arena.bytes, core.copies, threads)
+        is_latest = self._pending.get(pending.instance_id) is pending
+        if not (prepared and is_latest and pending.gpu and pending.layout):
+            return MapRefused(pending.refusal, pending.is_final)
         mapped: Outcome[GpuMemory | MapRefused] = Outcome()
         core.gpus.map(
-            mapping.gpu, mapping.instance_id, mapping.layout, mapping.memories, mapped.set,
-            partial(self._memory_lost, mapping.instance_id), imports_events,
+            pending.gpu, pending.instance_id, pending.layout, pending.memories, mapped.set,
+            partial(self._memory_lost, pending.instance_id), imports_events,
         )  # fmt: skip
         return await mapped
 
@@ -141,11 +141,11 @@ class Registrations:
     def unregister(self, request: Request, instance_id: int) -> None:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""
         self._check_owner(request, instance_id)
-        self._mapping.pop(instance_id, None)
+        self._pending.pop(instance_id, None)
         instance = self._core.registry.remove(instance_id)
         if instance is not None:
             self._release(instance)
-        self._slots.end(instance_id, request.client)
+        self._engine_driven.end(instance_id, request.client)
 
     def forget(self, instance: Instance) -> None:
         """Drop a worker that must register again; its slots stay taken until they are let go of.
@@ -166,13 +166,13 @@ class Registrations:
 
     def forget_all(self) -> None:
         """Treat every worker as after a restart; what is cached stays."""
-        self._mapping.clear()
+        self._pending.clear()
         for instance in list(self._core.registry.instances.values()):
             self.forget(instance)
         self._core.copies.cancel_all()
 
     def _release(self, instance: Instance) -> None:
-        self._slots.withdraw(instance.id)
+        self._engine_driven.withdraw(instance.id)
         self._retire(instance)
 
     def _memory_lost(self, instance_id: int, memory: WorkerMemory) -> None:
@@ -193,7 +193,7 @@ class Registrations:
             )
         instance.releases = request.generation.releases
         request.worker_registered(instance.id)
-        self._mapping.pop(instance.id, None)
+        self._pending.pop(instance.id, None)
         old = self._core.registry.add(instance)
         telemetry.registrations.add(1, instance.kind)
         if old is not None:
@@ -201,7 +201,7 @@ class Registrations:
             self._retire(old)
 
     def _refuse(self, instance_id: int, client: bytes) -> None:
-        self._mapping.pop(instance_id, None)
+        self._pending.pop(instance_id, None)
         old = self._core.registry.refuse(instance_id, client)
         if old is not None:
             self._release(old)
@@ -221,8 +221,8 @@ class Registrations:
                 raise Refused("too_many_workers", f"{owned} are registered over this connection")
             if len(core.registry.instances) >= _MAX_WORKERS:
                 raise Refused("too_many_workers", f"{_MAX_WORKERS} are registered")
-        if len(self._mapping) >= _MAX_MAPPING:
-            raise Refused("too_many_registrations", f"{len(self._mapping)} are under way")
+        if len(self._pending) >= _MAX_PENDING:
+            raise Refused("too_many_registrations", f"{len(self._pending)} are under way")
 
     def _check_owner(self, request: Request, instance_id: int) -> None:
         """Raises Refused if another connection speaks for this worker, or registers it now."""
@@ -231,14 +231,14 @@ class Registrations:
         except Refused:
             self._core.registry.contest(instance_id)
             raise
-        mapping = self._mapping.get(instance_id)
-        if mapping is None or mapping.client == request.client:
+        pending = self._pending.get(instance_id)
+        if pending is None or pending.client == request.client:
             return
-        if request.is_connected(mapping.client):
+        if request.is_connected(pending.client):
             raise Refused("not_owner", f"worker {shown(instance_id)} is being registered")
 
     def _under_way(self, client: bytes) -> int:
-        return sum(mapping.client == client for mapping in self._mapping.values())
+        return sum(pending.client == client for pending in self._pending.values())
 
     def _check_mode(self, mode: str) -> None:
         supported = self._core.config.supported_transfer_mode

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sidecar.cache.entry import Entry
-from sidecar.engines.memory import Blocks, ChunkCopy
 from sidecar.engines.registry import Instance, shown
+from sidecar.engines.worker_memory import Blocks, ChunkCopy
 from sidecar.flow import called_back
 from sidecar.handlers.chunk_copies import all_null, block_tables, count_bytes
 from sidecar.handlers.core import Core, scope_of, space_of

@@ -9,14 +9,14 @@ from sidecar.engines.host_memory import HostMemory
 from sidecar.handlers.checksums import Hashing
 from sidecar.handlers.control import Control
 from sidecar.handlers.core import Core
+from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.eviction import Eviction
-from sidecar.handlers.history import History
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
 from sidecar.handlers.prefetch_jobs import PrefetchJobs
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.retrieves import Retrieves
-from sidecar.handlers.slots import Slots
+from sidecar.handlers.samples import Samples
 from sidecar.handlers.snapshot import snapshot
 from sidecar.handlers.stored_objects import StoredObjects
 from sidecar.handlers.stores import Stores
@@ -30,7 +30,7 @@ _STUCK_SECONDS = 120.0
 class Service:
     """Everything that can be asked of the cache. All methods on the loop thread but `health`.
 
-    `history`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
+    `samples`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
     asked for over HTTP; `objects`: objects one by one.
     """
 
@@ -43,8 +43,8 @@ class Service:
         """`post` runs a callback on the loop thread soon, `later(seconds, fn)` is a timer."""
         self._core = core
         eviction = Eviction(core, post)
-        self._slots = Slots(core, eviction)
-        self._registrations = Registrations(core, self._slots)
+        self._engine_driven = EngineDriven(core, eviction)
+        self._registrations = Registrations(core, self._engine_driven)
         store_handler = Stores if core.past_l1 is None else core.past_l1.store_handler
         self._stores = store_handler(core, eviction, self._registrations.forget)
         self._retrieves = Retrieves(core, self._registrations.forget)
@@ -53,12 +53,12 @@ class Service:
         self._lookups = Lookups(core, later, self._withheld)
         self._control = Control(core, self._withheld)
         self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
-        self.history = History(core)
+        self.samples = Samples(core)
         self._hashing: Future[dict[str, Any]] | None = None
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
-        parts = self._slots, self._registrations, self._withheld
+        parts = self._engine_driven, self._registrations, self._withheld
         return Liveness(self._core, *parts, is_connected)
 
     def grow(self, offset: int, size: int) -> None:
@@ -77,7 +77,7 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
-        return snapshot(self._core, self._slots)
+        return snapshot(self._core, self._engine_driven)
 
     def problems(self) -> list[str]:
         """What of the L1's accounts is not true: nothing, unless the server has a bug.
@@ -138,7 +138,7 @@ class Service:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What is served on the wire, by operation name."""
-        registrations, slots = self._registrations, self._slots
+        registrations, engine_driven = self._registrations, self._engine_driven
         lookups, control = self._lookups, self._control
         return {
             "register_kv_cache": registrations.register_handles,
@@ -152,10 +152,10 @@ class Service:
             "wait_prefetch_status": lookups.wait,
             "free_lookup_locks": lookups.free,
             "end_session": lookups.end_session,
-            "prepare_store": slots.prepare_store,
-            "commit_store": slots.commit_store,
-            "prepare_retrieve": slots.prepare_retrieve,
-            "commit_retrieve": slots.commit_retrieve,
+            "prepare_store": engine_driven.prepare_store,
+            "commit_store": engine_driven.commit_store,
+            "prepare_retrieve": engine_driven.prepare_retrieve,
+            "commit_retrieve": engine_driven.commit_retrieve,
             "clear": control.clear,
             "get_chunk_size": control.get_chunk_size,
             "get_experimental": control.get_experimental,

@@ -5,13 +5,13 @@ from typing import Any
 from sidecar.engines.groups import KVGroup
 from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
+from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.refusals import Refusal
-from sidecar.handlers.slots import Slots
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.breaker import Breaker
-from sidecar.tiers.lane import Lane
 
 
-def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
+def snapshot(core: Core, engine_driven: EngineDriven) -> dict[str, Any]:
     """All of it. Sizes in bytes, times in seconds."""
     config, l1, leases = core.config, core.l1, core.leases
     now = core.now()
@@ -35,9 +35,9 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
         "read_ttl_seconds": config.l1_read_ttl_seconds,
         "write_ttl_seconds": config.l1_write_ttl_seconds,
         "active_prefetch_jobs": core.tiers.prefetches.active,
-        "l2": [_adapter(core, lane) for lane in core.tiers.lanes],
+        "l2": [_adapter(core, backend) for backend in core.tiers.backends],
         "live_leases": leases.live,
-        "held_slots": slots.held(),
+        "held_slots": engine_driven.held(),
         "queue_depth": core.copies.depth,
         "refusals": dict(core.refusals.by_reason),
         "latest_refusals": [_refusal(refusal, now) for refusal in core.refusals.latest()],
@@ -49,27 +49,27 @@ def snapshot(core: Core, slots: Slots) -> dict[str, Any]:
     }
 
 
-def _adapter(core: Core, lane: Lane) -> dict[str, Any]:
+def _adapter(core: Core, backend: Backend) -> dict[str, Any]:
     """One L2 adapter; sizes in bytes."""
-    reading, reading_bytes = core.tiers.loads.in_flight(lane)
+    reading, reading_bytes = core.tiers.loads.in_flight(backend)
     return {
-        "label": lane.label,
-        "index": lane.index,
-        "type": lane.settings.type,
-        "shared": lane.adapter.shared,
-        "scanned": lane.scanned or lane.adapter.shared,
-        "objects": len(lane.catalog),
-        "used_bytes": lane.catalog.used_bytes,
-        "capacity_bytes": lane.settings.capacity_bytes,
-        "clear_lasts": not lane.marking.unmarked,
-        "left_over": lane.leftovers.waiting + lane.leftovers.stuck,
-        "breakers": {"load": _breaker(lane.reads), "store": _breaker(lane.writes)},
+        "label": backend.label,
+        "index": backend.index,
+        "type": backend.settings.type,
+        "shared": backend.adapter.shared,
+        "scanned": backend.scanned or backend.adapter.shared,
+        "objects": len(backend.catalog),
+        "used_bytes": backend.catalog.used_bytes,
+        "capacity_bytes": backend.settings.capacity_bytes,
+        "clear_lasts": not backend.marking.unmarked,
+        "left_over": backend.leftovers.waiting + backend.leftovers.stuck,
+        "breakers": {"load": _breaker(backend.reads), "store": _breaker(backend.writes)},
         "reading": reading,
         "reading_bytes": reading_bytes,
-        "writing": core.tiers.in_flight(lane),
-        "queued": core.tiers.writes.waiting(lane),
-        "read_bytes": core.telemetry.l2_transfer_bytes.total("load", lane.label),
-        "written_bytes": core.telemetry.l2_transfer_bytes.total("store", lane.label),
+        "writing": core.tiers.in_flight(backend),
+        "queued": core.tiers.writes.waiting(backend),
+        "read_bytes": core.telemetry.l2_transfer_bytes.total("load", backend.label),
+        "written_bytes": core.telemetry.l2_transfer_bytes.total("store", backend.label),
     }
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
 from sidecar.handlers.core import Core
-from sidecar.tiers.lane import Lane
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.names import ObjectName, parse_space, space_name
 
 
@@ -42,9 +42,9 @@ class StoredObjects:
 
     def listing(self, adapter: str | None) -> Listing:
         """All of one adapter, the least recently used first."""
-        lane = self._lane(adapter)
-        catalog = lane.catalog
-        return Listing(lane.label, lane.adapter.shared, catalog.names(), catalog.size)
+        backend = self._backend(adapter)
+        catalog = backend.catalog
+        return Listing(backend.label, backend.adapter.shared, catalog.names(), catalog.size)
 
     def key_of(self, name: ObjectName) -> ObjectKey | None:
         """The key behind a name; None if the name does not tell it. Any thread."""
@@ -55,15 +55,15 @@ class StoredObjects:
         self, keys: Sequence[tuple[bytes, str, int, str]], adapter: str | None
     ) -> "Future[tuple[int, int]]":
         """Remove these objects, in every layout that is known; how many went, how many did not."""
-        lane, wanted = self._lane(adapter), _by_owner(keys)
+        backend, wanted = self._backend(adapter), _by_owner(keys)
         known = {space_name(space.key) for space in self._core.l1.spaces()}
         names = []
-        for name in known.union(lane.catalog.spaces()):
+        for name in known.union(backend.catalog.spaces()):
             space = parse_space(name)
             hashes = wanted.get(_owner(space), ()) if space is not None else ()
             names += [ObjectName(name, chunk_hash) for chunk_hash in hashes]
         future: Future[tuple[int, int]] = Future()
-        self._core.tiers.delete(lane, names, future.set_result)
+        self._core.tiers.delete(backend, names, future.set_result)
         return future
 
     def delete_from_l1(
@@ -83,13 +83,13 @@ class StoredObjects:
                     skipped += 1
         return deleted, skipped
 
-    def _lane(self, adapter: str | None) -> Lane:
-        lanes = self._core.tiers.lanes
-        if not lanes:
+    def _backend(self, adapter: str | None) -> Backend:
+        backends = self._core.tiers.backends
+        if not backends:
             raise LookupError("no L2 adapter is configured")
-        for lane in lanes:
-            if adapter in (None, lane.label):
-                return lane
+        for backend in backends:
+            if adapter in (None, backend.label):
+                return backend
         raise KeyError(adapter)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
-from sidecar.engines.memory import ChunkCopy
 from sidecar.engines.registry import Instance
+from sidecar.engines.worker_memory import ChunkCopy
 from sidecar.flow import Outcome, called_back
 from sidecar.handlers.chunk_copies import Chunk, chunks_of, count_bytes
 from sidecar.handlers.core import Core, space_of

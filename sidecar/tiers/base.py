@@ -38,7 +38,7 @@ class NoSpace(TierError):
     """The backend is full."""
 
 
-class Moved(TierError):
+class Relocated(TierError):
     """What was there is out of reach. Something else is used now, of which nothing is known."""
 
     def __init__(self, where: str) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.telemetry.spans import Span
-from sidecar.tiers.lane import Lane
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.names import ObjectName
 
 
@@ -16,9 +16,9 @@ class Source(Protocol):
         """The object, if it is there for one more lookup, or on its way."""
 
     def begin(
-        self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span
+        self, space: SpaceKey, name: ObjectName, size: int, backend: Backend, span: Span
     ) -> Entry | None:
-        """Begin to get an object of `size` bytes that `lane` has and `find` does not know.
+        """Begin to get an object of `size` bytes that `backend` has and `find` does not know.
 
         None if it has to come through the L1.
         """
@@ -27,13 +27,13 @@ class Source(Protocol):
 class Bypass(Protocol):
     """What the tiers tell and ask it. Loop thread only."""
 
-    def writing(self, lane: Lane) -> int:
-        """Objects that are on their way to `lane`."""
+    def writing(self, backend: Backend) -> int:
+        """Objects that are on their way to `backend`."""
 
-    def busy(self, lane: Lane) -> set[ObjectName]:
-        """What must not be evicted from `lane` now."""
+    def busy(self, backend: Backend) -> set[ObjectName]:
+        """What must not be evicted from `backend` now."""
 
-    def kept(self, lane: Lane, name: ObjectName) -> None:
+    def kept(self, backend: Backend, name: ObjectName) -> None:
         """Something was stored under `name`."""
 
     def loaded(self, name: ObjectName) -> None:

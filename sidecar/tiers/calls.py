@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from sidecar.telemetry import Telemetry
-from sidecar.tiers.base import Corrupt, Missing, Moved, NoSpace, TierError
+from sidecar.tiers.base import Corrupt, Missing, NoSpace, Relocated, TierError
 from sidecar.tiers.breaker import Breaker
 from sidecar.tiers.epochs import Replaced
-from sidecar.tiers.workers import Workers
+from sidecar.tiers.threads import Threads
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_NOT_ITS_FAULT = Missing | Corrupt | NoSpace | Replaced | Moved
+_NOT_ITS_FAULT = Missing | Corrupt | NoSpace | Replaced | Relocated
 Post = Callable[[Callable[[], None]], None]
 
 
@@ -24,7 +24,7 @@ class Side:
     `awaited`: somebody waits for the outcomes, and not for a thread that may never be free.
     """
 
-    def __init__(self, kind: str, threads: Workers, awaited: bool = False) -> None:
+    def __init__(self, kind: str, threads: Threads, awaited: bool = False) -> None:
         self.kind = kind
         self.threads = threads
         self.awaited = awaited
@@ -57,7 +57,7 @@ class Calls:
 
     def __init__(
         self, label: str, timeout: float, telemetry: Telemetry,
-        on_changed: Callable[[Replaced | Moved], None],
+        on_changed: Callable[[Replaced | Relocated], None],
     ) -> None:  # fmt: skip
         self._label = label
         self._timeout = timeout
@@ -111,7 +111,7 @@ class Calls:
 
     def _judge(self, call: _Call, error: TierError | None) -> None:
         """What the outcome of a call says about the backend."""
-        if isinstance(error, Replaced | Moved):
+        if isinstance(error, Replaced | Relocated):
             self._on_changed(error)
         elif error is not None and not isinstance(error, Missing | Corrupt):
             self._telemetry.l2_errors.add(1, self._label, call.side.kind, error.cause)

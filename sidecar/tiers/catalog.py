@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.settings import Eviction
+from sidecar.tiers.settings import EvictionSettings
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Catalog:
     `left_over` bytes are of earlier epochs and cannot be removed. For one thread.
     """
 
-    def __init__(self, capacity: int | None, eviction: Eviction) -> None:
+    def __init__(self, capacity: int | None, eviction: EvictionSettings) -> None:
         self.reserved = self.left_over = 0
         self.doomed: dict[ObjectName, Doomed] = {}
         # Not what is wanted, or could not be read: to be stored again when there is a chance.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sidecar.tiers.lane import Lane
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.names import ObjectName
 
 # A clear is answered when it lasts; if it does not yet, after this.
@@ -35,49 +35,49 @@ class Cleared:
 
 
 def when_cleared(
-    lanes: Sequence[Lane], later: Later, then: Callable[[list[Cleared]], None]
+    backends: Sequence[Backend], later: Later, then: Callable[[list[Cleared]], None]
 ) -> None:
-    """Tell `then` what came of a clear of all `lanes` that has just begun."""
-    _look_at_clear(lanes, later, then, time.monotonic())
+    """Tell `then` what came of a clear of all `backends` that has just begun."""
+    _look_at_clear(backends, later, then, time.monotonic())
 
 
 def _look_at_clear(
-    lanes: Sequence[Lane], later: Later, then: Callable[[list[Cleared]], None], began: float
+    backends: Sequence[Backend], later: Later, then: Callable[[list[Cleared]], None], began: float
 ) -> None:
     elapsed = time.monotonic() - began
-    marked = not any(lane.marking.unmarked for lane in lanes)
+    marked = not any(backend.marking.unmarked for backend in backends)
     if (elapsed < _MARK_SECONDS and not marked) or (
-        elapsed < _DELETION_SECONDS and any(lane.clearing for lane in lanes)
+        elapsed < _DELETION_SECONDS and any(backend.clearing for backend in backends)
     ):
-        later(_POLL_SECONDS, partial(_look_at_clear, lanes, later, then, began))
+        later(_POLL_SECONDS, partial(_look_at_clear, backends, later, then, began))
     else:
-        then([_outcome(lane) for lane in lanes])
+        then([_outcome(backend) for backend in backends])
 
 
 class _Deletion:
-    """Of those of `names` that `lane` knows."""
+    """Of those of `names` that `backend` knows."""
 
     def __init__(
-        self, lane: Lane, names: Sequence[ObjectName], later: Later,
+        self, backend: Backend, names: Sequence[ObjectName], later: Later,
         then: Callable[[tuple[int, int]], None],
     ) -> None:  # fmt: skip
-        self._lane = lane
+        self._backend = backend
         self._names = names
         self._later = later
         self._then = then
         self._deadline = time.monotonic() + _MARK_SECONDS
 
     def begin(self) -> None:
-        lane, names = self._lane, self._names
-        if any(map(lane.removal.is_changing, names)) and time.monotonic() < self._deadline:
+        backend, names = self._backend, self._names
+        if any(map(backend.removal.is_changing, names)) and time.monotonic() < self._deadline:
             self._later(_POLL_SECONDS, self.begin)
             return
-        known = [name for name in names if name in lane.catalog]
-        lane.delete(known)
-        self._look(known, [name for name in names if lane.removal.is_changing(name)])
+        known = [name for name in names if name in backend.catalog]
+        backend.delete(known)
+        self._look(known, [name for name in names if backend.removal.is_changing(name)])
 
     def _look(self, known: list[ObjectName], changing: list[ObjectName]) -> None:
-        catalog = self._lane.catalog
+        catalog = self._backend.catalog
         doomed = [catalog.doomed[name] for name in known if name in catalog.doomed]
         if all(each.failed for each in doomed) or time.monotonic() >= self._deadline:
             stay = len(doomed) + len(set(changing) - set(known))
@@ -87,18 +87,21 @@ class _Deletion:
 
 
 def delete(
-    lane: Lane, names: Sequence[ObjectName], later: Later, then: Callable[[tuple[int, int]], None]
+    backend: Backend,
+    names: Sequence[ObjectName],
+    later: Later,
+    then: Callable[[tuple[int, int]], None],
 ) -> None:
-    """Remove those of `names` that `lane` knows; tell `then` how many went, and how many did not.
+    """Remove those of `names` that `backend` knows; `then` is told how many went, and how many not.
 
     What is being written just now is removed after that.
     """
-    _Deletion(lane, names, later, then).begin()
+    _Deletion(backend, names, later, then).begin()
 
 
-def _outcome(lane: Lane) -> Cleared:
-    left = lane.leftovers
-    why = lane.marking.unmarked or (lane.deletes.last_failure if left.stuck else "")
+def _outcome(backend: Backend) -> Cleared:
+    left = backend.leftovers
+    why = backend.marking.unmarked or (backend.deletes.last_failure if left.stuck else "")
     return Cleared(
-        lane.label, not lane.marking.unmarked, left.deleted, left.waiting, left.stuck, why
+        backend.label, not backend.marking.unmarked, left.deleted, left.waiting, left.stuck, why
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sidecar.tiers.base import Adapter, Moved, TierError
+from sidecar.tiers.base import Adapter, Relocated, TierError
 from sidecar.tiers.names import ObjectName
 
 _DELETED_A_CALL = 256
@@ -87,7 +87,7 @@ class Leftovers:
 
     def _ended(self, batch: Mapping[ObjectName, int], _: None, error: TierError | None) -> None:
         self._removing = 0
-        if isinstance(error, Moved):
+        if isinstance(error, Relocated):
             return  # they are out of reach
         if error is None:
             self.deleted += len(batch)

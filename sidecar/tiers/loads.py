@@ -12,8 +12,8 @@ from sidecar.cache.l1 import L1
 from sidecar.flow import Cancelled, Flow, Flows, Gate, Outcome, ended
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import Bytes, TierError
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import HEADER_BYTES, verify
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Load:
-    """An object of the sequence `hashes` on its way, from `lane` or one of those `behind` it.
+    """An object of the sequence `hashes` on its way, from `backend` or one of those `behind` it.
 
     `deadline` is on time.monotonic: when nobody waits for it any more. `running`: a thread is
     at it. `store_waits`: a worker that has these bytes waits for it. `outdated`: what was read
@@ -34,8 +34,8 @@ class Load:
     name: ObjectName
     hashes: Sequence[bytes]
     deadline: float
-    lane: Lane
-    behind: list[Lane]
+    backend: Backend
+    behind: list[Backend]
     parent: Span
     running: bool = False
     store_waits: bool = False
@@ -46,46 +46,50 @@ class Load:
 class Loads:
     """All loads under way. Loop thread only.
 
-    `on_loaded(entry, lane)` is called after an object has become an ordinary one of the L1.
+    `on_loaded(entry, backend)` is called after an object has become an ordinary one of the L1.
     """
 
     def __init__(
-        self, l1: L1, arena: Bytes, lanes: Sequence[Lane], telemetry: Telemetry, flows: Flows,
-        cold: bool, on_loaded: Callable[[Entry, Lane], None],
+        self, l1: L1, arena: Bytes, backends: Sequence[Backend], telemetry: Telemetry, flows: Flows,
+        cold: bool, on_loaded: Callable[[Entry, Backend], None],
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._arena = arena
-        self._lanes = lanes
+        self._backends = backends
         self._telemetry = telemetry
         self._flows = flows
         self._heat = Heat.COLD if cold else Heat.WARM
         self._on_loaded = on_loaded
         self._loads: dict[Entry, Load] = {}  # those that may still be published
-        self._gates = {lane: Gate(lane.read_slots) for lane in lanes}
-        self._running: dict[Lane, set[Load]] = {lane: set() for lane in lanes}
-        self._bytes = dict.fromkeys(lanes, 0)  # being read
+        self._gates = {backend: Gate(backend.read_slots) for backend in backends}
+        self._running: dict[Backend, set[Load]] = {backend: set() for backend in backends}
+        self._bytes = dict.fromkeys(backends, 0)  # being read
 
     def under_way(self, entry: Entry, deadline: float) -> bool:
         """Whether `entry` is being loaded, as far as one can tell; if so until `deadline`."""
         load = self._loads.get(entry)
-        if load is None or not load.lane.reads.allows():
+        if load is None or not load.backend.reads.allows():
             return False  # of a backend that is cut off nobody knows when it answers
         load.deadline = max(load.deadline, deadline)
         return True
 
-    def where(self, name: ObjectName, size: int) -> list[Lane]:
-        """The lanes that have the object of `size` bytes, in the order of the cascade."""
+    def where(self, name: ObjectName, size: int) -> list[Backend]:
+        """The backends that have the object of `size` bytes, in the order of the cascade."""
         wanted = HEADER_BYTES + aligned(size)
-        found = [lane for lane in self._lanes if name in lane.catalog and lane.reads.allows()]
-        for lane in list(found):
-            if lane.catalog.size(name) not in (0, wanted):
-                lane.condemn(name, "length")
-                found.remove(lane)
+        found = [
+            backend
+            for backend in self._backends
+            if name in backend.catalog and backend.reads.allows()
+        ]
+        for backend in list(found):
+            if backend.catalog.size(name) not in (0, wanted):
+                backend.condemn(name, "length")
+                found.remove(backend)
         return found
 
     def begin(
         self, space: SpaceKey, name: ObjectName, size: int, hashes: Sequence[bytes],
-        deadline: float, lanes: list[Lane], span: Span,
+        deadline: float, backends: list[Backend], span: Span,
     ) -> Entry | None:  # fmt: skip
         """Begin to load an object of the sequence `hashes`; None if the L1 has no room."""
         entry = self._l1.reserve(space, name.hash, size)
@@ -93,7 +97,9 @@ class Loads:
             self._count_failure("l1_oom", space.model_name)
             return None
         entry.settled = Outcome()
-        load = self._loads[entry] = Load(entry, name, hashes, deadline, lanes[0], lanes[1:], span)
+        load = self._loads[entry] = Load(
+            entry, name, hashes, deadline, backends[0], backends[1:], span
+        )
         load.flow = self._flows.start(self._load(load))
         return entry
 
@@ -116,7 +122,7 @@ class Loads:
         load = self._loads.get(entry)
         if load is None:
             return False
-        if entry.leases and load.lane.reads.allows():
+        if entry.leases and load.backend.reads.allows():
             load.store_waits = True
             return False
         load.flow.stop("a store has the bytes")
@@ -127,18 +133,18 @@ class Loads:
         for load in list(self._loads.values()):
             load.flow.stop("the cache has been cleared")
 
-    def in_flight(self, lane: Lane) -> tuple[int, int]:
-        """Loads of a lane that a thread is at: objects, bytes."""
-        return len(self._running[lane]), self._bytes[lane]
+    def in_flight(self, backend: Backend) -> tuple[int, int]:
+        """Loads of a backend that a thread is at: objects, bytes."""
+        return len(self._running[backend]), self._bytes[backend]
 
-    def busy(self, lane: Lane) -> set[ObjectName]:
-        """What is being read from a lane now, or will be: not to be deleted there."""
-        waiting = (load for load in self._loads.values() if load.lane is lane)
-        return {load.name for load in (*self._running[lane], *waiting)}
+    def busy(self, backend: Backend) -> set[ObjectName]:
+        """What is being read from a backend now, or will be: not to be deleted there."""
+        waiting = (load for load in self._loads.values() if load.backend is backend)
+        return {load.name for load in (*self._running[backend], *waiting)}
 
-    def replaced(self, lane: Lane, name: ObjectName) -> None:
+    def replaced(self, backend: Backend, name: ObjectName) -> None:
         """Something was stored under `name`."""
-        for load in self._running[lane]:
+        for load in self._running[backend]:
             load.outdated = load.outdated or load.name == name
 
     async def _load(self, load: Load) -> None:
@@ -161,37 +167,37 @@ class Loads:
     async def _read(self, load: Load) -> frozenset[int] | None:
         """Its missing groups; None if no backend has it, or nobody wants it any more."""
         while True:
-            lane = load.lane
-            self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
-            async with self._gates[lane]:
-                if self._is_wanted(load) and lane.reads.allows():
+            backend = load.backend
+            self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, backend.label)
+            async with self._gates[backend]:
+                if self._is_wanted(load) and backend.reads.allows():
                     try:
-                        return await self._read_from(lane, load)
+                        return await self._read_from(backend, load)
                     except TierError as error:
                         if not load.outdated:
-                            lane.lost(load.name, error)
-            load.behind = [lane for lane in load.behind if lane.reads.allows()]
+                            backend.lost(load.name, error)
+            load.behind = [backend for backend in load.behind if backend.reads.allows()]
             if not self._is_wanted(load):
                 return None
             if not load.behind:
                 self._count_failure("not_found", load.entry.space.key.model_name)
                 return None
-            load.lane = load.behind.pop(0)
+            load.backend = load.behind.pop(0)
 
-    async def _read_from(self, lane: Lane, load: Load) -> frozenset[int]:
+    async def _read_from(self, backend: Backend, load: Load) -> frozenset[int]:
         """Raises TierError; Cancelled when it must not be published, and no thread is at it."""
-        entry, began, epoch = load.entry, time.monotonic(), lane.epoch
+        entry, began, epoch = load.entry, time.monotonic(), backend.epoch
         record = self._arena[entry.start : entry.end]
-        span = load.parent.child("l2_load", l2_name=lane.label, bytes=len(record))
+        span = load.parent.child("l2_load", l2_name=backend.label, bytes=len(record))
 
         def work() -> frozenset[int]:
             epoch.load(load.name, record)
             return verify(record, entry.space.key, entry.hash, entry.size)
 
         load.running = True
-        self._running[lane].add(load)
-        self._bytes[lane] += len(record)
-        call = lane.reading(work, on_late=lambda: load.flow.cancel("timeout"))
+        self._running[backend].add(load)
+        self._bytes[backend] += len(record)
+        call = backend.reading(work, on_late=lambda: load.flow.cancel("timeout"))
         try:
             missing = await call
         except Cancelled as cancelled:
@@ -205,25 +211,25 @@ class Loads:
             raise
         finally:
             load.running = False
-            self._running[lane].discard(load)
-            self._bytes[lane] -= len(record)
+            self._running[backend].discard(load)
+            self._bytes[backend] -= len(record)
         span.end("")
-        lane.catalog.touch(load.name)
+        backend.catalog.touch(load.name)
         rate = len(record) / max(time.monotonic() - began, 1e-9) / 1e9
-        self._telemetry.l2_load_throughput.record(rate, lane.label)
-        self._telemetry.l2_transfer_bytes.add(len(record), "load", lane.label)
+        self._telemetry.l2_load_throughput.record(rate, backend.label)
+        self._telemetry.l2_transfer_bytes.add(len(record), "load", backend.label)
         return missing
 
     def _publish(self, load: Load, missing: frozenset[int]) -> None:
-        entry, lane = load.entry, load.lane
+        entry, backend = load.entry, load.backend
         del self._loads[entry]
         entry.missing, entry.sealed, entry.heat = missing, True, self._heat
-        self._telemetry.l2_prefetch_load_completed_chunks.add(1, lane.label)
+        self._telemetry.l2_prefetch_load_completed_chunks.add(1, backend.label)
         self._l1.commit(entry)
         if not entry.leases:  # nobody waits any more who would see to it that heads outlive tails
             known = load.hashes.index(entry.hash) + 1
             self._l1.touch(entry.space.key, load.hashes[:known])
-        self._on_loaded(entry, lane)
+        self._on_loaded(entry, backend)
 
     def _is_wanted(self, load: Load) -> bool:
         return bool(load.entry.leases) and time.monotonic() < load.deadline

@@ -1,4 +1,4 @@
-"""A lane's work on the mark of its backend: written at a clear, and read once in a while."""
+"""A backend's work on the mark of its backend: written at a clear, and read once in a while."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Marking:
-    """Of one lane. `epoch()` is the one that counts here. Loop thread only.
+    """Of one backend. `epoch()` is the one that counts here. Loop thread only.
 
     `side` is its own: that the mark can be read and written says nothing of records.
     """

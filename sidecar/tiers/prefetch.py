@@ -18,8 +18,8 @@ from sidecar.cache.leases import Leases, Lookup
 from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.bypass import Source
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.names import ObjectName, object_name
 
@@ -61,7 +61,7 @@ class Prefetch:
     span: Span
     arrived: int = 0
     from_l2: list[bool] = field(default_factory=list)
-    absent: set[tuple[Lane, ObjectName]] = field(default_factory=set)
+    absent: set[tuple[Backend, ObjectName]] = field(default_factory=set)
     asking: int = 0
     planned: bool = False
     finished: bool = False
@@ -80,14 +80,14 @@ class Prefetches:
     """
 
     def __init__(
-        self, l1: L1, leases: Leases, loads: Loads, lanes: Sequence[Lane], telemetry: Telemetry,
-        later: Callable[[float, Callable[[], None]], None], flows: Flows,
+        self, l1: L1, leases: Leases, loads: Loads, backends: Sequence[Backend],
+        telemetry: Telemetry, later: Callable[[float, Callable[[], None]], None], flows: Flows,
         timeout: float, max_in_flight: int,
     ) -> None:  # fmt: skip
         self._l1 = l1
         self._leases = leases
         self._loads = loads
-        self._lanes = lanes
+        self._backends = backends
         self._telemetry = telemetry
         self._later = later
         self._flows = flows
@@ -217,7 +217,7 @@ class Prefetches:
         return objects
 
     def _load_rest(
-        self, prefetch: Prefetch, chunk_hash: bytes, found: list[list[Entry | list[Lane] | None]]
+        self, prefetch: Prefetch, chunk_hash: bytes, found: list[list[Entry | list[Backend] | None]]
     ) -> list[tuple[Entry, ...]] | None:
         """Begin to load what was not found in the L1; None if there is no room."""
         objects = []
@@ -232,8 +232,10 @@ class Prefetches:
             objects.append(complete)
         return objects
 
-    def _find(self, prefetch: Prefetch, want: Want, chunk_hash: bytes) -> Entry | list[Lane] | None:
-        """The object in the L1 or on its way there, or the lanes that have it."""
+    def _find(
+        self, prefetch: Prefetch, want: Want, chunk_hash: bytes
+    ) -> Entry | list[Backend] | None:
+        """The object in the L1 or on its way there, or the backends that have it."""
         space = self._l1.space(want.space)
         if space is not None:
             ready = space.ready.get(chunk_hash)
@@ -248,16 +250,20 @@ class Prefetches:
         return self._loads.where(object_name(want.space, chunk_hash), want.size) or None
 
     def _load(
-        self, prefetch: Prefetch, want: Want, chunk_hash: bytes, lanes: "Entry | list[Lane] | None"
+        self,
+        prefetch: Prefetch,
+        want: Want,
+        chunk_hash: bytes,
+        backends: "Entry | list[Backend] | None",
     ) -> Entry | None:
-        assert isinstance(lanes, list)
+        assert isinstance(backends, list)
         name = object_name(want.space, chunk_hash)
         if want.past_l1 is not None:
-            entry = want.past_l1.begin(want.space, name, want.size, lanes[0], prefetch.span)
+            entry = want.past_l1.begin(want.space, name, want.size, backends[0], prefetch.span)
             if entry is not None:
                 return entry
         return self._loads.begin(
-            want.space, name, want.size, prefetch.hashes, prefetch.deadline, lanes, prefetch.span
+            want.space, name, want.size, prefetch.hashes, prefetch.deadline, backends, prefetch.span
         )
 
     def _ask(self, prefetch: Prefetch) -> None:
@@ -271,16 +277,16 @@ class Prefetches:
             for of_rank in prefetch.wants
             for want in of_rank
         ]
-        for lane in self._lanes:
-            if not (lane.must_ask and lane.reads.allows()):
+        for backend in self._backends:
+            if not (backend.must_ask and backend.reads.allows()):
                 continue
             unasked = [
-                n for n in names if n not in lane.catalog and (lane, n) not in prefetch.absent
+                n for n in names if n not in backend.catalog and (backend, n) not in prefetch.absent
             ]
             if unasked:
-                prefetch.absent.update((lane, name) for name in unasked)
+                prefetch.absent.update((backend, name) for name in unasked)
                 prefetch.asking += 1
-                lane.find(unasked, partial(self._asked, prefetch))
+                backend.find(unasked, partial(self._asked, prefetch))
 
     def _asked(self, prefetch: Prefetch) -> None:
         prefetch.asking -= 1
@@ -347,5 +353,5 @@ class Prefetches:
         for space in spaces:
             self._l1.touch(space, planned)
         names = [object_name(space, each) for each in planned for space in spaces]
-        for lane in self._lanes:
-            lane.catalog.touch_sequence(names)
+        for backend in self._backends:
+            backend.catalog.touch_sequence(names)

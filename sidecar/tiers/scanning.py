@@ -6,7 +6,7 @@ from functools import partial
 from sidecar.tiers.base import Adapter, Found, TierError
 from sidecar.tiers.epochs import Epoch
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.workers import Workers
+from sidecar.tiers.threads import Threads
 
 _ORDERED_A_TURN = 512
 
@@ -30,14 +30,14 @@ class Scanner:
         self._on_found = on_found
         self._on_order = on_order
         self._on_end = on_end
-        self._thread: Workers | None = None
+        self._thread: Threads | None = None
 
     def start(self, epoch: Epoch) -> None:
         """Begin, unless one is running. `epoch` is the one that counts now."""
         if self.running:
             return
         self.running = True
-        self._thread = Workers(f"l2-{self._label}-scan", 1, self._post)
+        self._thread = Threads(f"l2-{self._label}-scan", 1, self._post)
         self._thread.submit(partial(self._scan, epoch), partial(self._ended, epoch))
         self._thread.stop()
 

@@ -15,7 +15,7 @@ from sidecar.tiers.base import Adapter
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
-Workers = Annotated[int, Meta(ge=1, le=256)]
+ThreadCount = Annotated[int, Meta(ge=1, le=256)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
@@ -26,7 +26,7 @@ class GpuMover(NamedTuple):
     params: dict[str, str]
 
 
-class Eviction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class EvictionSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """When the capacity is used up: which share of it may be used, how much goes at once."""
 
     eviction_policy: Annotated[str, Meta(description="`LRU`, or `noop`: store nothing more")] = (
@@ -60,14 +60,14 @@ class AdapterSettings(
     ] = ""
     max_capacity_gb: Annotated[NotNegative, Meta(description="most GiB kept; 0 = no limit")] = 0.0
     num_workers: Annotated[
-        Workers, Meta(description="threads that read at once; half as many write")
+        ThreadCount, Meta(description="threads that read at once; half as many write")
     ] = 6
     timeout_seconds: Annotated[
         Positive, Meta(description="a call that takes longer is a failure of the backend")
     ] = 5.0
     eviction: Annotated[
-        Eviction, Meta(description="what happens when `max_capacity_gb` is used up")
-    ] = Eviction()
+        EvictionSettings, Meta(description="what happens when `max_capacity_gb` is used up")
+    ] = EvictionSettings()
 
     ignored: ClassVar[dict[str, str]] = {
         "persist_enabled": "what is stored stays",

@@ -17,7 +17,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.tiers.base import Adapter, AdapterUnusable, Bytes, TierError
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES, seal
-from sidecar.tiers.table import parse
+from sidecar.tiers.types import parse
 from tests.support import storage
 from tests.support.faulty_adapter import FAULTY
 from tests.support.mock_adapter import MOCK

@@ -22,7 +22,7 @@ from lmcache.v1.platform.devices.cuda.ipc_wrapper import (
     VmmCudaIPCWrapper,
 )
 
-from sidecar.handlers.mapping import Mapping
+from sidecar.handlers.pending_registration import Mapping
 from sidecar.wire.messages import LayoutHints
 
 HANDLE = bytes(range(64))

@@ -43,7 +43,7 @@ def prefix_of(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def adapter(front: S3Front, arena: Bytes, request: pytest.FixtureRequest) -> Iterator[Adapter]:
-    """Under a prefix of the test's own, with a mark, as a lane has it before anything else."""
+    """Under a prefix of the test's own, with a mark, as a backend has it before anything else."""
     front.refused.clear()
     with opened(s3(front.port, prefix_of(request)), arena) as made:
         made.write_mark(MARK)

@@ -182,7 +182,7 @@ class Life:
             policy=replace(DEFAULTS, queue_ratio=1.0, timeout_seconds=120.0),
             settings=settings,
         )
-        self.catalog = self.bench.tiers.lanes[0].catalog
+        self.catalog = self.bench.tiers.backends[0].catalog
         self.journal.watch(self.catalog)
         assert not list((base / ".tmp").iterdir()), "a temporary file has survived the start"
 
@@ -254,7 +254,7 @@ class Life:
     def end(self) -> None:
         self.bench.tiers.begin_stop()
         self.bench.settle()
-        self.bench.run_until(lambda: not self.bench.tiers.lanes[0]._calls)
+        self.bench.run_until(lambda: not self.bench.tiers.backends[0]._calls)
         self.bench.tiers.close()
 
 
@@ -350,7 +350,7 @@ class Campaign:
             else:
                 life.work()
                 life.bench.settle()
-            life.bench.run_until(lambda: not life.bench.tiers.lanes[0]._calls)
+            life.bench.run_until(lambda: not life.bench.tiers.backends[0]._calls)
             life.check_usage()
             assert not self.capacity or life.catalog.used_bytes <= self.capacity
             life.end()

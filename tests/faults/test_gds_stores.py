@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache.entry import State
-from sidecar.gds import stores
+from sidecar.gds import file_stores
 from sidecar.tiers.adapters.directory import Files
-from sidecar.tiers.adapters.files import DirectIO
+from sidecar.tiers.adapters.fs import DirectIO
 from sidecar.tiers.base import Bytes
 from tests.support.disks import records
 from tests.support.gds_stores import RECORD_BYTES, Site, write
@@ -36,7 +36,7 @@ def test_what_a_gpu_could_not_write_is_not_there(site: Site) -> None:
 
 
 def test_gpus_are_asked_again_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(file_stores, "_AGAIN_SECONDS", 0.0)
     (entry,) = site.begin(1)
     entry.failed = True
     site.stores.give_up([entry])
@@ -70,7 +70,7 @@ def test_older_objects_make_room(tmp_path: Path) -> None:
     site = Site(tmp_path, max_capacity_gb=3 * RECORD_BYTES / 2**30)
     for number in range(1, 6):
         site.store(number)
-        assert site.lane.catalog.used_bytes <= 3 * RECORD_BYTES
+        assert site.backend.catalog.used_bytes <= 3 * RECORD_BYTES
     assert [number for number in range(1, 6) if site.has(number)] == [3, 4, 5]
     site.begin(6, 7, 8)
     assert site.claim(9) is None, "nothing more fits"
@@ -178,7 +178,7 @@ def test_a_write_from_the_l1_of_the_same_object_waits(site: Site) -> None:
     (entry,) = site.begin(1)
     site.bench.store(1)
     site.bench.tick()
-    assert site.lane.catalog.reserved == RECORD_BYTES, "that of the GPU alone"
+    assert site.backend.catalog.reserved == RECORD_BYTES, "that of the GPU alone"
     write(entry)
     site.stores.publish([entry])
     site.bench.settle()

@@ -263,7 +263,7 @@ def test_a_scan_that_a_disk_keeps_does_not_keep_the_process(tmp_path: Path) -> N
 import threading
 from sidecar.tiers.adapters import directory
 from sidecar.tiers.adapters.file_io import DirectIO
-from sidecar.tiers.workers import Workers
+from sidecar.tiers.threads import Workers
 from tests.support.tiers import page_aligned
 
 files = directory.Files({str(tmp_path)!r}, DirectIO())

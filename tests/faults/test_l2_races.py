@@ -51,7 +51,7 @@ def filled(*numbers: int, shared: bool = False) -> Memory:
 def quiet(bench: Bench) -> None:
     """Until no call is under way any more."""
     bench.run_until(lambda: not (bench.tiers.writes.objects or bench.l1.writing))
-    bench.run_until(lambda: not any(lane._calls for lane in bench.tiers.lanes))
+    bench.run_until(lambda: not any(backend._calls for backend in bench.tiers.backends))
 
 
 def turn_for(bench: Bench, seconds: float) -> None:
@@ -75,7 +75,7 @@ def test_a_clear_while_an_object_is_written_keeps_the_accounts() -> None:
     bench.tiers.clear()
     gate.open.set()
     quiet(bench)
-    assert bench.tiers.lanes[0].catalog.used_bytes == real_bytes(memory) == 0
+    assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory) == 0
 
 
 def test_what_is_stored_again_after_a_clear_is_written() -> None:
@@ -113,7 +113,7 @@ def test_a_clear_while_a_backend_is_asked_stays_a_clear() -> None:
     find.open.set()
     bench.run_until(lambda: "r" in bench.results)
     scan.open.set()
-    bench.run_until(lambda: bench.tiers.lanes[0].scanned)
+    bench.run_until(lambda: bench.tiers.backends[0].scanned)
     quiet(bench)
     bench.l1.clear(force=True)
     assert bench.lookup(1, 2) == 0
@@ -127,7 +127,7 @@ def test_a_hung_backend_does_not_keep_the_l1() -> None:
     bench = Bench(memory, slots=32, policy=policy, settings={"num_workers": 2}).start()
     assert bench.lookup(*range(1, 25)) == 0
     bench.tick()
-    assert bench.l1.writing <= bench.tiers.lanes[0].read_slots
+    assert bench.l1.writing <= bench.tiers.backends[0].read_slots
     gate.open.set()
     quiet(bench)
 
@@ -158,12 +158,12 @@ def test_stores_are_cut_off_when_every_thread_hangs() -> None:
         bench.store(number)
     turn_for(bench, 0.3)
     bench.tick()
-    lane = bench.tiers.lanes[0]
-    pinned, state = bench.tiers.writes.objects, lane.writes.state
+    backend = bench.tiers.backends[0]
+    pinned, state = bench.tiers.writes.objects, backend.writes.state
     gate.open.set()
     quiet(bench)
     assert state == "open"
-    assert pinned <= lane.write_slots
+    assert pinned <= backend.write_slots
 
 
 def test_a_store_does_not_wait_for_a_hung_backend() -> None:
@@ -199,7 +199,7 @@ def test_an_object_is_loaded_again_while_a_stuck_call_still_has_it() -> None:
     gate.open.set()
     bench.run_until(lambda: "again" in bench.results)
     quiet(bench)
-    assert bench.tiers.loads.in_flight(bench.tiers.lanes[0]) == (0, 0)
+    assert bench.tiers.loads.in_flight(bench.tiers.backends[0]) == (0, 0)
     assert bench.lookup(1) == 1
 
 
@@ -233,7 +233,7 @@ def test_an_object_that_comes_back_while_its_eviction_is_under_way() -> None:
     turn_for(bench, 0.3)
     gate.open.set()
     quiet(bench)
-    catalog = bench.tiers.lanes[0].catalog
+    catalog = bench.tiers.backends[0].catalog
     assert set(catalog.names()) == set(memory.records)
     assert catalog.used_bytes == real_bytes(memory)
 
@@ -300,7 +300,7 @@ def test_a_delete_that_fails_is_not_forgotten() -> None:
     bench.store(4)
     bench.settle()
     assert {each.hash for each in memory.records} == {name(4).hash}
-    assert bench.tiers.lanes[0].catalog.used_bytes == real_bytes(memory)
+    assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory)
 
 
 def test_what_is_superseded_is_not_forgotten() -> None:
@@ -319,7 +319,7 @@ def test_what_is_superseded_is_not_forgotten() -> None:
     memory.before = before
     bench.store(1)
     quiet(bench)
-    assert bench.tiers.lanes[0].catalog.used_bytes == real_bytes(memory)
+    assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory)
 
 
 def test_an_object_that_vanishes_while_its_delete_fails() -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.leases import Lookup
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import Bytes, Found, NoSpace, TierError, batches
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, SPACE, Bench, Memory, hash_of
@@ -229,7 +229,7 @@ class Walk:
         bench.run_until(lambda: all(request in bench.results for request in self.open))
         for request in list(self.open):
             self._end(request)
-        bench.run_until(lambda: all(x.scanned or x.must_ask for x in tiers.lanes))
+        bench.run_until(lambda: all(x.scanned or x.must_ask for x in tiers.backends))
         bench.run_until(self._idle)
         assert tiers.prefetches.active == 0
 
@@ -237,8 +237,10 @@ class Walk:
         tiers = self.bench.tiers
         self.bench.tick()
         busy = tiers.writes.objects or self.bench.l1.writing or not self.bench._posted.empty()
-        busy = busy or any(lane.clearing or lane.leftovers.stuck for lane in tiers.lanes)
-        return not busy and not any(lane._calls for lane in tiers.lanes)
+        busy = busy or any(
+            backend.clearing or backend.leftovers.stuck for backend in tiers.backends
+        )
+        return not busy and not any(backend._calls for backend in tiers.backends)
 
     def check_accounts(self) -> None:
         bench, l1 = self.bench, self.bench.l1
@@ -248,13 +250,13 @@ class Walk:
         entries = list(space.ready.values()) if space is not None else []
         assert l1.objects == len(entries)
         assert l1.used_bytes == sum(entry.end - entry.start for entry in entries)
-        for lane, adapter in zip(bench.tiers.lanes, self.adapters, strict=True):
-            assert bench.tiers.loads.in_flight(lane) == (0, 0)
-            self._check_catalog(lane, adapter)
+        for backend, adapter in zip(bench.tiers.backends, self.adapters, strict=True):
+            assert bench.tiers.loads.in_flight(backend) == (0, 0)
+            self._check_catalog(backend, adapter)
 
-    def _check_catalog(self, lane: Lane, adapter: Rough) -> None:
+    def _check_catalog(self, backend: Backend, adapter: Rough) -> None:
         """It names what the backend has, but for what was lost behind its back."""
-        catalog, tag = lane.catalog, lane.epoch.tag or ""
+        catalog, tag = backend.catalog, backend.epoch.tag or ""
         known = {name._replace(epoch=tag): catalog.size(name) for name in catalog.names()}
         assert catalog.used_bytes == sum(known.values())
         spoiled = adapter.spoiled
@@ -274,14 +276,14 @@ class Walk:
         bench.l1.clear(force=True)
         for number in range(NUMBERS):
             names = [
-                ObjectName(space_name(SPACE), hash_of(number), lane.epoch.tag or "")
-                for lane in bench.tiers.lanes
+                ObjectName(space_name(SPACE), hash_of(number), backend.epoch.tag or "")
+                for backend in bench.tiers.backends
             ]
             whole = any(
                 name in adapter.records and name not in adapter.spoiled
                 for name, adapter in zip(names, self.adapters, strict=True)
             )
-            bench.run_until(lambda: all(x.reads.allows() for x in bench.tiers.lanes))
+            bench.run_until(lambda: all(x.reads.allows() for x in bench.tiers.backends))
             hits = bench.lookup(number)
             assert hits == 1 if whole else hits in (0, 1)
             bench.l1.clear(force=False)

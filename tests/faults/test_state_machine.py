@@ -261,7 +261,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def reservations_expire(self) -> None:
-        self.node.service._slots.expire(float("inf"))
+        self.node.service._engine_driven.expire(float("inf"))
 
     # --- Lookups and loads ---
 
@@ -363,8 +363,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def calls_are_overdue(self) -> None:
-        for lane in self.bench.tiers.lanes:
-            lane.tick(time.monotonic() + 1000)
+        for backend in self.bench.tiers.backends:
+            backend.tick(time.monotonic() + 1000)
 
     @rule(seconds=st.sampled_from([7.0, 40.0]))
     def time_passes(self, seconds: float) -> None:

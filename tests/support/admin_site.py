@@ -215,7 +215,7 @@ class Prefetches:
         return job
 
 
-class History:
+class Samples:
     """Three rows of one column."""
 
     def since(self, taken: int) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class Service:
         self.l2: list[dict[str, Any]] = []
         self.objects = Objects()
         self.prefetches = Prefetches()
-        self.history = History()
+        self.samples = Samples()
 
     def health(self) -> str | None:
         return self.reason

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sidecar.tiers.adapters.files import FilesSettings
+from sidecar.tiers.adapters.fs import FilesSettings
 from sidecar.tiers.names import ObjectName
 
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidecar.engines.cuda.files import CannotMove, MoveFailed
+from sidecar.engines.cuda.file_mover import CannotMove, MoveFailed
 
 SLOW_SECONDS = 0.2
 

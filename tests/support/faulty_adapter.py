@@ -16,7 +16,7 @@ from msgspec import Meta, field
 from sidecar.tiers.base import Adapter, Bytes, Found, Missing, NoSpace, TierError
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.settings import AdapterSettings, NotNegative, Ratio
-from sidecar.tiers.table import parse
+from sidecar.tiers.types import parse
 
 log = logging.getLogger(__name__)
 FAULTY = "tests.support.faulty_adapter:FaultInjectSettings"  # as --l2-adapter names it

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import xxhash
 
-from sidecar.gds.entry import FileEntry
+from sidecar.gds.file_entry import FileEntry
 from sidecar.telemetry.spans import NO_SPAN
-from sidecar.tiers.adapters.files import DirectIO
+from sidecar.tiers.adapters.fs import DirectIO
 from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
@@ -54,7 +54,7 @@ class Site:
             self.bench.start()
         assert self.bench.gds is not None and self.bench.gds.stores is not None
         self.stores = self.bench.gds.stores
-        (self.lane,) = self.bench.tiers.lanes
+        (self.backend,) = self.bench.tiers.backends
 
     def claim(self, number: int) -> FileEntry | None:
         """A new object to store, None if it has to go through the L1."""
@@ -89,13 +89,13 @@ class Site:
         self.bench.run_until(happened)
 
     def has(self, number: int) -> bool:
-        return ObjectName(space_name(SPACE), hash_of(number)) in self.lane.catalog
+        return ObjectName(space_name(SPACE), hash_of(number)) in self.backend.catalog
 
     def expect_nothing_left(self) -> None:
         """No store is on its way, and no file of one."""
         temp = self.folder / ".tmp"
         self.turn_until(lambda: not list(temp.iterdir()))
-        assert len(self.stores) == self.lane.catalog.reserved == 0
+        assert len(self.stores) == self.backend.catalog.reserved == 0
 
     def counted(self, reason: str) -> int:
         return self.bench.count("l2_dropped_objects", reason)

@@ -17,8 +17,8 @@ import numpy as np
 from sidecar.config import Config
 from sidecar.engines.attachments import Attachments
 from sidecar.engines.groups import KVGroup, WorkerLayout
-from sidecar.engines.memory import ChunkCopy
 from sidecar.engines.registry import Instance, Registry
+from sidecar.engines.worker_memory import ChunkCopy
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
 from sidecar.handlers.refusals import Refusals

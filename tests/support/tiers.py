@@ -25,16 +25,16 @@ from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, TierError, batches
 from sidecar.tiers.bypass import Source
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.pipeline import Policy, Surroundings, Tiers
 from sidecar.tiers.prefetch import Prefetch, Want
 from sidecar.tiers.record import HEADER_BYTES
 from sidecar.tiers.settings import AdapterSettings, GpuMover
+from sidecar.tiers.tiers import ServerHooks, TierOptions, Tiers
 
 PAGE = 4096
 OBJECT_BYTES = 2 * PAGE
 DEADLINE = 30.0
 SPACE = SpaceKey("model", 1, 0, "", bytes(16))
-DEFAULTS = Policy(
+DEFAULTS = TierOptions(
     skip_l1=False,
     retain=False,
     max_in_flight=8,
@@ -140,7 +140,7 @@ class Bench:
         self,
         *adapters: Adapter,
         slots: int = 16,
-        policy: Policy = DEFAULTS,
+        policy: TierOptions = DEFAULTS,
         settings: dict[str, object] | None = None,
         eviction: str = "LRU",
     ) -> None:
@@ -156,7 +156,7 @@ class Bench:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.flows = Flows(self.later)
-        around = Surroundings(
+        around = ServerHooks(
             self.post, self.later, self.flows, lambda: self.busy, lambda: float(self.busy)
         )
         given = [
@@ -178,8 +178,10 @@ class Bench:
     def start(self) -> Bench:
         """Scan, and wait until that is done."""
         self.tiers.start()
-        self.run_until(lambda: all(lane.scanned or lane.must_ask for lane in self.tiers.lanes))
-        self.run_until(lambda: all(x.scanned or x.adapter.shared for x in self.tiers.lanes))
+        self.run_until(
+            lambda: all(backend.scanned or backend.must_ask for backend in self.tiers.backends)
+        )
+        self.run_until(lambda: all(x.scanned or x.adapter.shared for x in self.tiers.backends))
         return self
 
     def store(self, *numbers: int, space: SpaceKey = SPACE) -> list[Entry]:

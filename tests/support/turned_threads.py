@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from sidecar.tiers.base import TierError
-from sidecar.tiers.workers import Workers
+from sidecar.tiers.threads import Workers
 
 Done = Callable[[Any, TierError | None], None]
 

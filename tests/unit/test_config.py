@@ -10,7 +10,7 @@ from sidecar.config import Config, ConfigError, load
 from sidecar.config.options import OPTIONS, flag, variable
 from sidecar.config.show import as_yaml, by_group
 from sidecar.config.values import AdapterSpec
-from sidecar.tiers.adapters.files import FilesSettings
+from sidecar.tiers.adapters.fs import FilesSettings
 
 SIZE = ["--l1-size-gb", "1"]
 

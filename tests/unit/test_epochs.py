@@ -27,7 +27,7 @@ def _always_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sidecar:
-    """The epochs of one process, and the few lines of a lane that change them."""
+    """The epochs of one process, and the few lines of a backend that change them."""
 
     def __init__(self, memory: Memory) -> None:
         self.marks = Marks(memory, "memory")
@@ -42,7 +42,7 @@ class Sidecar:
         self.epoch = epoch
 
     def adopting(self, call: Callable[[], object]) -> object:
-        """What `call` returns, None if it fails; as a lane does, it follows others."""
+        """What `call` returns, None if it fails; as a backend does, it follows others."""
         try:
             return call()
         except Replaced:

@@ -19,7 +19,7 @@ import pytest
 
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.file_io import DirectIO
-from sidecar.tiers.adapters.files import FilesSettings
+from sidecar.tiers.adapters.fs import FilesSettings
 from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.base import (
     Adapter,
@@ -111,7 +111,7 @@ def test_a_killed_owner_leaves_no_lock_and_its_unfinished_files_go(
 ) -> None:
     code = f"""
 import mmap, os, signal, numpy as np, msgspec
-from sidecar.tiers.adapters.files import FilesSettings
+from sidecar.tiers.adapters.fs import FilesSettings
 from sidecar.tiers.names import ObjectName
 from tests.support.disks import MIB, SPACE, files_below, mounted, name, settings
 arena = np.frombuffer(mmap.mmap(-1, 1 << 20), np.uint8)

@@ -10,8 +10,8 @@ import xxhash
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.leases import Lookup
-from sidecar.gds.entry import FileEntry
-from sidecar.gds.reads import FileReads
+from sidecar.gds.file_entry import FileEntry
+from sidecar.gds.file_reads import FileReads
 from sidecar.tiers.adapters.file_io import DirectIO
 from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.base import Corrupt
@@ -88,11 +88,11 @@ def test_a_lookup_reads_headers_only(bench: Bench, tmp_path: Path) -> None:
         assert data == bytes([number]) * OBJECT_BYTES
         assert digest == xxhash.xxh3_128_digest(data)
         assert promised(bench, lookup, number, *range(1, number)) is entry
-    assert bench.tiers.loads.in_flight(bench.tiers.lanes[0]) == (0, 0)
+    assert bench.tiers.loads.in_flight(bench.tiers.backends[0]) == (0, 0)
     bench.leases.end(lookup)
     assert reads(bench).held == bench.leases.live == 0
     assert promised(bench, lookup, 1) is None
-    assert not bench.tiers.lanes[0].busy()
+    assert not bench.tiers.backends[0].busy()
 
 
 def test_what_the_l1_has_is_not_read(bench: Bench) -> None:
@@ -129,7 +129,7 @@ def test_a_flipped_byte_of_a_header_is_a_miss(bench: Bench, tmp_path: Path, plac
 def test_a_file_that_is_gone_or_cut_is_a_miss(bench: Bench, tmp_path: Path) -> None:
     path_of(tmp_path, 1).unlink()
     assert look_up(bench, 1)[0] == 0
-    catalog = bench.tiers.lanes[0].catalog
+    catalog = bench.tiers.backends[0].catalog
     assert ObjectName(space_name(SPACE), hash_of(1)) not in catalog
     with path_of(tmp_path, 2).open("r+b") as file:
         file.truncate(RECORD_BYTES - 4096)
@@ -193,8 +193,8 @@ def test_headers_that_nobody_waits_for_are_not_read(
     lookup = bench.begin("r", *numbers, source=reads(bench))
     bench.leases.end(lookup)
     gate.set()
-    bench.run_until(lambda: not bench.tiers.lanes[0].busy())
-    assert len(read) <= bench.tiers.lanes[0].read_slots < len(entries)
+    bench.run_until(lambda: not bench.tiers.backends[0].busy())
+    assert len(read) <= bench.tiers.backends[0].read_slots < len(entries)
 
 
 def test_what_an_old_header_says_is_not_held_against_a_new_file(
@@ -206,7 +206,7 @@ def test_what_an_old_header_says_is_not_held_against_a_new_file(
 
     monkeypatch.setattr(MovedFiles, "peek", late)
     bench.begin("r", 1, source=reads(bench))
-    bench.tiers.lanes[0].catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
+    bench.tiers.backends[0].catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
     bench.store(1)
     bench.settle()
     gate.set()
@@ -217,7 +217,7 @@ def test_what_an_old_header_says_is_not_held_against_a_new_file(
 
 def test_what_is_deleted_is_not_found_though_somebody_holds_it(bench: Bench) -> None:
     _, lookup = look_up(bench, 1)
-    bench.tiers.lanes[0].delete([ObjectName(space_name(SPACE), hash_of(1))])
+    bench.tiers.backends[0].delete([ObjectName(space_name(SPACE), hash_of(1))])
     assert look_up(bench, 1)[0] == 0
     bench.leases.end(lookup)
 
@@ -264,7 +264,7 @@ def test_a_clear_overtakes_a_header(bench: Bench, gate: threading.Event) -> None
     bench.tiers.clear()
     bench.run_until(lambda: bench.results == {"r": 0})
     gate.set()
-    bench.run_until(lambda: not bench.tiers.lanes[0].busy())
+    bench.run_until(lambda: not bench.tiers.backends[0].busy())
     assert promised(bench, lookup, 1) is None and reads(bench).held == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache.entry import Entry
-from sidecar.tiers.adapters.files import DirectIO
+from sidecar.tiers.adapters.fs import DirectIO
 from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.names import ObjectName, space_name
 from sidecar.tiers.record import HEADER_BYTES
@@ -23,7 +23,7 @@ def site(tmp_path: Path) -> Site:
 
 def test_what_is_published_is_an_object_like_any_other(site: Site, tmp_path: Path) -> None:
     entries = site.begin(1, 2)
-    assert not site.has(1) and site.lane.catalog.reserved == 2 * RECORD_BYTES
+    assert not site.has(1) and site.backend.catalog.reserved == 2 * RECORD_BYTES
     for entry in entries:
         assert entry.file is not None and entry.file.offset == HEADER_BYTES
         assert os.stat(entry.file.path).st_size == RECORD_BYTES
@@ -52,7 +52,7 @@ def test_what_is_there_or_on_its_way_is_not_stored_again(site: Site) -> None:
     site.stores.publish([entry])
     site.turn_until(lambda: site.has(1))
     assert site.stores.claim(SPACE, hash_of(1), OBJECT_BYTES) == (None, False)
-    site.lane.catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
+    site.backend.catalog.distrust(ObjectName(space_name(SPACE), hash_of(1)))
     site.store(1)
     assert site.bench.lookup(1) == 1
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidecar.engines.cuda import file_lane, files, object_buffers
+from sidecar.engines.cuda import file_lane, file_mover, object_buffers
 from sidecar.engines.cuda import lane as lane_module
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, DriverError
 from sidecar.engines.cuda.file_lane import file_lanes
-from sidecar.engines.cuda.files import CannotMove, FileMover
+from sidecar.engines.cuda.file_mover import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Stuck, Transfer
 from sidecar.engines.cuda.mapped_worker import MappedWorker, ObjectRuns
 from sidecar.engines.cuda.mappings import Mappings
@@ -284,10 +284,10 @@ def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "open", without_direct)
     (tmp_path / "file").write_bytes(b"bytes")
-    with os.fdopen(files._open(str(tmp_path / "file"), False), "rb") as file:
+    with os.fdopen(file_mover._open(str(tmp_path / "file"), False), "rb") as file:
         assert file.read() == b"bytes"
     with pytest.raises(FileNotFoundError):
-        files._open(str(tmp_path / "gone"), False)
+        file_mover._open(str(tmp_path / "gone"), False)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link"])

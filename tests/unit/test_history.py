@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.handlers.history import History
+from sidecar.handlers.samples import Samples
 from sidecar.telemetry import Telemetry
 
 KEPT = 300
@@ -19,7 +19,7 @@ class Clock:
         self.telemetry = Telemetry()
         self.l1 = SimpleNamespace(used_bytes=0)
         self.catalog = SimpleNamespace(used_bytes=7)
-        self.tiers = SimpleNamespace(lanes=[SimpleNamespace(catalog=self.catalog)] * 2)
+        self.tiers = SimpleNamespace(backends=[SimpleNamespace(catalog=self.catalog)] * 2)
 
     def now(self) -> float:
         return self.time
@@ -35,12 +35,12 @@ def rows(reply: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def test_there_is_a_row_to_count_from_at_once(core: Any) -> None:
-    (row,) = rows(History(core).since(0))
+    (row,) = rows(Samples(core).since(0))
     assert (row["age"], row["lookups"], row["l2_used_bytes"]) == (0.0, 0, 14)
 
 
 def test_counters_are_summed_over_their_labels(core: Any) -> None:
-    made, telemetry = History(core), core.telemetry
+    made, telemetry = Samples(core), core.telemetry
     telemetry.lookups_requests.add(1, "a", "")
     telemetry.lookups_requests.add(2, "b", "salt")
     telemetry.transfer_bytes.add(10, "store", "cpu")
@@ -57,7 +57,7 @@ def test_counters_are_summed_over_their_labels(core: Any) -> None:
 
 
 def test_only_rows_that_are_new(core: Any) -> None:
-    made = History(core)
+    made = Samples(core)
     for _ in range(4):
         core.time += 3
         made.sample()
@@ -67,7 +67,7 @@ def test_only_rows_that_are_new(core: Any) -> None:
 
 
 def test_it_forgets_the_oldest(core: Any) -> None:
-    made = History(core)
+    made = Samples(core)
     for _ in range(2 * KEPT):
         core.time += 3
         made.sample()

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from sidecar.tiers.adapters.nixl import NixlSettings
+from sidecar.tiers.adapters.nixl_store import NixlSettings
 from sidecar.tiers.base import (
     Adapter,
     AdapterUnusable,

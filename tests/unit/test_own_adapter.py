@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.config import ConfigError, load
-from sidecar.tiers.pipeline import labels
+from sidecar.tiers.tiers import labels
 from tests.support.tiers import Bench, Memory
 
 PACKAGE = '''

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.file_io import DirectIO
-from sidecar.tiers.base import AdapterUnusable, Moved, TierError
+from sidecar.tiers.base import AdapterUnusable, Relocated, TierError
 from tests.support.disks import MIB, name, records
 from tests.support.tiers import Bench, page_aligned
 
@@ -38,11 +38,11 @@ def bench_over(base: Path, **settings: Any) -> Bench:
 
 def stored(bench: Bench, number: int) -> None:
     """Also where the first try finds that the directory is another one."""
-    (lane,) = bench.tiers.lanes
+    (backend,) = bench.tiers.backends
 
     def kept() -> bool:
         if not bench.tiers.writes.objects:
-            if len(lane.catalog):
+            if len(backend.catalog):
                 return True
             bench.l1.clear(force=True)
             bench.store(number)
@@ -54,13 +54,13 @@ def stored(bench: Bench, number: int) -> None:
 def test_another_mount_for_a_moment(tmp_path: Path) -> None:
     """What was there is there again when it is gone, found and counted, without a restart."""
     bench = bench_over(tmp_path, max_capacity_gb=1)
-    (lane,) = bench.tiers.lanes
+    (backend,) = bench.tiers.backends
     bench.store(1, 2)
     bench.settle()
     with mounted_over(tmp_path):
         bench.l1.clear(force=True)
         assert bench.lookup(1, 2) == 0
-        bench.run_until(lambda: lane.scanned and not len(lane.catalog))
+        bench.run_until(lambda: backend.scanned and not len(backend.catalog))
         stored(bench, 3)
         bench.l1.clear(force=True)
         assert [bench.lookup(3), bench.lookup(1)] == [1, 0]
@@ -68,8 +68,8 @@ def test_another_mount_for_a_moment(tmp_path: Path) -> None:
     assert len(records(tmp_path)) == 2
     bench.l1.clear(force=True)
     bench.run_ticking(lambda: bench.lookup(1, 2) == 2)
-    bench.run_until(lambda: lane.scanned and len(lane.catalog) == 2)
-    assert lane.catalog.used_bytes == 2 * RECORD_BYTES
+    bench.run_until(lambda: backend.scanned and len(backend.catalog) == 2)
+    assert backend.catalog.used_bytes == 2 * RECORD_BYTES
     assert bench.lookup(3) == 0
 
 
@@ -132,7 +132,7 @@ def test_a_place_that_another_server_has_taken_is_not_used(tmp_path: Path) -> No
         with pytest.raises(TierError, match="in use by another"):
             call()
     other.close()
-    with pytest.raises(Moved):
+    with pytest.raises(Relocated):
         files.find([name(3)])
     assert files.find([name(1)]) == [8192]
     files.close()
@@ -145,15 +145,15 @@ def test_what_is_done_in_the_new_place_is_no_matter_of_the_old_clear(tmp_path: P
     bench.settle()
     bench.l1.clear(force=True)
     bench.tiers.clear()
-    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
+    bench.run_until(lambda: not bench.tiers.backends[0].clearing)
     with mounted_over(tmp_path):
         stored(bench, 1)
         bench.l1.clear(force=True)
         assert bench.lookup(1) == 1
-    lane = bench.tiers.lanes[0]
-    there = lane.epoch
+    backend = bench.tiers.backends[0]
+    there = backend.epoch
     bench.l1.clear(force=True)
-    bench.run_ticking(lambda: lane.epoch is not there)
+    bench.run_ticking(lambda: backend.epoch is not there)
     assert bench.lookup(1) == 0
-    bench.run_until(lambda: lane.scanned)
+    bench.run_until(lambda: backend.scanned)
     assert bench.lookup(1) == 0

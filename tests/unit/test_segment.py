@@ -16,7 +16,7 @@ from sidecar.cache import segment as segment_module
 from sidecar.cache.arena import Arena
 from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
-from sidecar.engines.mapping import MappedSegments, SegmentRefused
+from sidecar.engines.host_segments import MappedSegments, SegmentRefused
 from tests.support.disks import mounted
 from tests.support.server import wait_until
 

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar import shared_libraries
 from sidecar.commands.doctor import libraries
-from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.base import AdapterUnusable
 from tests.support.doctor import CURRENT, around
 

@@ -19,7 +19,7 @@ from sidecar.tiers.adapters.resp import RespSettings
 from sidecar.tiers.adapters.s3 import Place, S3Settings
 from sidecar.tiers.base import Adapter, AdapterUnusable, Missing, NoSpace, TierError
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.table import parse
+from sidecar.tiers.types import parse
 from tests.support.faulty_adapter import FAULTY
 from tests.support.mock_adapter import MOCK
 
@@ -195,7 +195,7 @@ def test_a_missing_library_says_what_to_install(
     """In a process of its own: the settings are read without it."""
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        "from sidecar.tiers.table import parse; from sidecar.tiers.base import AdapterUnusable\n"
+        "from sidecar.tiers.types import parse; from sidecar.tiers.base import AdapterUnusable\n"
         f"settings = parse({spec!r})[0]\n"
         "try: settings.build()\n"
         "except AdapterUnusable as error: print(error)\n"

@@ -59,7 +59,7 @@ def test_a_new_server_finds_what_the_old_one_kept() -> None:
     old.store(1, 2, 3)
     old.settle()
     new = Bench(memory).start()
-    assert new.tiers.lanes[0].catalog.used_bytes == 3 * RECORD_BYTES
+    assert new.tiers.backends[0].catalog.used_bytes == 3 * RECORD_BYTES
     assert new.lookup(1, 2, 3, 4) == 3
     assert new.count("l2_prefetch_load_completed_chunks") == 3
 
@@ -73,7 +73,7 @@ def test_hits_while_the_scan_is_under_way() -> None:
     new = Bench(memory)
     new.tiers.start()
     assert new.lookup(1, 2) == 2
-    assert not new.tiers.lanes[0].scanned
+    assert not new.tiers.backends[0].scanned
     scanning.set()
 
 
@@ -210,7 +210,7 @@ def test_a_failing_backend_is_cut_off_and_tried_again(monkeypatch: pytest.Monkey
     old.settle()
     bench = Bench(memory).start()
     memory.before = failing("load", TierError("EIO"))
-    while bench.tiers.lanes[0].reads.state == "closed":
+    while bench.tiers.backends[0].reads.state == "closed":
         assert bench.lookup(*range(1, 10)) == 0
     calls = len(memory.calls)
     assert bench.lookup(*range(1, 10)) == 0
@@ -219,7 +219,7 @@ def test_a_failing_backend_is_cut_off_and_tried_again(monkeypatch: pytest.Monkey
     assert bench.count("l2_breaker_opened", "load") == 1
     memory.before = lambda op, _: None
     bench.run_until(lambda: bench.lookup(1) == 1)
-    assert bench.tiers.lanes[0].reads.state == "closed"
+    assert bench.tiers.backends[0].reads.state == "closed"
 
 
 def test_a_call_that_hangs_is_not_waited_for_again() -> None:
@@ -231,10 +231,10 @@ def test_a_call_that_hangs_is_not_waited_for_again() -> None:
     settings = {"num_workers": 4, "timeout_seconds": 0.1}
     policy = replace(DEFAULTS, timeout_seconds=0.5)
     bench = Bench(memory, settings=settings, policy=policy).start()
-    lane = bench.tiers.lanes[0]
+    backend = bench.tiers.backends[0]
     assert bench.lookup(*range(1, 9)) == 0
     bench.tick()
-    assert lane.reads.state == "open"
+    assert backend.reads.state == "open"
     assert bench.count("l2_timeouts") >= 3
     deadlines = bench.count("l2_prefetch_deadline_requests")
     assert bench.lookup(*range(1, 9)) == 0
@@ -301,7 +301,7 @@ def test_a_failed_store_is_not_found() -> None:
     bench.l1.discard(entry)
     assert bench.lookup(1) == 0
     assert bench.count("l2_dropped_objects", "error") == 1
-    assert bench.tiers.lanes[0].catalog.used_bytes == 0
+    assert bench.tiers.backends[0].catalog.used_bytes == 0
 
 
 def test_capacity_is_kept_by_giving_up_the_oldest() -> None:
@@ -315,7 +315,7 @@ def test_capacity_is_kept_by_giving_up_the_oldest() -> None:
     # Of one prompt the tail goes first: without its head nothing of it is a hit.
     bench.run_until(lambda: set(memory.records) == {name(n) for n in (1, 2, 5, 6)})
     assert bench.count("l2_evicted_objects_chunks") == 2
-    assert bench.tiers.lanes[0].catalog.used_bytes == 4 * RECORD_BYTES
+    assert bench.tiers.backends[0].catalog.used_bytes == 4 * RECORD_BYTES
 
 
 def test_the_oldest_is_what_was_loaded_longest_ago() -> None:
@@ -334,7 +334,7 @@ def test_the_oldest_is_what_was_loaded_longest_ago() -> None:
 
 def test_the_head_of_what_was_stored_or_loaded_together_outlives_its_tail() -> None:
     bench = Bench(Memory()).start()
-    catalog = bench.tiers.lanes[0].catalog
+    catalog = bench.tiers.backends[0].catalog
     entries = bench.store(1, 2, 3)
     bench.settle()
     assert catalog.names() == [name(n) for n in (3, 2, 1)]
@@ -354,7 +354,7 @@ def test_after_a_restart_the_order_of_use_is_kept() -> None:
     memory.used_at = {name(1): 40.0, name(2): 10.0, name(3): 30.0, name(4): 20.0}
     settings = {"max_capacity_gb": 4 * RECORD_BYTES / 2**30}
     bench = Bench(memory, settings=settings).start()
-    assert bench.tiers.lanes[0].catalog.names() == [name(n) for n in (2, 4, 3, 1)]
+    assert bench.tiers.backends[0].catalog.names() == [name(n) for n in (2, 4, 3, 1)]
     bench.store(5, 6)
     bench.settle()
     bench.run_until(lambda: set(memory.records) == {name(n) for n in (1, 3, 5, 6)})
@@ -370,7 +370,7 @@ def test_nothing_is_written_before_it_is_known_how_full_it_is() -> None:
         bench._turn()
     assert not memory.records
     gate.set()
-    bench.run_until(lambda: bench.tiers.lanes[0].scanned)
+    bench.run_until(lambda: bench.tiers.backends[0].scanned)
     bench.tick()
     bench.settle()
     assert memory.records
@@ -388,7 +388,7 @@ def test_a_full_backend_drops_the_store_and_gives_way() -> None:
     # So far that the next stores fit, the oldest first.
     bench.run_until(lambda: set(memory.records) == {name(10), name(11)})
     assert bench.count("l2_dropped_objects", "no_space") == 1
-    assert bench.tiers.lanes[0].writes.state == "closed"
+    assert bench.tiers.backends[0].writes.state == "closed"
     memory.before = lambda op, _: None
     bench.store(4)
     bench.settle()
@@ -545,7 +545,7 @@ def test_a_clear_is_at_once_and_spares_what_comes_after(monkeypatch: pytest.Monk
     bench.store(*range(1, 9))
     bench.settle()
     memory.before = on("delete", lambda: gate.wait(20) or None)
-    catalog = bench.tiers.lanes[0].catalog
+    catalog = bench.tiers.backends[0].catalog
     for stored in ([1, 8, 9], [2, 7, 10]):
         bench.l1.clear(force=True)
         bench.tiers.clear()
@@ -554,7 +554,7 @@ def test_a_clear_is_at_once_and_spares_what_comes_after(monkeypatch: pytest.Monk
         bench.store(*stored)
     gate.set()
     bench.settle()
-    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
+    bench.run_until(lambda: not bench.tiers.backends[0].clearing)
     assert {name.hash for name in memory.records} == {hash_of(number) for number in stored}
     assert catalog.used_bytes == sum(map(len, memory.records.values()))
     bench.l1.clear(force=True)
@@ -589,7 +589,7 @@ def test_a_clear_reaches_what_is_shared() -> None:
     bench.l1.clear(force=True)
     bench.tiers.clear()
     assert [bench.lookup(1), bench.lookup(2)] == [0, 0]
-    bench.run_until(lambda: not bench.tiers.lanes[0].clearing)
+    bench.run_until(lambda: not bench.tiers.backends[0].clearing)
     assert not memory.records
 
 
@@ -663,19 +663,19 @@ def test_a_probe_that_cannot_begin_is_a_failure_and_no_wait(
     memory.before = on("load", lambda: gate.wait(60) or None)
     policy = replace(DEFAULTS, timeout_seconds=0.5)
     bench = Bench(memory, settings={"num_workers": 2, "timeout_seconds": 0.1}, policy=policy)
-    lane = bench.start().tiers.lanes[0]
+    backend = bench.start().tiers.backends[0]
 
     assert bench.lookup(*range(1, 9)) == 0
     stuck = 2
     bench.run_ticking(lambda: bench.l1.used_bytes == stuck * RECORD_BYTES)
     for _ in range(3):
-        bench.run_ticking(lane.reads.allows)
+        bench.run_ticking(backend.reads.allows)
         assert bench.lookup(8) == 0
-        bench.run_ticking(lambda: lane.reads.state == "open")
-    assert "stuck" in lane.reads.last_failure
+        bench.run_ticking(lambda: backend.reads.state == "open")
+    assert "stuck" in backend.reads.last_failure
     assert bench.l1.used_bytes == stuck * RECORD_BYTES
     gate.set()
-    bench.run_ticking(lambda: lane.reads.allows() and bench.lookup(*range(1, 9)) == 8)
+    bench.run_ticking(lambda: backend.reads.allows() and bench.lookup(*range(1, 9)) == 8)
 
 
 def test_a_load_that_lets_the_next_one_evict_it_is_no_slot_of_two() -> None:
@@ -707,23 +707,23 @@ def test_a_backend_that_refuses_to_delete_is_not_cut_off_for_stores() -> None:
     bench.store(1, 2, 3)
     bench.settle()
     memory.before = failing("delete", TierError("http_403"))
-    (lane,) = bench.tiers.lanes
+    (backend,) = bench.tiers.backends
     for number in range(4, 12):
         bench.store(number)
         bench.settle()
-        bench.run_until(lambda: not lane._calls)
-    bench.run_ticking(lambda: lane.deletes.state == "open")
-    assert lane.writes.state == "closed"
+        bench.run_until(lambda: not backend._calls)
+    bench.run_ticking(lambda: backend.deletes.state == "open")
+    assert backend.writes.state == "closed"
     assert bench.count("l2_breaker_opened", "store") == 0
     assert len(memory.records) <= 5  # one is written while the first eviction fails
-    assert lane.catalog.used_bytes == len(memory.records) * RECORD_BYTES
+    assert backend.catalog.used_bytes == len(memory.records) * RECORD_BYTES
     assert bench.count("l2_dropped_objects", "capacity") >= 6
 
 
 def deleted(bench: Bench, *numbers: int) -> tuple[int, int]:
-    """How many of these the first lane has removed, and how many it has not."""
+    """How many of these the first backend has removed, and how many it has not."""
     told: list[tuple[int, int]] = []
-    bench.tiers.delete(bench.tiers.lanes[0], [name(n) for n in numbers], told.append)
+    bench.tiers.delete(bench.tiers.backends[0], [name(n) for n in numbers], told.append)
     bench.run_ticking(lambda: told)
     return told[0]
 
@@ -761,7 +761,7 @@ def test_what_is_being_written_is_deleted_after_that() -> None:
     bench.store(1)
     bench.run_until(lambda: "store" in memory.calls)
     told: list[tuple[int, int]] = []
-    bench.tiers.delete(bench.tiers.lanes[0], [name(1)], told.append)
+    bench.tiers.delete(bench.tiers.backends[0], [name(1)], told.append)
     gate.set()
     bench.run_until(lambda: told)
     assert told == [(1, 0)] and not memory.records
@@ -777,7 +777,7 @@ def test_that_the_mark_can_be_read_says_nothing_of_records(
     old.store(1, 2, 3)
     old.settle()
     bench, reads = Bench(memory).start(), []
-    lane = bench.tiers.lanes[0]
+    backend = bench.tiers.backends[0]
 
     def before(op: str, _: ObjectName | None) -> None:
         reads.append(op)
@@ -785,11 +785,11 @@ def test_that_the_mark_can_be_read_says_nothing_of_records(
             raise TierError("EIO")
 
     memory.before = before
-    while lane.reads.state == "closed":
+    while backend.reads.state == "closed":
         assert bench.lookup(1, 2, 3) == 0
     reads.clear()
     bench.run_ticking(lambda: reads.count("read_mark") > 5)
-    assert lane.reads.state != "closed"
+    assert backend.reads.state != "closed"
 
 
 def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -797,19 +797,19 @@ def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)
     memory = Memory(shared=True)
     benches = [Bench(memory).start() for _ in range(2)]
-    lanes = [bench.tiers.lanes[0] for bench in benches]
+    backends = [bench.tiers.backends[0] for bench in benches]
     for number, bench in enumerate(benches):
         bench.store(number)
         bench.settle()
     for bench in benches:
         bench.l1.clear(force=True)
         bench.tiers.clear()
-    while {lane.epoch.tag for lane in lanes} != {memory.mark}:
+    while {backend.epoch.tag for backend in backends} != {memory.mark}:
         for bench in benches:
             bench.tick()
             assert bench.lookup(0, 1) == 0
     assert [bench.lookup(0, 1) for bench in benches] == [0, 0]
-    assert not any(lane.marking.unmarked for lane in lanes)
+    assert not any(backend.marking.unmarked for backend in backends)
     benches[0].store(5)
     benches[0].settle()
     assert benches[1].lookup(5) == 1
@@ -828,8 +828,8 @@ def test_what_others_have_cleared_is_kept_for_whom_it_was_promised(
     promised = second.begin("promised", 1)
     second.run_until(lambda: second.results.get("promised") == 1)
     first.tiers.clear()
-    first.run_until(lambda: not first.tiers.lanes[0].marking.unmarked)
-    second.run_ticking(lambda: second.tiers.lanes[0].epoch.tag == memory.mark)
+    first.run_until(lambda: not first.tiers.backends[0].marking.unmarked)
+    second.run_ticking(lambda: second.tiers.backends[0].epoch.tag == memory.mark)
     assert second.lookup(1) == 0 and second.l1.used_bytes
     (kept,) = second.leases.promised("promised", promised.scope, [hash_of(1)], range(1), SPACE)
     assert kept is promised.objects[0][0][0] and kept.state is State.PROMISED

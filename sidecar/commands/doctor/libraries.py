@@ -7,7 +7,7 @@ from connectors.versions import Installed
 from sidecar import nixl, shared_libraries
 from sidecar.commands.doctor.finding import Finding, problem
 from sidecar.commands.doctor.surroundings import Surroundings
-from sidecar.tiers.adapters.nixl import NixlSettings
+from sidecar.tiers.adapters.nixl_store import NixlSettings
 from sidecar.tiers.base import AdapterUnusable
 from sidecar.tiers.settings import AdapterSettings
 

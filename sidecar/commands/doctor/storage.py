@@ -13,8 +13,8 @@ from pathlib import Path
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.output import amount
-from sidecar.tiers.adapters.files import DirectorySettings
-from sidecar.tiers.adapters.nixl import NixlSettings
+from sidecar.tiers.adapters.fs import DirectorySettings
+from sidecar.tiers.adapters.nixl_store import NixlSettings
 
 _PAGE = 4096
 _SETUP_IO_URING = 425  # of the system call, on every architecture

@@ -20,7 +20,7 @@ from sidecar.engines.cuda.calibration import Calibration
 from sidecar.engines.cuda.driver import Driver, DriverError
 from sidecar.engines.cuda.events import BadEvent, Event, open_event, timeline_memory
 from sidecar.engines.cuda.file_lane import FileLane, file_lanes
-from sidecar.engines.cuda.files import CannotMove, FileMover
+from sidecar.engines.cuda.file_mover import CannotMove, FileMover
 from sidecar.engines.cuda.lane import Lane, Portion, Transfer, Turns
 from sidecar.engines.cuda.mapped_worker import CannotMap, MappedWorker
 from sidecar.engines.cuda.mappings import HandleInUse, Mappings

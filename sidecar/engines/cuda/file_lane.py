@@ -12,7 +12,7 @@ from functools import partial
 from sidecar.engines.cuda import lane
 from sidecar.engines.cuda.digest import digest
 from sidecar.engines.cuda.driver import Driver, DriverError
-from sidecar.engines.cuda.files import CannotMove, FileMover, MoveFailed
+from sidecar.engines.cuda.file_mover import CannotMove, FileMover, MoveFailed
 from sidecar.engines.cuda.kernel_table import KernelTable
 from sidecar.engines.cuda.lane import Stuck, Transfer, Turns
 from sidecar.engines.cuda.mapped_worker import ObjectRuns

@@ -10,7 +10,7 @@ import numpy as np
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.protocol import FileObject, Move, Moved, MoveFiles, Unmap
-from sidecar.engines.memory import Blocks, ChunkCopy
+from sidecar.engines.worker_memory import Blocks, ChunkCopy
 
 log = logging.getLogger(__name__)
 

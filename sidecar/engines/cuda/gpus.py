@@ -14,7 +14,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.driver import Batches
 from sidecar.engines.cuda.gpu import Gpu
 from sidecar.engines.cuda.gpu_memory import GpuMemory, Observe
-from sidecar.engines.cuda.layout import Tensor, map_order
+from sidecar.engines.cuda.map_order import Tensor, map_order
 from sidecar.engines.cuda.protocol import OpenFiles, Populated
 from sidecar.engines.groups import WorkerLayout
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from sidecar.engines.cuda.driver import OUT_OF_MEMORY, Driver, DriverError
-from sidecar.engines.cuda.files import CannotMove, FileMover
+from sidecar.engines.cuda.file_mover import CannotMove, FileMover
 
 log = logging.getLogger(__name__)
 

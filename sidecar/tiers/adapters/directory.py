@@ -37,7 +37,7 @@ from sidecar.tiers.base import (
     Corrupt,
     Found,
     Missing,
-    Moved,
+    Relocated,
     TierError,
 )
 from sidecar.tiers.names import ObjectName, is_tag, parse_path
@@ -203,12 +203,12 @@ class Files:
                 sync_directory(directory)
 
     def _check_place(self) -> None:
-        """Raises Moved once if another place has come under the path, TierError if it cannot be
+        """Raises Relocated once if another place has come under the path, TierError if it cannot be
         used.
         """
         try:
             self._place.check()
-        except Moved:
+        except Relocated:
             self._direct = self._wanted_direct
             with os_errors():
                 try:

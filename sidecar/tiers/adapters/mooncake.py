@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.base import (
     Adapter,
     AdapterUnusable,

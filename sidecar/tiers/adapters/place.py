@@ -8,7 +8,7 @@ from threading import Lock
 
 from sidecar.cache.lockfile import is_still, lock
 from sidecar.tiers.adapters.file_io import os_errors
-from sidecar.tiers.base import AdapterUnusable, Moved, TierError
+from sidecar.tiers.base import AdapterUnusable, Relocated, TierError
 
 
 class Place:
@@ -50,8 +50,8 @@ class Place:
     def check(self) -> None:
         """Go on with what is at the path now.
 
-        Raises Moved if that is not what it was: something was mounted over it or is not any more,
-        or it was removed and has been made again. Raises TierError if it cannot be taken.
+        Raises Relocated if that is not what it was: something was mounted over it or is not any
+        more, or it was removed and has been made again. Raises TierError if it cannot be taken.
         """
         with os_errors():
             if self._is_taken():
@@ -64,7 +64,7 @@ class Place:
                 except AdapterUnusable as error:
                     raise TierError("in_use", str(error)) from None
         if not self._shared:
-            raise Moved(self._base)
+            raise Relocated(self._base)
 
     def _is_taken(self) -> bool:
         if self._shared:

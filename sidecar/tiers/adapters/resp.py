@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from msgspec import Meta
 
-from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.base import (
     Adapter,
     AdapterUnusable,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from msgspec import Meta
 
-from sidecar.tiers.adapters.libraries import library
+from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.adapters.s3_bucket import Bucket
 from sidecar.tiers.base import Adapter, AdapterUnusable
 from sidecar.tiers.settings import AdapterSettings, adapter

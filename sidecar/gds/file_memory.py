@@ -5,8 +5,8 @@ from functools import partial
 
 from sidecar.engines.cuda.gpu_memory import GpuMemory
 from sidecar.engines.cuda.protocol import FileObject, Moved
-from sidecar.engines.memory import ChunkCopy, WorkerMemory
-from sidecar.gds.entry import FileEntry
+from sidecar.engines.worker_memory import ChunkCopy, WorkerMemory
+from sidecar.gds.file_entry import FileEntry
 
 
 class FileMemory(GpuMemory):

@@ -13,10 +13,10 @@ from sidecar.cache.leases import Leases
 from sidecar.flow import Flows
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.bypass import Bypass
 from sidecar.tiers.clearing import Cleared, delete, when_cleared
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, object_name
@@ -30,7 +30,7 @@ _STOP_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class TierOptions:
     """What the flags say of L2 as a whole; see their help texts."""
 
     skip_l1: bool
@@ -42,7 +42,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ServerHooks:
     """What L2 needs of the server.
 
     `busy()` tells that workers' transfers are under way, `busy_share()` for how much of the
@@ -64,33 +64,33 @@ class Tiers:
     """
 
     def __init__(
-        self, settings: Sequence[AdapterSettings], policy: Policy, l1: L1, arena: Bytes,
-        leases: Leases, telemetry: Telemetry, around: Surroundings,
+        self, settings: Sequence[AdapterSettings], policy: TierOptions, l1: L1, arena: Bytes,
+        leases: Leases, telemetry: Telemetry, around: ServerHooks,
     ) -> None:  # fmt: skip
         """Open all adapters. Raises AdapterUnusable for the first that cannot be."""
         self._l1 = l1
         self._policy = policy
         self._later = around.later
         self.bypass: Bypass | None = None
-        self.lanes = _open(settings, arena, around, telemetry)
+        self.backends = _open(settings, arena, around, telemetry)
         self.loads = Loads(
-            l1, arena, self.lanes, telemetry, around.flows, not policy.retain, self._promote
+            l1, arena, self.backends, telemetry, around.flows, not policy.retain, self._promote
         )
         bounds = Bounds(int(policy.queue_ratio * l1.capacity), policy.queue_objects)
         self.writes = WriteBehind(
-            l1, arena, self.lanes, telemetry, bounds,
+            l1, arena, self.backends, telemetry, bounds,
             Manners(around.busy, around.busy_share), around.flows, self._kept,
         )  # fmt: skip
         self.prefetches = Prefetches(
-            l1, leases, self.loads, self.lanes, telemetry, around.later, around.flows,
+            l1, leases, self.loads, self.backends, telemetry, around.later, around.flows,
             policy.timeout_seconds, policy.max_in_flight,
         )  # fmt: skip
-        for lane in self.lanes:
-            lane.on_scanned = self.writes.pump
-            lane.on_replaced = self._replaced
-            lane.on_moved = self._forget_all
-            lane.on_kept = partial(self._kept_by, lane)
-            lane.busy = partial(self._busy, lane)
+        for backend in self.backends:
+            backend.on_scanned = self.writes.pump
+            backend.on_replaced = self._replaced
+            backend.on_relocated = self._forget_all
+            backend.on_kept = partial(self._kept_by, backend)
+            backend.busy = partial(self._busy, backend)
 
     @property
     def skip_l1(self) -> bool:
@@ -99,55 +99,55 @@ class Tiers:
 
     def start(self) -> None:
         """Begin to find out what the backends have from before."""
-        for lane in self.lanes:
-            if not lane.adapter.shared:
-                lane.start_scan(time.monotonic())
+        for backend in self.backends:
+            if not backend.adapter.shared:
+                backend.start_scan(time.monotonic())
 
     def stored(self, entries: Sequence[Entry], span: Span = NO_SPAN) -> None:
         """These were published just now, in the order of their sequence: write them down.
 
         `span` is of the request that brought them.
         """
-        if self.lanes:
+        if self.backends:
             objects = [(entry, object_name(entry.space.key, entry.hash)) for entry in entries]
-            for lane in self.lanes:
-                self.writes.offer(objects, lane, span)
+            for backend in self.backends:
+                self.writes.offer(objects, backend, span)
             self.writes.pump()
 
     def superseded(self, space: SpaceKey, chunk_hash: bytes) -> None:
         """A fuller object takes the place of this one: it is to be written where that was."""
-        for lane in self.lanes:
-            lane.catalog.distrust(object_name(space, chunk_hash))
+        for backend in self.backends:
+            backend.catalog.distrust(object_name(space, chunk_hash))
 
     def clear(self, then: Callable[[list[Cleared]], None] = lambda cleared: None) -> None:
         """Nothing that was stored before now is found any more, by anybody.
 
         `then` is told what came of it, in seconds at the most.
         """
-        for lane in self.lanes:
-            lane.clear()
-        # After the lanes: a lookup that gives up a load lets the next one begin.
+        for backend in self.backends:
+            backend.clear()
+        # After the backends: a lookup that gives up a load lets the next one begin.
         self._forget_all()
-        when_cleared(self.lanes, self._later, then)
+        when_cleared(self.backends, self._later, then)
 
     def delete(
-        self, lane: Lane, names: Sequence[ObjectName], then: Callable[[tuple[int, int]], None]
+        self, backend: Backend, names: Sequence[ObjectName], then: Callable[[tuple[int, int]], None]
     ) -> None:
-        """Remove what a lane has of these; `then(deleted, left)` in seconds at the most."""
+        """Remove what a backend has of these; `then(deleted, left)` in seconds at the most."""
 
         def found() -> None:
-            delete(lane, names, self._later, then)
+            delete(backend, names, self._later, then)
 
-        if lane.must_ask and names:
-            lane.find(names, found)
+        if backend.must_ask and names:
+            backend.find(names, found)
         else:
             found()
 
     def tick(self) -> None:
         """Once a second."""
         now = time.monotonic()
-        for lane in self.lanes:
-            lane.tick(now)
+        for backend in self.backends:
+            backend.tick(now)
         self.loads.drop_unwanted()
         self.writes.pump()
 
@@ -160,26 +160,26 @@ class Tiers:
     @property
     def draining(self) -> bool:
         """Whether something is still being written that may yet come to its end."""
-        stores = self.writes.objects or any(map(self.in_flight, self.lanes))
-        return bool(stores) and any(lane.writes.allows() for lane in self.lanes)
+        stores = self.writes.objects or any(map(self.in_flight, self.backends))
+        return bool(stores) and any(backend.writes.allows() for backend in self.backends)
 
     def close(self) -> None:
         """Let go of the backends, but for those in which a call is stuck."""
-        for lane in self.lanes:
-            lane.stop()
+        for backend in self.backends:
+            backend.stop()
         deadline = time.monotonic() + _STOP_SECONDS
-        for lane in self.lanes:
-            while not lane.stopped() and time.monotonic() < deadline:
+        for backend in self.backends:
+            while not backend.stopped() and time.monotonic() < deadline:
                 time.sleep(_STOP_POLL_SECONDS)
-            if lane.stopped():
-                lane.adapter.close()
+            if backend.stopped():
+                backend.adapter.close()
             else:
-                log.warning("L2 %s has not answered: left behind", lane.label)
+                log.warning("L2 %s has not answered: left behind", backend.label)
 
-    def in_flight(self, lane: Lane) -> int:
-        """Objects being written to a lane now."""
-        past_the_l1 = self.bypass.writing(lane) if self.bypass is not None else 0
-        return self.writes.in_flight(lane) + past_the_l1
+    def in_flight(self, backend: Backend) -> int:
+        """Objects being written to a backend now."""
+        past_the_l1 = self.bypass.writing(backend) if self.bypass is not None else 0
+        return self.writes.in_flight(backend) + past_the_l1
 
     def _replaced(self) -> None:
         """Others have cleared a backend: what came from there may be what they meant."""
@@ -192,23 +192,23 @@ class Tiers:
         if self.bypass is not None:
             self.bypass.forget_all()
 
-    def _busy(self, lane: Lane) -> set[ObjectName]:
-        """What must not be evicted from a lane now."""
-        busy = self.loads.busy(lane)
-        return busy if self.bypass is None else busy | self.bypass.busy(lane)
+    def _busy(self, backend: Backend) -> set[ObjectName]:
+        """What must not be evicted from a backend now."""
+        busy = self.loads.busy(backend)
+        return busy if self.bypass is None else busy | self.bypass.busy(backend)
 
-    def _kept_by(self, lane: Lane, name: ObjectName) -> None:
-        """A lane has stored something under `name`."""
-        self.loads.replaced(lane, name)
+    def _kept_by(self, backend: Backend, name: ObjectName) -> None:
+        """A backend has stored something under `name`."""
+        self.loads.replaced(backend, name)
         if self.bypass is not None:
-            self.bypass.kept(lane, name)
+            self.bypass.kept(backend, name)
 
-    def _promote(self, entry: Entry, lane: Lane) -> None:
+    def _promote(self, entry: Entry, backend: Backend) -> None:
         """What came from far down is kept nearer from now on."""
         objects = [(entry, object_name(entry.space.key, entry.hash))]
         if self.bypass is not None:
             self.bypass.loaded(objects[0][1])
-        for nearer in self.lanes[: lane.index]:
+        for nearer in self.backends[: backend.index]:
             self.writes.offer(objects, nearer)
         self.writes.pump()
 
@@ -218,19 +218,19 @@ class Tiers:
 
 
 def _open(
-    settings: Sequence[AdapterSettings], arena: Bytes, around: Surroundings, telemetry: Telemetry
-) -> list[Lane]:
-    lanes: list[Lane] = []
+    settings: Sequence[AdapterSettings], arena: Bytes, around: ServerHooks, telemetry: Telemetry
+) -> list[Backend]:
+    backends: list[Backend] = []
     try:
         for index, label in enumerate(labels(settings)):
             adapter = settings[index].build()
             adapter.open(arena)
-            lanes.append(Lane(index, label, settings[index], adapter, around.post, telemetry))
+            backends.append(Backend(index, label, settings[index], adapter, around.post, telemetry))
     except AdapterUnusable as error:
-        for lane in lanes:
-            lane.adapter.close()
-        raise AdapterUnusable(f"--l2-adapter {settings[len(lanes)].type}: {error}") from None
-    return lanes
+        for backend in backends:
+            backend.adapter.close()
+        raise AdapterUnusable(f"--l2-adapter {settings[len(backends)].type}: {error}") from None
+    return backends
 
 
 def labels(settings: Sequence[AdapterSettings]) -> list[str]:

@@ -12,7 +12,7 @@ _ROWS = 300
 Row = tuple[float, ...]
 
 
-class History:
+class Samples:
     """The last rows, the oldest dropped. All methods belong to the loop thread."""
 
     def __init__(self, core: Core) -> None:
@@ -51,7 +51,7 @@ class History:
 
 def _columns(core: Core) -> dict[str, Callable[[], float]]:
     """What a row holds behind the age: sums since the start, and what is in use then (bytes)."""
-    telemetry, lanes = core.telemetry, core.tiers.lanes
+    telemetry, backends = core.telemetry, core.tiers.backends
     return {
         "lookups": telemetry.lookups_requests.total,
         "requested_tokens": telemetry.lookup_requested_tokens.total,
@@ -67,5 +67,5 @@ def _columns(core: Core) -> dict[str, Callable[[], float]]:
         "l2_dropped": telemetry.l2_dropped_objects.total,
         "l2_corrupt": telemetry.l2_corrupt_objects.total,
         "l1_used_bytes": lambda: core.l1.used_bytes,
-        "l2_used_bytes": lambda: sum(lane.catalog.used_bytes for lane in lanes),
+        "l2_used_bytes": lambda: sum(backend.catalog.used_bytes for backend in backends),
     }

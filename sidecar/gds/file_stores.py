@@ -12,14 +12,14 @@ from sidecar.cache.arena import aligned
 from sidecar.cache.entry import Space
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Flows, first
-from sidecar.gds.entry import FileEntry, StoredFile, file_entry
-from sidecar.gds.reads import FileReads
+from sidecar.gds.file_entry import FileEntry, StoredFile, file_entry
+from sidecar.gds.file_reads import FileReads
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.adapters.moved_files import MovedFiles
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.epochs import Epoch
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.record import HEADER_BYTES, Header, write_header
 from sidecar.tiers.writing import Batch, check_room, give_way, kept, make_room, not_kept
@@ -49,16 +49,21 @@ class _Round:
 
 
 class FileStores:
-    """All stores into the files of `lane`. Loop thread only.
+    """All stores into the files of `backend`. Loop thread only.
 
     Workers wait for no disk for longer than the adapter's timeout, also where all threads are
     stuck and a call never begins.
     """
 
     def __init__(
-        self, lane: Lane, files: MovedFiles, reads: FileReads, telemetry: Telemetry, flows: Flows
+        self,
+        backend: Backend,
+        files: MovedFiles,
+        reads: FileReads,
+        telemetry: Telemetry,
+        flows: Flows,
     ) -> None:
-        self._lane, self._files, self._reads = lane, files, reads
+        self._backend, self._files, self._reads = backend, files, reads
         self._telemetry, self._flows = telemetry, flows
         self._stores: dict[ObjectName, _Store] = {}
         self._off_until = 0.0
@@ -72,14 +77,14 @@ class FileStores:
         """An object to store, for `make_files`: (entry, True); or who stores it already:
         (entry, False); (None, False) if it is in its file. None: it has to go through the L1.
         """
-        name, lane = object_name(space, chunk_hash), self._lane
+        name, backend = object_name(space, chunk_hash), self._backend
         if not self._allows(name, size):
             return None
         if (store := self._stores.get(name)) is not None:
             # What was begun before everything was cleared goes with that.
-            return (store.entry, False) if store.epoch is lane.epoch else None
-        if name in lane.catalog and name not in lane.catalog.suspects:
-            lane.catalog.touch(name)
+            return (store.entry, False) if store.epoch is backend.epoch else None
+        if name in backend.catalog and name not in backend.catalog.suspects:
+            backend.catalog.touch(name)
             return None, False
         entry = file_entry(Space(self._reads, space), chunk_hash, size)
         return (entry, True) if self._begin(name, entry) else None
@@ -89,15 +94,15 @@ class FileStores:
 
         `span` is of the request that brought them.
         """
-        stores, lane = [self._of(entry) for entry in entries], self._lane
-        batch = Batch(lane, len(stores), [store.name for store in stores])
+        stores, backend = [self._of(entry) for entry in entries], self._backend
+        batch = Batch(backend, len(stores), [store.name for store in stores])
         batch.begin_all()
         for store in stores:
             store.batch = batch
-            store.span = span.child("l2_store", l2_name=lane.label, bytes=store.size)
+            store.span = span.child("l2_store", l2_name=backend.label, bytes=store.size)
         this = _Round()
         made = [self._flows.start(self._make_file(store, this)) for store in stores]
-        in_time = self._flows.sleep(lane.settings.timeout_seconds)
+        in_time = self._flows.sleep(backend.settings.timeout_seconds)
         for each in made:
             await first(each, in_time)
         this.over = True
@@ -123,83 +128,85 @@ class FileStores:
 
     def _allows(self, name: ObjectName, size: int) -> bool:
         """Whether it may go this way, for all that is known now."""
-        lane = self._lane
-        if time.monotonic() < self._off_until or not lane.counted:
+        backend = self._backend
+        if time.monotonic() < self._off_until or not backend.counted:
             return False
-        works = lane.writes.allows() and lane.reads.allows()
-        return works and self._reads.allows(lane, name, size)
+        works = backend.writes.allows() and backend.reads.allows()
+        return works and self._reads.allows(backend, name, size)
 
     def _begin(self, name: ObjectName, entry: FileEntry) -> bool:
         """False if there is no room, or somebody else is changing what is under this name."""
-        lane, size = self._lane, HEADER_BYTES + aligned(entry.size)
-        if not lane.removal.begin_change(name):
+        backend, size = self._backend, HEADER_BYTES + aligned(entry.size)
+        if not backend.removal.begin_change(name):
             return False
-        if not make_room(lane, size):
-            lane.removal.end_change(name)
+        if not make_room(backend, size):
+            backend.removal.end_change(name)
             return False
-        lane.catalog.reserved += size
-        self._stores[name] = _Store(entry, name, size, lane.epoch)
+        backend.catalog.reserved += size
+        self._stores[name] = _Store(entry, name, size, backend.epoch)
         return True
 
     def _of(self, entry: FileEntry) -> _Store:
         return self._stores[object_name(entry.space.key, entry.hash)]
 
     async def _make_file(self, store: _Store, this: _Round) -> None:
-        lane, files, size = self._lane, self._files, store.size
+        backend, files, size = self._backend, self._files, store.size
 
         def work() -> str:
-            check_room(lane, size)
+            check_room(backend, size)
             return files.new_file(size)
 
         try:
-            path = await lane.writing(work)
+            path = await backend.writing(work)
         except TierError as error:
             if isinstance(error, NoSpace) and not this.gave_way:
                 this.gave_way = True
-                give_way(lane, size)
+                give_way(backend, size)
             return
         if this.over:
             self._discard(path)
         else:
             store.entry.file = StoredFile(path, HEADER_BYTES, b"")
-            self._telemetry.l2_store_submitted_objects_chunks.add(1, lane.label)
+            self._telemetry.l2_store_submitted_objects_chunks.add(1, backend.label)
 
     async def _publish(self, store: _Store, file: StoredFile | None) -> None:
         """Give a file that a GPU has written its header and its name."""
         assert file is not None
-        entry, lane, files = store.entry, self._lane, self._files
+        entry, backend, files = store.entry, self._backend, self._files
         header = Header(file.digest, entry.missing)
         head = write_header(header, entry.space.key, entry.hash, entry.size)
         try:
-            await lane.writing(lambda: files.keep(file.path, head, store.epoch.tagged(store.name)))
+            await backend.writing(
+                lambda: files.keep(file.path, head, store.epoch.tagged(store.name))
+            )
         except TierError as error:
             self._discard(file.path)  # where that was not even begun
-            self._drop(store, not_kept(lane, store.size, error))
+            self._drop(store, not_kept(backend, store.size, error))
             return
-        if not kept(lane, store.name, store.size, store.epoch):
+        if not kept(backend, store.name, store.size, store.epoch):
             self._drop(store, "cleared")
             return
-        self._telemetry.l2_store_completed_objects_chunks.add(1, lane.label)
-        self._telemetry.l2_transfer_bytes.add(store.size, "store", lane.label)
+        self._telemetry.l2_store_completed_objects_chunks.add(1, backend.label)
+        self._telemetry.l2_transfer_bytes.add(store.size, "store", backend.label)
         self._end(store, "")
 
     async def _settle_in_time(self, entries: Sequence[FileEntry]) -> None:
-        await self._flows.sleep(self._lane.settings.timeout_seconds)
+        await self._flows.sleep(self._backend.settings.timeout_seconds)
         for entry in entries:
             entry.settle()
 
     def _drop(self, store: _Store, reason: str) -> None:
-        self._telemetry.l2_dropped_objects.add(1, self._lane.label, reason)
+        self._telemetry.l2_dropped_objects.add(1, self._backend.label, reason)
         self._end(store, reason)
 
     def _end(self, store: _Store, error: str) -> None:
         del self._stores[store.name]
         store.batch.end_one()
         store.span.end(error)
-        self._lane.catalog.reserved -= store.size
-        self._lane.removal.end_change(store.name)
+        self._backend.catalog.reserved -= store.size
+        self._backend.removal.end_change(store.name)
         store.entry.step("abort")
         store.entry.settle()
 
     def _discard(self, path: str) -> None:
-        self._lane.write(lambda: self._files.discard(path), lambda _, error: None)
+        self._backend.write(lambda: self._files.discard(path), lambda _, error: None)

@@ -19,7 +19,7 @@ _PICKLE_HINT = (
 )
 
 
-class Slots:
+class EngineDriven:
     """prepare_store, commit_store, prepare_retrieve, commit_retrieve."""
 
     def __init__(self, core: Core, eviction: Eviction) -> None:
@@ -28,7 +28,7 @@ class Slots:
         self._prepared = PreparedSlots(core.arena.size, core.attachments)
 
     def prepare_store(self, request: Request, key: CacheKey, instance_id: int) -> object:
-        """Slots for the chunks of `[start, end)` that are to be written."""
+        """EngineDriven for the chunks of `[start, end)` that are to be written."""
         core = self._core
         core.trace(request, key)
         core.telemetry.num_submitted_stores.add(1, DEVICE)
@@ -154,7 +154,7 @@ class Slots:
         return self._prepared.instances()
 
     def held(self) -> int:
-        """Slots that workers write to or read from now."""
+        """EngineDriven that workers write to or read from now."""
         return self._prepared.slots
 
     def _withdraw(self, prepared: Prepared) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _Call = tuple[Callable[[], Any], Callable[[Any, TierError | None], None]]
 
 
-class Workers:
+class Threads:
     """`threads` daemon threads; `post` hands a callback to the loop thread.
 
     Not concurrent.futures: the interpreter would wait at its end for a call that is stuck.

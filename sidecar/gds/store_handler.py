@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
-from sidecar.engines.memory import ChunkCopy
 from sidecar.engines.registry import Instance
-from sidecar.gds.entry import FileEntry
-from sidecar.gds.memory import moves_files
-from sidecar.gds.stores import FileStores
+from sidecar.engines.worker_memory import ChunkCopy
+from sidecar.gds.file_entry import FileEntry
+from sidecar.gds.file_memory import moves_files
+from sidecar.gds.file_stores import FileStores
 from sidecar.handlers.chunk_copies import Chunk
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sidecar.engines.cuda.layout import Tensor
+from sidecar.engines.cuda.map_order import Tensor
 from sidecar.engines.groups import GroupSpec, WorkerLayout, worker_layout
 from sidecar.engines.host import HostWorker
+from sidecar.engines.host_segments import SegmentRefused
 from sidecar.engines.layout import LayerLayout, TensorSpec, UnknownLayout, layer_layout
-from sidecar.engines.mapping import SegmentRefused
 from sidecar.wire.ipc import CpuShmTensor, CudaTensor, GpuTensor, decode_tensor, memory_handle
 from sidecar.wire.messages import BadPayload, EngineGroupInfo, LayoutHints
 
@@ -20,7 +20,7 @@ _UUID = re.compile(r"(GPU-|MIG-)?([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 @dataclass(slots=True)
-class Mapping:
+class PendingRegistration:
     """A registration under way. `prepare` finds its layout, or why it cannot be served.
 
     `client` is the connection over which it came; `gpu` is the UUID of the GPU on which all

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from sidecar.tiers.adapters.directory import Files
-from sidecar.tiers.adapters.files import DirectorySettings, check_absolute
+from sidecar.tiers.adapters.fs import DirectorySettings, check_absolute
 from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.adapters.nixl_files import Choice, NixlIO
 from sidecar.tiers.adapters.nixl_objects import NixlObjects

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
-from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Moved, TierError
+from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Relocated, TierError
 from sidecar.tiers.calls import Calls, Post, Side
 from sidecar.tiers.catalog import Catalog
 from sidecar.tiers.epochs import Epoch, Marks, Replaced
@@ -23,14 +23,14 @@ from sidecar.tiers.names import ObjectName
 from sidecar.tiers.removal import Removal
 from sidecar.tiers.scanning import Scanner
 from sidecar.tiers.settings import AdapterSettings
-from sidecar.tiers.workers import Workers
+from sidecar.tiers.threads import Threads
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SCAN_AGAIN_SECONDS = 30.0
 
 
-class Lane:
+class Backend:
     """`label` names the adapter in metrics; `index` is its place in the cascade."""
 
     def __init__(
@@ -47,15 +47,15 @@ class Lane:
         self.scanned = False
         self.on_scanned: Callable[[], None] = lambda: None
         self.on_replaced: Callable[[], None] = lambda: None  # others have cleared the backend
-        self.on_moved: Callable[[], None] = lambda: None  # it is another one
+        self.on_relocated: Callable[[], None] = lambda: None  # it is another one
         self.on_kept: Callable[[ObjectName], None] = lambda name: None  # something was stored
         self.busy: Callable[[], set[ObjectName]] = set  # what may not be evicted now
         readers, writers = settings.num_workers, max(1, settings.num_workers // 2)
         self._calls = Calls(label, settings.timeout_seconds, telemetry, self._adopt)
-        self._reading = Side("load", Workers(f"l2-{label}-read", readers, post), awaited=True)
-        self._writing = Side("store", Workers(f"l2-{label}-write", writers, post))
-        self._removing = Side("delete", Workers(f"l2-{label}-delete", 1, post))
-        marks = Side("mark", Workers(f"l2-{label}-mark", 1, post), awaited=True)
+        self._reading = Side("load", Threads(f"l2-{label}-read", readers, post), awaited=True)
+        self._writing = Side("store", Threads(f"l2-{label}-write", writers, post))
+        self._removing = Side("delete", Threads(f"l2-{label}-delete", 1, post))
+        marks = Side("mark", Threads(f"l2-{label}-mark", 1, post), awaited=True)
         self.marking = Marking(label, self._calls, marks, lambda: self.epoch)
         self._sides = (self._reading, self._writing, self._removing, marks)
         self.reads, self.writes = self._reading.breaker, self._writing.breaker
@@ -210,10 +210,10 @@ class Lane:
         if over.tag is not None:
             self.leftovers.add(over.tag, swept)
 
-    def _adopt(self, error: Replaced | Moved) -> None:
+    def _adopt(self, error: Replaced | Relocated) -> None:
         """Others have cleared the backend, or it is another one: what is there is found here."""
-        if isinstance(error, Moved):
-            self._move(error)
+        if isinstance(error, Relocated):
+            self._relocate(error)
         elif error.epoch is self.epoch:
             log.warning("L2 %s: it has been cleared by others", self.label)
             self._begin(Epoch(self._marks))
@@ -221,14 +221,14 @@ class Lane:
             self.scanned = False
             self.on_replaced()
 
-    def _move(self, error: Moved) -> None:
+    def _relocate(self, error: Relocated) -> None:
         log.warning("L2 %s: %s: what is there now is used", self.label, error)
         self._marks = Marks(self.adapter, self.label)
         # A clear that has not reached the old one holds in this one.
         self._begin(Epoch(self._marks, self.epoch.next_tag() if self.marking.unmarked else None))
         self.leftovers.forget()
         self.scanned = False
-        self.on_moved()
+        self.on_relocated()
         if self.marking.unmarked:
             self.marking.publish()
         self.start_scan(time.monotonic())
@@ -260,7 +260,7 @@ class Lane:
         self.catalog.order_recovered(name._replace(epoch="") for name in names if name.epoch == tag)
 
     def _scan_ended(self, epoch: Epoch, error: TierError | None) -> None:
-        if isinstance(error, Replaced | Moved):
+        if isinstance(error, Replaced | Relocated):
             self._adopt(error)
         if epoch is not self.epoch:
             self.start_scan(time.monotonic())

@@ -1,7 +1,7 @@
 """Objects that a GPU reads from their files itself, past the L1.
 
 A lookup reads their headers only. Then they are held by leases, as objects of the L1 are, and
-their lane does not evict them until the retrieve.
+their backend does not evict them until the retrieve.
 """
 
 from collections import OrderedDict
@@ -13,12 +13,12 @@ from sidecar.cache.entry import Entry, Space, State
 from sidecar.cache.holds import Holds
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Cancelled, Flow, Flows, Gate, ended
-from sidecar.gds.entry import FileEntry, StoredFile, file_entry
+from sidecar.gds.file_entry import FileEntry, StoredFile, file_entry
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.adapters.moved_files import MovedFiles
+from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import TierError
-from sidecar.tiers.lane import Lane
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import HEADER_BYTES, Header, read_header
 
@@ -29,14 +29,14 @@ _WORD, _SHORT = 8, 240
 
 @dataclass(eq=False, slots=True)
 class _Read:
-    """An object of `lane`, whose header is being read, or is known. `parent` is the lookup's.
+    """An object of `backend`, whose header is being read, or is known. `parent` is the lookup's.
 
     `outdated`: something else was stored meanwhile, so what was read says nothing of it.
     """
 
     entry: FileEntry
     name: ObjectName
-    lane: Lane
+    backend: Backend
     parent: Span
     outdated: bool = False
     flow: Flow[None] = field(init=False)
@@ -46,53 +46,53 @@ class FileReads(Holds):
     """All of them, by space and chunk hash: a `Source` of lookups. Loop thread only."""
 
     def __init__(
-        self, files: Mapping[Lane, MovedFiles], telemetry: Telemetry, flows: Flows
+        self, files: Mapping[Backend, MovedFiles], telemetry: Telemetry, flows: Flows
     ) -> None:
         super().__init__()
         self._files, self._telemetry, self._flows = files, telemetry, flows
         self._reads: dict[tuple[SpaceKey, bytes], _Read] = {}
-        self._gates = {lane: Gate(lane.read_slots) for lane in files}
+        self._gates = {backend: Gate(backend.read_slots) for backend in files}
         # What a GPU could not read, or found to be bad, and what a fuller object may have to
         # replace: in the L1 it is seen which of these it is.
         self._through_l1: OrderedDict[ObjectName, None] = OrderedDict()
 
-    def allows(self, lane: Lane, name: ObjectName, size: int) -> bool:
+    def allows(self, backend: Backend, name: ObjectName, size: int) -> bool:
         """Whether the object of `size` bytes can be read in this way."""
         fits = size % _WORD == 0 and size > _SHORT
-        return lane in self._files and fits and name not in self._through_l1
+        return backend in self._files and fits and name not in self._through_l1
 
     def find(self, space: SpaceKey, chunk_hash: bytes) -> Entry | None:
         """The object for one more lookup: if it is held, or its header is on its way."""
         read = self._reads.get((space, chunk_hash))
         if read is None or read.entry.failed:
             return None
-        if read.name in self._through_l1 or read.name not in read.lane.catalog:
+        if read.name in self._through_l1 or read.name not in read.backend.catalog:
             return None
         # Of a backend that is cut off nobody knows when it answers.
-        answers = read.entry.state is State.READY or read.lane.reads.allows()
+        answers = read.entry.state is State.READY or read.backend.reads.allows()
         return read.entry if answers else None
 
     def begin(
-        self, space: SpaceKey, name: ObjectName, size: int, lane: Lane, span: Span
+        self, space: SpaceKey, name: ObjectName, size: int, backend: Backend, span: Span
     ) -> Entry | None:
         """Have the header of an object read that `find` does not know."""
-        if (space, name.hash) in self._reads or not self.allows(lane, name, size):
+        if (space, name.hash) in self._reads or not self.allows(backend, name, size):
             return None
-        self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, lane.label)
+        self._telemetry.l2_prefetch_load_submitted_objects_chunks.add(1, backend.label)
         entry = file_entry(Space(self, space), name.hash, size)
-        read = self._reads[space, name.hash] = _Read(entry, name, lane, span)
+        read = self._reads[space, name.hash] = _Read(entry, name, backend, span)
         read.flow = self._flows.start(self._read(read))
         return entry
 
-    def busy(self, lane: Lane) -> set[ObjectName]:
-        """What must not be evicted from a lane now."""
-        return {read.name for read in self._reads.values() if read.lane is lane}
+    def busy(self, backend: Backend) -> set[ObjectName]:
+        """What must not be evicted from a backend now."""
+        return {read.name for read in self._reads.values() if read.backend is backend}
 
-    def kept(self, lane: Lane, name: ObjectName) -> None:
+    def kept(self, backend: Backend, name: ObjectName) -> None:
         """Something was stored under `name`."""
         self._through_l1.pop(name, None)
         for read in self._reads.values():
-            read.outdated = read.outdated or (read.lane, read.name) == (lane, name)
+            read.outdated = read.outdated or (read.backend, read.name) == (backend, name)
 
     def loaded(self, name: ObjectName) -> None:
         """The object has come into the L1 and was good."""
@@ -115,18 +115,18 @@ class FileReads(Holds):
                 self._telemetry.l2_prefetch_failure_chunks.add(1, "gpu_read", model)
                 self._avoid(read.name)
             else:
-                label = read.lane.label
+                label = read.backend.label
                 self._telemetry.l2_prefetch_load_completed_chunks.add(1, label)
                 self._telemetry.l2_transfer_bytes.add(entry.size, "load", label)
         super().unpin(entry)
 
     async def _read(self, read: _Read) -> None:
         """Read the header of an object that a lookup waits for, and publish it."""
-        entry, lane = read.entry, read.lane
+        entry, backend = read.entry, read.backend
         try:
             await self._flows.turn()  # the lookup that wants it has its lease then
-            async with self._gates[lane]:
-                if entry.leases and lane.reads.allows():
+            async with self._gates[backend]:
+                if entry.leases and backend.reads.allows():
                     await self._read_header(read)
         except Cancelled:
             pass
@@ -135,15 +135,19 @@ class FileReads(Holds):
                 self._give_up(read)
 
     async def _read_header(self, read: _Read) -> None:
-        entry, lane, name = read.entry, read.lane, read.name
-        call = read.parent.child("l2_peek", l2_name=lane.label)
-        files, whole, epoch = self._files[lane], HEADER_BYTES + aligned(entry.size), lane.epoch
+        entry, backend, name = read.entry, read.backend, read.name
+        call = read.parent.child("l2_peek", l2_name=backend.label)
+        files, whole, epoch = (
+            self._files[backend],
+            HEADER_BYTES + aligned(entry.size),
+            backend.epoch,
+        )
 
         def work() -> tuple[str, Header]:
             path, head = files.peek(epoch.tagged(name), whole)
             return path, read_header(head, entry.space.key, entry.hash, entry.size)
 
-        reading = lane.reading(work, on_late=lambda: read.flow.cancel("timeout"))
+        reading = backend.reading(work, on_late=lambda: read.flow.cancel("timeout"))
         try:
             path, header = await reading
         except Cancelled as cancelled:
@@ -154,7 +158,7 @@ class FileReads(Holds):
         except TierError as error:
             call.end(str(error))
             if not read.outdated:
-                lane.lost(name, error)
+                backend.lost(name, error)
             return
         call.end("")
         if header.missing:
@@ -163,7 +167,7 @@ class FileReads(Holds):
         elif entry.leases:
             entry.file = StoredFile(path, HEADER_BYTES, header.digest)
             entry.step("publish")
-            lane.catalog.touch(name)
+            backend.catalog.touch(name)
             entry.settle()
 
     def _give_up(self, read: _Read) -> None:
