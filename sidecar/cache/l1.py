@@ -106,6 +106,19 @@ class L1(Holds):
         self.writing += 1
         return entry
 
+    def rename(self, entry: Entry, key: SpaceKey, hash: bytes) -> None:
+        """`entry` is being written, and it is known only now as what.
+
+        The object must be neither there nor under way.
+        """
+        if entry.state is not State.WRITING or self.knows(key, hash):
+            raise IllegalStep(f"rename: chunk {entry.hash.hex()} is {entry.state}")
+        del entry.space.writing[entry.hash]
+        self._forget_if_empty(entry.space)
+        entry.space = self._spaces.get(key) or self._spaces.setdefault(key, Space(self, key))
+        entry.hash = hash
+        entry.space.writing[hash] = entry
+
     def commit(self, entry: Entry) -> None:
         """All bytes of `entry` are in place: publish it. It is the last to go for now."""
         self.publish(entry.space.key, [entry], [entry.hash])

@@ -7,6 +7,7 @@ from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.eviction import count_evicted
+from sidecar.handlers.native import Native
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.withheld import Withheld
 
@@ -38,12 +39,14 @@ class Liveness:
         engine_driven: EngineDriven,
         registrations: Registrations,
         withheld: Withheld,
+        native: Native,
         is_connected: Callable[[bytes], bool],
     ) -> None:
         self._core = core
         self._engine_driven = engine_driven
         self._registrations = registrations
         self._withheld = withheld
+        self._native = native
         self._is_connected = is_connected
         grace = core.config.worker_registration_grace_seconds
         self._gone_seconds = min(_GONE_SECONDS, grace)
@@ -62,8 +65,10 @@ class Liveness:
                 self._reap(instance, reason)
         self._drop_lost_clients(now)
         self._withheld.tick(self._is_connected, lambda c: self._core.registry.owned(c) > 0)
+        self._native.tick(now, self._is_connected)
         registered = self._core.registry.instances.keys()
-        self._core.attachments.prune(registered | self._engine_driven.instances())
+        names = registered | self._engine_driven.instances() | self._native.attachments()
+        self._core.attachments.prune(names)
         self._core.tiers.tick()
         count_evicted(self._core)
         self._core.gpus.watch()

@@ -13,6 +13,7 @@ from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
+from sidecar.handlers.native import Native
 from sidecar.handlers.prefetch_jobs import PrefetchJobs
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.retrieves import Retrieves
@@ -52,13 +53,14 @@ class Service:
         self.withhold = self._withheld.hold
         self._lookups = Lookups(core, later, self._withheld)
         self._control = Control(core, self._withheld)
+        self._native = Native(core, eviction)
         self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
         self.samples = Samples(core)
         self._hashing: Future[dict[str, Any]] | None = None
 
     def liveness(self, is_connected: Callable[[bytes], bool]) -> Liveness:
         """The watch over workers and clients; to be ticked by the loop."""
-        parts = self._engine_driven, self._registrations, self._withheld
+        parts = self._engine_driven, self._registrations, self._withheld, self._native
         return Liveness(self._core, *parts, is_connected)
 
     def grow(self, offset: int, size: int) -> None:
@@ -77,7 +79,7 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
-        return snapshot(self._core, self._engine_driven)
+        return snapshot(self._core, self._engine_driven, self._native)
 
     def problems(self) -> list[str]:
         """What of the L1's accounts is not true: nothing, unless the server has a bug.
@@ -162,4 +164,5 @@ class Service:
             "ping": control.ping,
             "noop": control.noop,
             "report_block_allocation": control.report_block_allocation,
+            **self._native.handlers(),
         }

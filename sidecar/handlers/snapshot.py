@@ -6,12 +6,13 @@ from sidecar.engines.groups import KVGroup
 from sidecar.engines.registry import Instance, shown
 from sidecar.handlers.core import Core
 from sidecar.handlers.engine_driven import EngineDriven
+from sidecar.handlers.native import Native
 from sidecar.handlers.refusals import Refusal
 from sidecar.tiers.backend import Backend
 from sidecar.tiers.breaker import Breaker
 
 
-def snapshot(core: Core, engine_driven: EngineDriven) -> dict[str, Any]:
+def snapshot(core: Core, engine_driven: EngineDriven, native: Native) -> dict[str, Any]:
     """All of it. Sizes in bytes, times in seconds."""
     config, l1, leases = core.config, core.l1, core.leases
     now = core.now()
@@ -41,6 +42,7 @@ def snapshot(core: Core, engine_driven: EngineDriven) -> dict[str, Any]:
         "queue_depth": core.copies.depth,
         "refusals": dict(core.refusals.by_reason),
         "latest_refusals": [_refusal(refusal, now) for refusal in core.refusals.latest()],
+        "engines": native.engines(),
         "workers": [_worker(core, worker, now) for worker in core.registry.instances.values()],
         "reap": {
             "timeout": config.worker_reap_timeout_seconds,

@@ -140,6 +140,12 @@ class Prefetches:
         if prefetch is not None and callback in prefetch.waiters:
             prefetch.waiters.remove(callback)
 
+    def finish(self, lookup: Lookup) -> None:
+        """Answer this one with what has arrived."""
+        prefetch = self._under_way.get(lookup)
+        if prefetch is not None:
+            self._give_up(prefetch)
+
     def finish_all(self) -> None:
         """Answer with what has arrived."""
         for prefetch in list(self._under_way.values()):

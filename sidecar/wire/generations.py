@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.wire import messages as m
+from sidecar.wire.native import NATIVE
 from sidecar.wire.operations import OPERATIONS, Operation, operation
 
 Names = tuple[str, ...]
@@ -99,12 +100,13 @@ class OperationTable:
         `by_name`: an operation may be named by a string as well.
         """
         operations = OPERATIONS | {each.name: each for each in variants}
+        ours = {each.name: each for each in NATIVE} if by_name else {}
         self._by_frame = {
             msgspec.msgpack.encode(number): operations[name] for number, name in enumerate(ids, 1)
         }
         if by_name:
-            named = {msgspec.msgpack.encode(n): operations[n] for n in (*ids, *_ONLY_NAMED)}
-            self._by_frame |= named
+            named = {name: operations[name] for name in (*ids, *_ONLY_NAMED)} | ours
+            self._by_frame |= {msgspec.msgpack.encode(name): op for name, op in named.items()}
 
     def find(self, frame: bytes) -> Operation | None:
         """The operation that an op frame names, None if there is none such."""

@@ -99,6 +99,7 @@ SNAPSHOT = {
     "queue_depth": 1,
     "refusals": {"bad_blocks": 2},
     "latest_refusals": [REFUSAL],
+    "engines": [],
     "workers": [HANDLE, ENGINE_DRIVEN],
     "l2": [],
     "reap": {"timeout": 120, "grace": 3600},

@@ -7,6 +7,7 @@ import pytest
 
 from sidecar.config.options import RELEASES as OPTION_RELEASES
 from sidecar.wire.generations import GENERATIONS, NEWEST, generation_of
+from sidecar.wire.native import NATIVE
 from sidecar.wire.operations import OPERATIONS
 from tests.support.releases import RELEASES, protocol, request_types
 
@@ -84,4 +85,5 @@ def test_only_the_newest_generation_knows_operations_by_name() -> None:
     for generation in GENERATIONS:
         named = [f for f in generation.table.operations() if isinstance(decode(f), str)]
         assert bool(named) == (generation is NEWEST)
-    assert {op.name for op in NEWEST.table.operations().values()} <= set(OPERATIONS)
+    ours = {operation.name for operation in NATIVE}
+    assert {op.name for op in NEWEST.table.operations().values()} <= set(OPERATIONS) | ours

@@ -1,0 +1,259 @@
+"""Objects of the native door: slots to write to, publication, lookups, pins."""
+
+import itertools
+
+from sidecar.cache.entry import Entry
+from sidecar.cache.keys import SpaceKey
+from sidecar.flow import Flow
+from sidecar.handlers.core import Core
+from sidecar.handlers.eviction import Eviction
+from sidecar.handlers.native.below import Arrived, Below
+from sidecar.handlers.native.engines import Engine, Engines, NativeRequest
+from sidecar.handlers.native.membership import Membership
+from sidecar.telemetry.spans import NO_SPAN
+from sidecar.wire import native as wire
+from sidecar.wire.endpoint import Refused, Request
+
+_HASH_BYTES = 32
+_DEVICE = "native"
+# Where slots are that have no name yet; no worker's objects are ever in such a space.
+_UNNAMED = bytes(16)
+
+
+class Objects:
+    """native_reserve, native_publish, native_return, native_lookup, native_finish."""
+
+    def __init__(
+        self, core: Core, engines: Engines, membership: Membership, eviction: Eviction
+    ) -> None:
+        self._core = core
+        self._engines = engines
+        self._membership = membership
+        self._eviction = eviction
+        self._below = Below(core)
+        self._names = itertools.count()
+
+    def reserve(self, request: Request, ask: wire.Reserve) -> list[int]:
+        """Slots that the engine's workers may write to, before it is known what they will hold."""
+        engine = self._membership.engine(request, ask.session)
+        if not engine.ready:
+            return []
+        slots, room = [], self._share(engine)
+        space = SpaceKey(engine.attach.model, engine.attach.ranks, 0, "", _UNNAMED)
+        for _ in range(ask.count):
+            entry = None
+            if room > 0:
+                name = next(self._names).to_bytes(_HASH_BYTES, "big")
+                entry = self._core.l1.reserve(space, name, engine.attach.object_bytes)
+            if entry is None:
+                self._core.telemetry.l1_allocation_failure_chunks.add(
+                    1, "l1_store", engine.attach.model
+                )
+                break
+            room -= entry.end - entry.start
+            engine.reserve(_slot(entry), entry)
+            slots.append(_slot(entry))
+        return slots
+
+    def publish(self, request: Request, ask: wire.Publish) -> int:
+        """All ranks have written these objects: they are visible from now on."""
+        engine = self._membership.engine(request, ask.session)
+        if not engine.ready:
+            raise Refused("not_ready", f"session {engine.session}")
+        by_group: dict[int, list[tuple[bytes, Entry]]] = {}
+        for group, name, slot in ask.items:
+            entry = engine.take(slot)
+            if entry is None or group >= engine.attach.groups:
+                if entry is not None:
+                    self._core.l1.abort(entry)
+                self._core.refusals.add("native_publish", "unknown_reservation", f"slot {slot}")
+                continue
+            by_group.setdefault(group, []).append((_padded(name), entry))
+        known = engine.request(ask.request)
+        count = sum(self._publish(engine, known, g, items) for g, items in by_group.items())
+        self._core.telemetry.num_finished_stores.add(1, _DEVICE)
+        self._core.telemetry.transfer_bytes.add(
+            count * engine.attach.object_bytes, "store", _DEVICE
+        )
+        self._eviction.check()
+        return count
+
+    def return_slots(self, request: Request, ask: wire.Return) -> bool:
+        """Nobody writes to these any more, and they are not published."""
+        engine = self._membership.engine(request, ask.session)
+        for slot in ask.slots:
+            entry = engine.take(slot)
+            if entry is not None:
+                self._core.l1.abort(entry)
+        return True
+
+    async def lookup(self, request: Request, ask: wire.NativeLookup) -> list[list[int]]:
+        """Where the objects are; each hit is pinned for the request until it is finished."""
+        engine = self._membership.engine(request, ask.session)
+        if not engine.ready:
+            return [[wire.MISS] * len(group.hashes) for group in ask.groups]
+        if any(group.group >= engine.attach.groups for group in ask.groups):
+            raise Refused("bad_payload", f"the engine has {engine.attach.groups} groups")
+        known = engine.request(ask.request)
+        hashes = [[_padded(each) for each in group.hashes] for group in ask.groups]
+        for group, names in zip(ask.groups, hashes, strict=True):
+            if not group.load:
+                known.sequences[group.group] = names
+        answer = [
+            self._in_l1(engine, known, group, names)
+            for group, names in zip(ask.groups, hashes, strict=True)
+        ]
+        if self._core.tiers.backends:
+            await self._from_below(engine, known, ask, hashes, answer)
+        self._count(engine, ask, answer)
+        return answer
+
+    def finish(self, request: Request, ask: wire.Finish) -> bool:
+        """No copy of what these requests found is under way any more."""
+        engine = self._membership.engine(request, ask.session)
+        for name, used in ask.requests:
+            known = engine.requests.get(name)
+            if known is None:
+                continue
+            if used:
+                self._use(engine, known)
+            self._unpin(engine, known)
+        return True
+
+    def let_go(self, engine: Engine) -> None:
+        """No process can touch anything of it any more."""
+        for slot in list(engine.reserved):
+            entry = engine.take(slot)
+            assert entry is not None
+            self._core.l1.release_withdrawn(entry)
+        for known in engine.requests.values():
+            self._unpin(engine, known)
+
+    def _in_l1(
+        self, engine: Engine, known: NativeRequest, group: wire.GroupLookup, names: list[bytes]
+    ) -> list[int]:
+        """The slots of what the L1 has, pinned; of a prefix up to the first that it has not."""
+        space = self._core.l1.space(engine.spaces[group.group])
+        ready = space.ready if space is not None else {}
+        slots = [wire.MISS] * len(names)
+        for at, name in enumerate(names):
+            entry = ready.get(name)
+            if entry is not None:
+                slots[at] = self._pin(engine, known, entry)
+            if slots[at] == wire.MISS and not group.windowed:
+                break
+        return slots
+
+    async def _from_below(
+        self, engine: Engine, known: NativeRequest, ask: wire.NativeLookup,
+        hashes: list[list[bytes]], answer: list[list[int]],
+    ) -> None:  # fmt: skip
+        """Put into `answer` what L2 has, as far as that comes within the budget."""
+        loads: list[tuple[list[int], int, Flow[Arrived]]] = []
+        for group, names, slots in zip(ask.groups, hashes, answer, strict=True):
+            space = engine.spaces[group.group]
+            for first, last in self._missing(space, group, names, slots):
+                loads.append((slots, first, self._load(engine, space, names[first:last], ask)))
+        finished, known.waiting = known.finished, known.waiting + 1
+        try:
+            for slots, first, load in loads:
+                arrived = await load
+                goes_on = known.finished == finished and not engine.lost
+                for at, entry in enumerate(arrived.entries if goes_on else (), first):
+                    slots[at] = self._pin(engine, known, entry)
+                    if slots[at] == wire.MISS:
+                        break
+                arrived.let_go()
+        finally:
+            known.waiting -= 1
+
+    def _missing(
+        self, space: SpaceKey, group: wire.GroupLookup, names: list[bytes], slots: list[int]
+    ) -> list[tuple[int, int]]:
+        """The ranges of `names` that are to be loaded; marks what could be and is not."""
+        missing = [at for at, slot in enumerate(slots) if slot == wire.MISS]
+        if not group.windowed:
+            return [(missing[0], len(names))] if missing else []
+        below = [at for at in missing if self._below.may_have(space, names[at])]
+        if group.load:
+            return [(at, at + 1) for at in below]
+        for at in below:
+            slots[at] = wire.BELOW
+        return []
+
+    def _load(
+        self, engine: Engine, space: SpaceKey, names: list[bytes], ask: wire.NativeLookup
+    ) -> Flow[Arrived]:
+        size, seconds = engine.attach.object_bytes, ask.budget_ms / 1000
+        load = self._below.load(engine.client, space, size, names, seconds)
+        return self._core.flows.start(load)
+
+    def _publish(
+        self, engine: Engine, known: NativeRequest, group: int, items: list[tuple[bytes, Entry]]
+    ) -> int:
+        """One group's: what is there already gives its slot back. How many are there now."""
+        core, space, entries = self._core, engine.spaces[group], []
+        for name, entry in items:
+            if core.l1.knows(space, name):
+                core.l1.abort(entry)
+            else:
+                core.l1.rename(entry, space, name)
+                entries.append(entry)
+        sequence = known.sequences.get(group, [])
+        place = {name: at for at, name in enumerate(sequence)}
+        behind = [name for name, _ in items if name not in place]
+        if entries:
+            core.publish(entries, space, [*sequence, *dict.fromkeys(behind)], NO_SPAN)
+        return len(items)
+
+    def _use(self, engine: Engine, known: NativeRequest) -> None:
+        telemetry, count = self._core.telemetry, len(known.pins)
+        for group, sequence in known.sequences.items():
+            if engine.spaces:
+                self._core.l1.touch(engine.spaces[group], sequence)
+        telemetry.l1_read_chunks.add(count)
+        telemetry.num_finished_retrieves.add(1, _DEVICE)
+        telemetry.transfer_bytes.add(count * engine.attach.object_bytes, "load", _DEVICE)
+
+    def _pin(self, engine: Engine, known: NativeRequest, entry: Entry) -> int:
+        """The slot of a hit, which is the request's from now on; a miss if it has its share."""
+        if entry not in known.pins:
+            size = entry.end - entry.start
+            if known.pins and engine.pinned_bytes + size > self._core.l1.capacity // 2:
+                return wire.MISS
+            self._core.l1.pin(entry)
+            known.pins[entry] = None
+            engine.pinned_bytes += size
+        return _slot(entry)
+
+    def _unpin(self, engine: Engine, known: NativeRequest) -> None:
+        known.finished += 1
+        for entry in known.pins:
+            self._core.l1.unpin(entry)
+            engine.pinned_bytes -= entry.end - entry.start
+        known.pins.clear()
+
+    def _share(self, engine: Engine) -> int:
+        """How many bytes more it may reserve: as much as it leaves free to others."""
+        total = sum(each.reserved_bytes for each in self._engines.by_session.values())
+        free = self._core.l1.capacity - total
+        return max(0, free - engine.reserved_bytes) // 2
+
+    def _count(self, engine: Engine, ask: wire.NativeLookup, answer: list[list[int]]) -> None:
+        telemetry, labels = self._core.telemetry, (engine.attach.model, "")
+        if not ask.groups or ask.groups[0].windowed:
+            return
+        tokens = engine.attach.chunk_tokens
+        hits = sum(slot >= 0 for slot in answer[0])
+        telemetry.lookups_requests.add(1, *labels)
+        telemetry.lookup_requested_tokens.add(len(answer[0]) * tokens, *labels)
+        if hits:
+            telemetry.lookup_hit_tokens.add(hits * tokens, *labels)
+
+
+def _slot(entry: Entry) -> int:
+    return entry.offset // wire.SLOT_BYTES
+
+
+def _padded(name: bytes) -> bytes:
+    return name.ljust(_HASH_BYTES, b"\0")

@@ -1,0 +1,268 @@
+"""The native door over the wire: engines that store, find, share, restart and die."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.l2 import clear_l1, fs_flags, wait_written
+from tests.support.native import BELOW, MISS, OBJECT_BYTES, Engine, Member, block_hash, engines
+from tests.support.raw import RawClient
+from tests.support.server import Server, wait_until
+
+NUMBERS = tuple(range(8))
+
+
+def held(server: Server) -> int:
+    """Objects that somebody holds, slots that somebody writes to."""
+    l1 = server.status()["storage_manager"]["l1_manager"]
+    return int(l1["read_locked_count"] + l1["write_locked_count"])
+
+
+def check(server: Server) -> None:
+    status, text = server.request("/cache/check", {})
+    assert status == 200, text
+
+
+def test_what_an_engine_stores_all_engines_of_its_kind_find(server: Server) -> None:
+    with engines(server.url, 2, ranks=2) as (first, second):
+        assert first.store("a", *NUMBERS) == len(NUMBERS)
+        for engine in (first, second):
+            assert engine.hits("b", *NUMBERS, 99) == len(NUMBERS)
+        assert second.find("c", 99, *NUMBERS) == [MISS] * 9, "a prefix ends at its first gap"
+        assert second.find("d", 99, *NUMBERS, windowed=True)[0] == MISS
+        assert second.hits("d", 99, *NUMBERS, windowed=True) == len(NUMBERS)
+        check(server)
+
+
+@pytest.mark.parametrize(
+    "other", [{"identity": bytes(31) + b"x"}, {"model": "another"}, {"ranks": 2}]
+)
+def test_what_means_something_else_is_never_found(server: Server, other: dict[str, object]) -> None:
+    same = {"identity": secrets.token_bytes(32)}
+    with engines(server.url, **same) as (first,), engines(server.url, **same | other) as (second,):
+        first.store("a", *NUMBERS)
+        assert first.hits("b", *NUMBERS) == len(NUMBERS)
+        assert second.hits("b", *NUMBERS) == 0
+
+
+def test_the_same_engine_with_another_layout_of_tensors(server: Server) -> None:
+    with engines(server.url) as (first,):
+        first.store("a", *NUMBERS)
+        second = Engine(server.url, identity=first.ask["identity"])
+        second.members[0].ask["layout"] = b"x" * 32
+        assert second.start().hits("b", *NUMBERS) == 0
+        second.end_processes()
+
+
+def test_groups_are_apart(server: Server) -> None:
+    with engines(server.url, groups=2) as (engine,):
+        engine.store("a", *NUMBERS, group=1)
+        assert engine.hits("b", *NUMBERS) == 0
+        assert engine.hits("b", *NUMBERS, group=1) == len(NUMBERS)
+
+
+def test_nothing_is_had_before_all_ranks_have_mapped(server: Server) -> None:
+    """For then a copy that the scheduler plans could fail."""
+    engine = Engine(server.url, ranks=2)
+    engine.members[0].start()
+    assert not engine.attach()["ready"]
+    assert engine.reserve(1) == [] and engine.find("a", 1) == [MISS]
+    late = engine.members[1]
+    late.join()
+    assert not late.say_mapped(), "the kernel knows of no opening"
+    late.map()
+    assert late.say_mapped()
+    assert engine.call("ping")["ready"]
+    assert engine.store("a", 1) == 1
+    engine.end_processes()
+
+
+def test_what_is_found_stays_until_it_is_finished(new_server: Callable[..., Server]) -> None:
+    """Though others need the room; and a slot that is reserved is nobody else's."""
+    server = new_server(l1_size_gb=16 * OBJECT_BYTES / 2**30).start()
+    with engines(server.url, 2) as (first, second):
+        first.store("a", 1, 2, 3)
+        slots = second.find("b", 1, 2, 3)
+        for number in range(100, 140):
+            first.store("c", number)
+        assert second.find("b", 1, 2, 3) == slots
+        second.finish("b")
+        for number in range(200, 240):
+            first.store("c", number)
+        assert second.hits("d", 1, 2, 3) == 0
+        check(server)
+
+
+def test_one_engine_cannot_take_all(new_server: Callable[..., Server]) -> None:
+    server = new_server(l1_size_gb=64 * OBJECT_BYTES / 2**30).start()
+    with engines(server.url, 2) as (first, second):
+        mine = first.reserve(1000)
+        assert len(mine) in range(28, 33)
+        assert len(second.reserve(1000)) in range(8, 17)
+        assert first.call("return", slots=mine)
+        assert len(first.reserve(1000)) in range(20, 29)
+        check(server)
+
+
+def test_what_was_reserved_is_published_once(server: Server) -> None:
+    with engines(server.url, 2) as (first, second):
+        (slot, other) = first.reserve(2)
+        first.write(slot, 1)
+        first.write(other, 1)
+        assert second.publish("a", [1], [slot]) == 0, "it is not its own"
+        assert first.publish("a", [1], [slot]) == 1
+        assert first.publish("a", [2], [slot]) == 0
+        assert first.publish("a", [1], [other]) == 1, "it is there already"
+        assert first.hits("b", 2) == 0 and first.hits("b", 1) == 1
+        wait_until(lambda: held(server) == 0, "nothing is held")
+        check(server)
+
+
+def test_a_scheduler_that_reconnects_goes_on(server: Server) -> None:
+    with engines(server.url) as (engine,):
+        engine.store("a", *NUMBERS)
+        found = engine.find("b", *NUMBERS)
+        (slot,) = engine.reserve(1)
+        engine.write(slot, 50)
+        engine.client.close()
+        engine.client, before = RawClient(server.url), engine.session
+        assert not engine.call("ping")["known"]
+        assert engine.publish("a", [50], [slot]) == 0, "whoever knows a number is not the engine"
+        assert engine.attach()["session"] == before
+        assert engine.publish("a", [50], [slot]) == 1
+        assert engine.find("b", *NUMBERS) == found
+        engine.finish("b")
+        wait_until(lambda: held(server) == 0, "nothing is held")
+
+
+def test_a_worker_that_reconnects_keeps_its_mapping(server: Server) -> None:
+    with engines(server.url) as (engine,):
+        (member,) = engine.members
+        name = member.joined["shm_name"]
+        member.client.close()
+        member.client = RawClient(server.url)
+        assert member.join()["shm_name"] == name and member.say_mapped()
+        assert engine.store("a", *NUMBERS) == len(NUMBERS)
+
+
+def test_a_slot_waits_for_the_last_process_that_may_write_to_it(server: Server) -> None:
+    """Though the scheduler is gone, and all connections: a worker may be stopped in its copy."""
+    with engines(server.url, 2, ranks=2) as (first, second):
+        slots = first.reserve(4)
+        first.write(slots[0], 7)
+        assert first.call("detach")
+        first.client.close()
+        for member in first.members:
+            member.client.close()
+        wait_until(lambda: second.call("ping")["known"], "it goes on")
+        assert reserved(server, first) > 0
+        assert second.hits("a", 7) == 0
+        taken = [slot for n in range(50) for slot in second.reserve(1) if second.store("x", n)]
+        assert not set(slots) & set(taken)
+        first.members[0].end_process()
+        assert reserved(server, first) > 0
+        first.members[1].end_process()
+        wait_until(lambda: engine_of(server, first) is None, "the engine is gone")
+        assert second.call("return", slots=taken)
+        wait_until(lambda: held(server) == 0, "nothing is held")
+        check(server)
+
+
+def engine_of(server: Server, engine: Engine) -> dict[str, Any] | None:
+    told = server.status()["engines"]
+    return next((each for each in told if each["session"] == engine.session), None)
+
+
+def reserved(server: Server, engine: Engine) -> int:
+    """Bytes that the engine may write to."""
+    told = engine_of(server, engine)
+    return int(told["reserved_bytes"]) if told else 0
+
+
+def test_nobody_else_is_this_engine(server: Server) -> None:
+    with engines(server.url) as (engine,):
+        ask = {**engine.ask, "incarnation": b"another process."}
+        with RawClient(server.url) as client:
+            answer = client.call("native_attach", ask)
+            assert answer["session"] == 0 and "another process" in answer["why"]
+        stranger = Member(server.url, engine.ask["engine"], 0, 1)
+        assert stranger.join()["member"] == 0
+        stranger.end_process()
+        assert engine.store("a", 1) == 1
+
+
+ASK = {
+    "version": 1, "engine": "an engine", "incarnation": bytes(16), "model": "a model", "ranks": 1,
+    "groups": 1, "chunk_tokens": 16, "object_bytes": 4096, "identity": bytes(32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["engine", "incarnation", "identity", "ranks", "object_bytes"])
+def test_nonsense_is_refused(server: Server, field: str) -> None:
+    with RawClient(server.url) as client:
+        for value in ("", b"", -1, -(2**40), None, [], {}, 1.5):
+            ask = {**ASK, field: value}
+            assert client.call("native_attach", ask)["session"] == 0
+
+
+def test_l2_brings_what_the_l1_has_not(new_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = new_server(*fs_flags(tmp_path)).start()
+    with engines(server.url) as (engine,):
+        engine.store("a", *NUMBERS)
+        wait_written(server)
+        clear_l1(server)
+        assert engine.find("b", *NUMBERS, windowed=True) == [BELOW] * len(NUMBERS)
+        assert engine.hits("b", 2, 3, windowed=True, load=True) == 2
+        assert engine.hits("c", *NUMBERS, 99) == len(NUMBERS)
+        clear_l1(server)
+        found = engine.find("d", *NUMBERS, budget_ms=0)
+        assert found == sorted(found, key=lambda slot: slot == MISS), "a prefix"
+        engine.finish("d")
+        wait_until(lambda: held(server) == 0, "nothing is held")
+        server.assert_no_leases()
+        check(server)
+
+
+def test_a_clear_ends_what_engines_stored(server: Server) -> None:
+    with engines(server.url) as (engine,):
+        engine.store("a", *NUMBERS)
+        slots = engine.find("b", *NUMBERS)
+        engine.client.call("clear", True, as_name=True)
+        assert engine.hits("c", *NUMBERS) == 0
+        (slot,) = engine.reserve(1)
+        assert slot not in slots, "somebody may still read there"
+        engine.finish("b")
+        check(server)
+
+
+def test_what_an_engine_used_outlives_what_it_did_not(new_server: Callable[..., Server]) -> None:
+    """And heads outlive tails."""
+    server = new_server(
+        "--eviction-trigger-watermark", "1.0", l1_size_gb=12 * OBJECT_BYTES / 2**30
+    ).start()
+    with engines(server.url) as (engine,):
+        engine.store("a", 1, 2, 3, 4)
+        engine.store("b", 11, 12, 13, 14)
+        assert engine.hits("c", 1, 2, 3, 4) == 4
+        for number in range(50, 58):
+            engine.store(f"d{number}", number)
+            left = engine.find("look", 1, 2, 3, 4), engine.find("look", 11, 12, 13, 14)
+            engine.finish("look", used=False)
+            first, second = (sum(slot >= 0 for slot in slots) for slots in left)
+            assert first == 4 or second == 0
+        check(server)
+
+
+def test_block_hashes_of_other_lengths(server: Server) -> None:
+    with engines(server.url) as (engine,):
+        (slot,) = engine.reserve(1)
+        short = block_hash(1)[:16]
+        items = [(0, short, slot)]
+        assert engine.call("publish", request="a", items=items) == 1
+        group = {"group": 0, "hashes": [short], "windowed": False, "load": False}
+        assert engine.call("lookup", request="b", budget_ms=0, groups=[group]) == [[slot]]
