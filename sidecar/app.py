@@ -132,6 +132,7 @@ class App:
         self._loop.add_reader(self._endpoint.fileno(), self._endpoint.on_readable)
         self._loop.every(TICK_SECONDS, self._service.liveness(self._endpoint.is_connected).tick)
         self._loop.every(TICK_SECONDS, self._endpoint.tick)
+        self._loop.every(TICK_SECONDS, self._service.tick)
         self._loop.every(SAMPLE_SECONDS, self._service.samples.sample)
         self._loop.watch_for_stalls(_STALL_SECONDS, _UNANSWERED_SECONDS, self._service.on_stall)
         self._loop.count_failures(partial(self._core.refusals.add, "callback", "internal_error"))

@@ -51,6 +51,7 @@ def document(snapshot: Mapping[str, Any], unhealthy: str | None, uptime_seconds:
         "live_leases": snapshot["live_leases"],
         "queue_depth": snapshot["queue_depth"],
         "refusals": snapshot["refusals"],
+        "tenants": snapshot["tenants"],
         "workers": [_worker(worker) for worker in workers],
         "engines": snapshot["engines"],
     }

@@ -60,6 +60,11 @@ class L1(Holds):
         self._headroom = headroom
 
     @property
+    def isolates(self) -> bool:
+        """Whether quotas are kept here."""
+        return isinstance(self._policy, Isolated)
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of all slots, those of withdrawn entries among them."""
         return self._slots.used_bytes

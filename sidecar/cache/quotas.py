@@ -1,13 +1,15 @@
-"""How much of the L1 each tenant has, and may have. A tenant is a cache salt."""
+"""How much of a tier each tenant has, and may have. A tenant is a cache salt."""
 
 import math
 from collections.abc import Iterator, Mapping
 
+UNLIMITED = 1 << 62  # the capacity of a tier that has none
+
 
 class Quotas:
-    """Bytes of slots by salt, and the limits of those that have one.
+    """Bytes by salt in one tier, and the limits of those that have one.
 
-    A salt without a quota may have the whole L1, of `capacity` bytes.
+    A salt without a quota may have the whole tier, of `capacity` bytes.
     """
 
     def __init__(self, capacity: int, limits: Mapping[str, int] | None = None) -> None:
@@ -16,11 +18,11 @@ class Quotas:
         self._used: dict[str, int] = {}
 
     def occupy(self, salt: str, size: int) -> None:
-        """A slot of `size` bytes is the salt's."""
+        """`size` bytes more are the salt's."""
         self._used[salt] = self._used.get(salt, 0) + size
 
     def free(self, salt: str, size: int) -> None:
-        """It is not any more."""
+        """They are not any more."""
         left = self._used[salt] - size
         if left:
             self._used[salt] = left

@@ -86,7 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         kind: dict[str, Any] = {"action": "append"} if option.is_json else {}
         if option.parse is boolean:
             kind = {"nargs": "?", "const": "true"}
-        groups[option.group].add_argument(flag(name), metavar="VALUE", help=option.help, **kind)
+        text = option.help.replace("%", "%%")
+        groups[option.group].add_argument(flag(name), metavar="VALUE", help=text, **kind)
     parser.set_defaults(stock=())
     for name in (*stock_flags.IGNORED, *stock_flags.REFUSED):
         parser.add_argument(

@@ -97,12 +97,31 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"--host: the socket path {path} is longer than {UNIX_PATH_LIMIT} bytes"
             )
+    _check_quotas(config)
     if config.disable_metrics and (config.prometheus_port or config.otlp_endpoint):
         raise ConfigError("--disable-metrics contradicts --prometheus-port and --otlp-endpoint")
     if config.trace_sample_ratio and not config.otlp_endpoint:
         raise ConfigError("--trace-sample-ratio needs --otlp-endpoint, where the traces go")
     if config.otlp_endpoint and not _has_otlp_exporter():
         raise ConfigError("--otlp-endpoint needs the OTLP exporter: pip install 'kv-sidecar[otlp]'")
+
+
+def _check_quotas(config: Config) -> None:
+    isolates = config.eviction_policy.startswith("Isolated")
+    adapters = [spec.settings for spec in config.l2_adapter]
+    isolating = [each for each in adapters if each.eviction.eviction_policy == "IsolatedLRU"]
+    for quota in config.quotas:
+        if not ((isolates and quota.l1) or (isolating and quota.l2)):
+            raise ConfigError(
+                "--quotas needs --eviction-policy IsolatedLRU or IsolatedARC, or an L2 adapter "
+                'with "eviction": {"eviction_policy": "IsolatedLRU"}'
+            )
+        if quota.l2 and quota.l2.share is not None:
+            for each in isolating:
+                if each.capacity_bytes is None:
+                    raise ConfigError(
+                        f"--quotas: a share of L2 {each.type} needs its max_capacity_gb"
+                    )
 
 
 def _has_otlp_exporter() -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.config import values
+from sidecar.config.quotas import Quota
+from sidecar.config.quotas import parse as parse_quotas
 
 _PORT = values.integer(1, 65535)
 _FREE_PORT = values.integer(0, 65535)
@@ -145,6 +147,18 @@ class Config:
         "LRU",
         "LRU; ARC: what was asked for again outlives what was stored once; IsolatedLRU, "
         "IsolatedARC: each cache_salt by itself; noop: never evict, refuse stores when full",
+    )
+    quotas: tuple[Quota, ...] = field(
+        default=(),
+        metadata={
+            "option": Option(
+                parse_quotas,
+                'what tenants may have, as JSON by cache_salt: {"a": "25%", "b": {"l1": 8, "l2": '
+                '"10%"}}, GiB or shares; may be repeated (docs/sizing.md)',
+                "l1",
+                is_json=True,
+            )
+        },
     )
     eviction_trigger_watermark: float = _option(
         "l1", _RATIO, 0.95, "share of L1 in use that starts eviction, 0 to 1"

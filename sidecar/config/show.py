@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from sidecar.config.options import OPTIONS, Config
+from sidecar.config.quotas import written
 
 if TYPE_CHECKING:
     from sidecar.tiers.settings import AdapterSettings
@@ -30,6 +31,8 @@ def shown(config: Config, name: str) -> Any:
         return ",".join(f"{port}={release}" for port, release in value)
     if name == "l2_adapter":
         return [adapter(spec.settings) for spec in value]
+    if name == "quotas":
+        return written(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

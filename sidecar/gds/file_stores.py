@@ -139,7 +139,7 @@ class FileStores:
         backend, size = self._backend, HEADER_BYTES + aligned(entry.size)
         if not backend.removal.begin_change(name):
             return False
-        if not make_room(backend, size):
+        if not make_room(backend, name, size):
             backend.removal.end_change(name)
             return False
         backend.catalog.reserved += size

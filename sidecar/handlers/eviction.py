@@ -39,6 +39,13 @@ class Eviction:
             self._target = l1.used_bytes - int(config.eviction_ratio * l1.capacity)
             self._post(self._turn)
 
+    def keep_quotas(self) -> None:
+        """Evict what tenants have beyond a quota that was lowered, a few objects a turn."""
+        evicted = self._core.l1.evict_over_quota(_OBJECTS_A_TURN)
+        count_evicted(self._core)
+        if evicted == _OBJECTS_A_TURN:
+            self._post(self.keep_quotas)
+
     def _turn(self) -> None:
         assert self._target is not None
         evicted = self._core.l1.evict(_OBJECTS_A_TURN, self._target)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from sidecar.cache.check import problems
@@ -21,6 +22,7 @@ from sidecar.handlers.samples import Samples
 from sidecar.handlers.snapshot import snapshot
 from sidecar.handlers.stored_objects import StoredObjects
 from sidecar.handlers.stores import Stores
+from sidecar.handlers.tenants import Tenants
 from sidecar.handlers.withheld import Withheld
 from sidecar.tiers.clearing import Cleared
 
@@ -32,7 +34,7 @@ class Service:
     """Everything that can be asked of the cache. All methods on the loop thread but `health`.
 
     `samples`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
-    asked for over HTTP; `objects`: objects one by one.
+    asked for over HTTP; `objects`: objects one by one; `tenants`: quotas.
     """
 
     def __init__(
@@ -54,6 +56,12 @@ class Service:
         self._lookups = Lookups(core, later, self._withheld)
         self._control = Control(core, self._withheld)
         self._native = Native(core, eviction)
+        self.tenants = Tenants(
+            core.l1, core.tiers.backends, core.config.quotas, eviction.keep_quotas
+        )
+        for gauge, what in (("tenant_usage_bytes", "used"), ("tenant_quota_bytes", "limit")):
+            core.telemetry.gauges[gauge].observe_all(partial(self.tenants.measured, what))
+        self.tick = eviction.keep_quotas
         self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
         self.samples = Samples(core)
         self._hashing: Future[dict[str, Any]] | None = None
@@ -79,7 +87,8 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
-        return snapshot(self._core, self._engine_driven, self._native)
+        whole = snapshot(self._core, self._engine_driven, self._native)
+        return {**whole, "tenants": self.tenants.rows()}
 
     def problems(self) -> list[str]:
         """What of the L1's accounts is not true: nothing, unless the server has a bug.

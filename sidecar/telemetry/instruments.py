@@ -132,13 +132,21 @@ class Gauge:
     def __init__(self, description: Description) -> None:
         self.description = description
         self._sources: dict[tuple[str, ...], Callable[[], float]] = {}
+        self._all: Callable[[], Mapping[tuple[str, ...], float]] | None = None
 
     def observe(self, source: Callable[[], float], *labels: str) -> None:
         """Let the series with these label values be what `source` returns."""
         self._sources[labels] = source
 
+    def observe_all(self, source: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
+        """Let `source` tell all series there are, by their label values."""
+        self._all = source
+
     def series(self) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series; without any source, zero with empty labels."""
+        if self._all is not None:
+            of_all = self._all().items()
+            return [(self.description.attributes(values), value) for values, value in of_all]
         unused: tuple[str, ...] = ("",) * len(self.description.labels)
         sources = self._sources or {unused: lambda: 0.0}
         return [

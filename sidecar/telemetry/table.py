@@ -9,6 +9,7 @@ _LOOKUP = ("model_name", "cache_salt")
 _TRANSFER = ("device", "engine_id", "model_name")
 _L1 = {"l1_tag": "default"}
 _L2 = ("l2_name",)
+_TENANT = ("cache_salt", "tier")
 _L2_ADAPTER = ("l2_name", "adapter_index")
 _L1_MEMORY = {"backend": "shm", "l1_tag": "default"}
 
@@ -106,6 +107,8 @@ class Instruments(Declarations):
         self._gauge("l1_memory_populated_bytes", "Bytes of L1 that hold pages", _L1_MEMORY)
         self._gauge("l1_usage_ratio", "Share of L1 in use", _L1_MEMORY)
         self._gauge("live_leases", "Objects that somebody may be reading or writing")
+        self._gauge("tenant_usage_bytes", "Bytes of tenants that have a quota", labels=_TENANT)
+        self._gauge("tenant_quota_bytes", "Their quotas; 0 = no limit", labels=_TENANT)
 
     def _declare_transfers(self) -> None:
         self.num_submitted_stores = self._counter(

@@ -28,6 +28,7 @@ from sidecar.tiers.threads import Threads
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SCAN_AGAIN_SECONDS = 30.0
+_EVICTED_A_TICK = 1000
 
 
 class Backend:
@@ -181,6 +182,7 @@ class Backend:
             self.removal.retry()
             self.leftovers.retry()
         self.marking.tick(now)
+        self._keep_quotas()
         if not (self.scanned or self.adapter.shared) and now >= self._next_scan:
             self.start_scan(now)
 
@@ -198,6 +200,12 @@ class Backend:
     def stopped(self) -> bool:
         """Whether no thread uses the arena, or the adapter, any more."""
         return not (self._scanner.alive() or any(side.threads.alive() for side in self._sides))
+
+    def _keep_quotas(self) -> None:
+        """Of those whose quota was lowered; the others' are kept when they store."""
+        if self.catalog.tenants is not None:
+            for salt in list(self.catalog.tenants.quotas.exceeded()):
+                self.evict(self.catalog.keep_quota(salt, 0, self.busy(), _EVICTED_A_TICK))
 
     def _put_aside(self, name: ObjectName) -> None:
         self.telemetry.l2_quarantined_objects.add(1, self.label)

@@ -3,10 +3,13 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from sidecar.cache.quotas import UNLIMITED
 from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.settings import EvictionSettings
+from sidecar.tiers.tenants import Tenants, salt_of
 
 
 @dataclass(slots=True)
@@ -38,7 +41,9 @@ class Catalog:
         self._spaces: Counter[str] = Counter()
         self._kept_bytes = self._stuck_bytes = 0
         self._recovered: dict[ObjectName, None] = {}
-        self._evicts = eviction.eviction_policy == "LRU"
+        self._evicts = eviction.eviction_policy != "noop"
+        is_isolated = eviction.eviction_policy == "IsolatedLRU"
+        self.tenants = Tenants(capacity or UNLIMITED) if is_isolated else None
         self._limit = None if capacity is None else int(capacity * eviction.trigger_watermark)
         self._surplus = int((capacity or 0) * eviction.eviction_ratio)
 
@@ -81,11 +86,13 @@ class Catalog:
         self._sizes[name] = size
         self._spaces[name.space] += 1
         self._kept_bytes += size
+        if self.tenants is not None:
+            self.tenants.add(name, size)
 
     def touch(self, name: ObjectName) -> None:
         """It was used now."""
         if name in self._sizes:
-            self._sizes.move_to_end(name)
+            self._move(name, last=True)
             self._recovered.pop(name, None)
 
     def touch_sequence(self, names: Sequence[ObjectName]) -> None:
@@ -108,6 +115,8 @@ class Catalog:
         swept.update((name, doomed.size) for name, doomed in self.doomed.items())
         self._sizes, self._kept_bytes, self._stuck_bytes = OrderedDict(), 0, 0
         self._spaces.clear()
+        if self.tenants is not None:
+            self.tenants.clear()
         self._recovered.clear()
         self.suspects.clear()
         self.doomed.clear()
@@ -141,7 +150,9 @@ class Catalog:
             if name not in self._sizes and not self.is_leaving(name):
                 self._sizes[name] = size
                 self._spaces[name.space] += 1
-                self._sizes.move_to_end(name, last=False)
+                if self.tenants is not None:
+                    self.tenants.add(name, size)
+                self._move(name, last=False)
                 self._recovered[name] = None
                 self._kept_bytes += size
 
@@ -150,7 +161,7 @@ class Catalog:
         for name in names:
             if name in self._recovered:
                 del self._recovered[name]
-                self._sizes.move_to_end(name, last=False)
+                self._move(name, last=False)
 
     def fits(self, size: int) -> bool:
         """Whether one more record can be kept without giving anything up."""
@@ -163,28 +174,62 @@ class Catalog:
         return self.give_up(self.used_bytes + size + self._surplus - self._limit, busy)
 
     def give_up(self, size: int, busy: Iterable[ObjectName]) -> list[ObjectName]:
-        """Doom the least recently used objects that take `size` bytes, none of `busy`."""
+        """Doom the least valuable objects that take `size` bytes, none of `busy`."""
         if not self._evicts:
             return []
-        spared, found = set(busy), []
-        for name, taken in self._sizes.items():
-            if size <= 0:
-                break
-            if name not in spared:
-                found.append(name)
-                size -= taken
-        for name in found:
+        if self.tenants is not None:
+            return self._doom_all(self.tenants.victims(size, set(busy)))
+        return self._doom_all(_first(self._sizes.items(), size, set(busy)))
+
+    def has_quota(self, name: ObjectName, size: int) -> bool:
+        """Whether one more record is within the quota of whose it is."""
+        return self.tenants is None or self.tenants.quotas.has_room(salt_of(name.space), size)
+
+    def keep_quota(
+        self, salt: str, size: int, busy: Iterable[ObjectName], most: int | None = None
+    ) -> list[ObjectName]:
+        """Doom what has to go so that `size` more bytes are within the salt's quota: its own, at
+        most `most` objects, none of `busy`."""
+        if self.tenants is None or size > self.tenants.quotas.limit(salt):
+            return []
+        too_much = self.tenants.quotas.used(salt) + size - self.tenants.quotas.limit(salt)
+        found = _first(islice(self.tenants.of(salt), most), too_much, set(busy))
+        return self._doom_all(found)
+
+    def _doom_all(self, names: list[ObjectName]) -> list[ObjectName]:
+        for name in names:
             self.doom(name)
-        return found
+        return names
+
+    def _move(self, name: ObjectName, last: bool) -> None:
+        self._sizes.move_to_end(name, last)
+        if self.tenants is not None:
+            self.tenants.move(name, last)
 
     def _forget(self, name: ObjectName) -> int | None:
         size = self._sizes.pop(name, None)
         if size is None:
             return None
         self._kept_bytes -= size
+        if self.tenants is not None:
+            self.tenants.remove(name)
         self._spaces[name.space] -= 1
         if not self._spaces[name.space]:
             del self._spaces[name.space]
         self._recovered.pop(name, None)
         self.suspects.discard(name)
         return size
+
+
+def _first(
+    items: Iterable[tuple[ObjectName, int]], size: int, spared: set[ObjectName]
+) -> list[ObjectName]:
+    """The first names that together have `size` bytes, none of `spared`."""
+    found = []
+    for name, taken in items:
+        if size <= 0:
+            break
+        if name not in spared:
+            found.append(name)
+            size -= taken
+    return found

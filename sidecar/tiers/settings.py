@@ -29,9 +29,13 @@ class GpuMover(NamedTuple):
 class EvictionSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """When the capacity is used up: which share of it may be used, how much goes at once."""
 
-    eviction_policy: Annotated[str, Meta(description="`LRU`, or `noop`: store nothing more")] = (
-        "LRU"
-    )
+    eviction_policy: Annotated[
+        str,
+        Meta(
+            description="`LRU`; `IsolatedLRU`: that of each tenant by itself, within its quota; "
+            "`noop`: store nothing more"
+        ),
+    ] = "LRU"
     trigger_watermark: Annotated[
         Ratio, Meta(description="share of `max_capacity_gb` that may be used")
     ] = 1.0
@@ -40,8 +44,9 @@ class EvictionSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.eviction_policy not in ("LRU", "noop"):
-            raise ValueError(f"eviction_policy {self.eviction_policy!r} is not LRU or noop")
+        if self.eviction_policy not in ("LRU", "IsolatedLRU", "noop"):
+            known = "LRU, IsolatedLRU or noop"
+            raise ValueError(f"eviction_policy {self.eviction_policy!r} is not {known}")
 
 
 class AdapterSettings(

@@ -183,7 +183,7 @@ class WriteBehind:
                 return "breaker"
             if write.entry.state is not State.READY or write.epoch is not backend.epoch:
                 return "cleared"
-            if not make_room(backend, write.bytes):
+            if not make_room(backend, write.name, write.bytes):
                 return "capacity"
             return await self._stored(backend, write)
         finally:

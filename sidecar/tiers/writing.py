@@ -6,6 +6,7 @@ from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import NoSpace, Relocated, TierError
 from sidecar.tiers.epochs import Epoch, Replaced
 from sidecar.tiers.names import ObjectName
+from sidecar.tiers.tenants import salt_of
 
 _RECORDS_GIVEN_UP = 8
 
@@ -33,12 +34,18 @@ class Batch:
             self.backend.catalog.touch_sequence(self.names)
 
 
-def make_room(backend: Backend, size: int) -> bool:
-    """Evict what must go for a record of `size` bytes; whether it fits then."""
+def make_room(backend: Backend, name: ObjectName, size: int) -> bool:
+    """Evict what must go for a record of `size` bytes; whether it fits then.
+
+    What is over the quota of the tenant goes at the tenant's expense.
+    """
+    catalog = backend.catalog
+    if not catalog.has_quota(name, size):
+        backend.evict(catalog.keep_quota(salt_of(name.space), size, backend.busy()))
     # Else nobody need ask what is busy; and what cannot be removed makes no room.
-    if not (backend.catalog.fits(size) or backend.catalog.is_stuck):
-        backend.evict(backend.catalog.make_room(size, backend.busy()))
-    return backend.catalog.fits(size)
+    if not (catalog.fits(size) or catalog.is_stuck):
+        backend.evict(catalog.make_room(size, backend.busy()))
+    return catalog.fits(size) and catalog.has_quota(name, size)
 
 
 def check_room(backend: Backend, size: int) -> None:

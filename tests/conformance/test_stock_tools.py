@@ -34,7 +34,8 @@ def lmcache(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With the default chunk size."""
-    made = Server(tmp_path_factory.mktemp("tools"), l1_size_gb=1.0, chunk_size=256)
+    flags = ("--eviction-policy", "IsolatedLRU")
+    made = Server(tmp_path_factory.mktemp("tools"), *flags, l1_size_gb=1.0, chunk_size=256)
     yield made.start()
     made.stop()
 
@@ -91,6 +92,28 @@ def test_clear(server: Server) -> None:
     done = lmcache("kvcache", "clear", "--url", server.http)
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.l1()["total_object_count"] == 0
+
+
+def test_quotas(server: Server) -> None:
+    def quota(*arguments: str) -> str:
+        done = lmcache("quota", *arguments, "--url", server.http)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "No quotas" in quota("list")
+    assert "ok" in quota("set", "team", "--limit-gb", "0.25")
+    assert "ok" in quota("set", "_default", "--limit-gb", "0.5")
+    assert "0.25" in quota("get", "team") and "True" in quota("get", "team")
+    assert "team" in quota("list") and "_default" in quota("list")
+    assert "removed" in quota("delete", "team")
+    assert "not_found" in quota("delete", "team")
+    assert "removed" in quota("delete", "_default")
+
+
+def test_quotas_where_nothing_keeps_tenants_apart(new_server: Callable[..., Server]) -> None:
+    url = new_server().start().http
+    done = lmcache("quota", "set", "team", "--limit-gb", "1", "--url", url)
+    assert done.returncode != 0 and "--eviction-policy IsolatedLRU" in done.stdout + done.stderr
 
 
 def test_ping_of_nobody(new_server: Callable[..., Server]) -> None:

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 
 from sidecar.admin import AdminServer
+from sidecar.cache.l1 import L1
+from sidecar.cache.policies import POLICIES
+from sidecar.cache.quotas import Quotas
 from sidecar.config import Config
+from sidecar.handlers.tenants import Tenants
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.clearing import Cleared
 
@@ -240,13 +244,17 @@ class Service:
         self.l2: list[dict[str, Any]] = []
         self.objects = Objects()
         self.prefetches = Prefetches()
+        quotas = Quotas(1 << 30)
+        self.l1 = L1(1 << 30, POLICIES["IsolatedLRU"](quotas))
+        self.tenants = Tenants(self.l1, [], (), lambda: None)
         self.samples = Samples()
 
     def health(self) -> str | None:
         return self.reason
 
     def snapshot(self) -> dict[str, Any]:
-        return {**SNAPSHOT, "workers": self.workers, "l2": self.l2}
+        tenants = self.tenants.rows()
+        return {**SNAPSHOT, "workers": self.workers, "l2": self.l2, "tenants": tenants}
 
     def problems(self) -> list[str]:
         return self.wrong

@@ -38,6 +38,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "eviction_policy": ("noop", "noop", "FIFO"),
     "eviction_trigger_watermark": ("1", 1.0, "1.01"),
     "eviction_ratio": ("0.5", 0.5, "nan"),
+    "quotas": ("[]", (), '{"a": "101%"}'),
     "l2_adapter": (
         '{"type": "fs", "base_path": "/data/l2"}',
         (AdapterSpec(FilesSettings(type="fs", base_path="/data/l2"), ()),),

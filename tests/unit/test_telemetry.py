@@ -80,6 +80,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "active_prefetch_jobs": ("gauge", set()),
     "registered_workers": ("gauge", set()),
     "live_leases": ("gauge", set()),
+    "tenant_usage_bytes": ("gauge", {"cache_salt", "tier"}),
+    "tenant_quota_bytes": ("gauge", {"cache_salt", "tier"}),
     "queue_depth": ("gauge", set()),
     "queue_age_seconds": ("gauge", set()),
     "healthy": ("gauge", set()),

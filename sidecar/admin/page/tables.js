@@ -46,6 +46,18 @@ export function showAdapters(state) {
   show("adapters", columns, rows, noAdapters);
 }
 
+/** Only where somebody has a quota: a panel of its own, one row a tenant. */
+export function showTenants(state) {
+  const tiers = Object.keys(state.tenants[0]?.tiers ?? {});
+  const names = tiers.map((tier) => (tier === "l1" ? "L1" : tier));
+  byId("tenants-panel").hidden = !state.tenants.length;
+  const rows = state.tenants.map((tenant) => [
+    { text: tenant.name, code: true },
+    ...tiers.map((tier) => quota(tenant.tiers[tier])),
+  ]);
+  show("tenants", ["Tenant", ...names], rows, () => [element("p", { class: "empty" }, NOTHING)]);
+}
+
 export function showRefusals(state) {
   const columns = ["Operation", "Reason", "Latest detail", "#Times", "#Latest"];
   const rows = state.refusals.map((refusal) => [
@@ -147,6 +159,11 @@ function kept({ used_bytes: used, capacity_bytes: capacity, objects, scanned, sh
   const note = plural(objects, "object") + but;
   if (capacity === null) return { text: bytes(used), note };
   return { text: bytesOf(used, capacity), share: used / capacity, note };
+}
+
+function quota({ used, limit }) {
+  if (limit === null) return { text: bytes(used), note: "no limit" };
+  return { text: bytesOf(used, limit), share: limit ? used / limit : 1 };
 }
 
 function breaker({ state, last_failure: failure }) {
