@@ -263,7 +263,7 @@ def test_a_scan_that_a_disk_keeps_does_not_keep_the_process(tmp_path: Path) -> N
 import threading
 from sidecar.tiers.adapters import directory
 from sidecar.tiers.adapters.file_io import DirectIO
-from sidecar.tiers.threads import Workers
+from sidecar.tiers.threads import Threads
 from tests.support.tiers import page_aligned
 
 files = directory.Files({str(tmp_path)!r}, DirectIO())
@@ -277,7 +277,7 @@ def hung(path):
     yield from list_it(path)
 
 list_it, directory.entries = directory.entries, hung
-Workers("scan", 1, lambda callback: None).submit(lambda: list(files.scan()), lambda *_: None)
+Threads("scan", 1, lambda callback: None).submit(lambda: list(files.scan()), lambda *_: None)
 assert listing.wait(60)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=REPO)

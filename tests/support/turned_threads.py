@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from sidecar.tiers.base import TierError
-from sidecar.tiers.threads import Workers
+from sidecar.tiers.threads import Threads
 
 Done = Callable[[Any, TierError | None], None]
 
@@ -23,7 +23,7 @@ class Call:
 
 
 class TurnedThreads:
-    """In place of all `Workers`, while it is entered.
+    """In place of all `Threads`, while it is entered.
 
     What an adapter puts into `writes` while it runs is done once more when the result arrives:
     until then a thread may write to what it was given.
@@ -49,7 +49,7 @@ class TurnedThreads:
             "alive": lambda workers: False,
         }
         for name, method in in_place.items():
-            self._patches.enter_context(patch.object(Workers, name, method))
+            self._patches.enter_context(patch.object(Threads, name, method))
         return self
 
     def __exit__(self, *_: object) -> None:
