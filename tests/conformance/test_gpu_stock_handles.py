@@ -22,7 +22,7 @@ from lmcache.v1.platform.devices.cuda.ipc_wrapper import (
     VmmCudaIPCWrapper,
 )
 
-from sidecar.handlers.pending_registration import Mapping
+from sidecar.handlers.pending_registration import PendingRegistration
 from sidecar.wire.messages import LayoutHints
 
 HANDLE = bytes(range(64))
@@ -37,19 +37,19 @@ def metadata(offset: int = 0) -> TensorMetadata:
 
 def described(wrapper: DeviceIPCWrapper) -> Mapping:
     """The registration of one tensor, as it comes over the wire."""
-    mapping = Mapping(1, b"client", "model", 1, LayoutHints(kv_layout="NHD"))
-    mapping.prepare([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [], 64)
-    return mapping
+    pending = PendingRegistration(1, b"client", "model", 1, LayoutHints(kv_layout="NHD"))
+    pending.prepare([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [], 64)
+    return pending
 
 
 @pytest.mark.parametrize("memory", [HANDLE, b"\2c" + HANDLE])
 def test_torch_s_sharing(memory: bytes) -> None:
     handle = (3, memory, 131_072 + 512, 2048, b"/torch_77_1_2", 5, bytes(64), True)
     data = CudaIPCData(version=1, metadata=metadata(offset=256), handle=handle)
-    mapping = described(CudaIPCWrapper.from_wire(data))
-    assert mapping.layout is not None, mapping.refusal
-    (tensor,) = mapping.memories
-    assert mapping.gpu == f"GPU-{UUID}"
+    pending = described(CudaIPCWrapper.from_wire(data))
+    assert pending.layout is not None, pending.refusal
+    (tensor,) = pending.memories
+    assert pending.gpu == f"GPU-{UUID}"
     assert (tensor.handle, tensor.offset) == (HANDLE, 2048)
     assert tensor.counter == ("/torch_77_1_2", 5)
 
