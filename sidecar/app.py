@@ -191,6 +191,7 @@ class App:
         config = self._config
         policy = TierOptions(
             skip_l1=config.l2_store_policy == "skip_l1",
+            reused=config.l2_store_policy == "reused",
             retain=config.l2_prefetch_policy == "retain",
             max_in_flight=config.l2_prefetch_max_in_flight,
             timeout_seconds=config.l2_prefetch_timeout_seconds,

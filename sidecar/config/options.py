@@ -180,10 +180,10 @@ class Config:
     )
     l2_store_policy: str = _option(
         "l2",
-        values.choice("default", "skip_l1"),
+        values.choice("default", "skip_l1", "reused"),
         "default",
-        "default, or skip_l1: what is in L2 leaves L1 at once; GPUs that write files themselves "
-        "store past L1",
+        "default; skip_l1: what is in L2 leaves L1 at once, and GPUs that write files themselves "
+        "store past L1; reused: written when it is used or stored again",
     )
     l2_prefetch_policy: str = _option(
         "l2",

@@ -101,6 +101,12 @@ class Core:
         self.l1.publish(space, entries, hashes)
         self.telemetry.l1_write_chunks.add(len(entries))
         self.tiers.stored(entries, span)
+        self.tiers.used(space, hashes)
+
+    def touch(self, space: SpaceKey, hashes: Sequence[bytes]) -> None:
+        """A worker has used the sequence `hashes` of what is in the L1."""
+        self.l1.touch(space, hashes)
+        self.tiers.used(space, hashes)
 
     def hashes(self, key: CacheKey, end: int) -> list[bytes]:
         """The chunk hashes of the sequence up to token `end`, a multiple of the chunk size.

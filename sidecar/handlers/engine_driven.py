@@ -45,7 +45,7 @@ class EngineDriven:
             deadline = core.now() + core.config.l1_write_ttl_seconds
             self._prepared.add_write(Prepared(name, instance, request.client, entries, deadline))
         else:  # so no commit follows
-            core.l1.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
+            core.touch(space_of(key, key.worker_id or 0, instance.fingerprint), hashes)
         return store_context([_slot(instance, entry) for entry in entries], indices)
 
     def commit_store(self, request: Request, key: CacheKey, instance_id: int, data: bytes) -> bool:
@@ -107,7 +107,7 @@ class EngineDriven:
         if prepared is None:
             return True
         place = space_of(key, key.worker_id or 0, prepared.instance.fingerprint)
-        core.l1.touch(place, hashes)
+        core.touch(place, hashes)
         self._free([prepared])
         count = len(prepared.entries)
         core.telemetry.l1_read_chunks.add(count)

@@ -39,5 +39,11 @@ def _observe_backend(telemetry: Telemetry, tiers: Tiers, backend: Backend) -> No
     gauge(
         "inflight_load_memory_usage_bytes", lambda: tiers.loads.in_flight(backend)[1], label, index
     )
+    gauge("l2_write_amplification", lambda: _write_amplification(telemetry, label), label)
     gauge("l2_store_adapters", lambda: len(tiers.backends), "active")
     gauge("l2_prefetch_adapters", lambda: len(tiers.backends), "active")
+
+
+def _write_amplification(telemetry: Telemetry, label: str) -> float:
+    stored = telemetry.transfer_bytes.total("store")
+    return telemetry.l2_transfer_bytes.total("store", label) / stored if stored else 0.0

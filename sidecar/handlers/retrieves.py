@@ -54,7 +54,7 @@ class Retrieves:
                 self._count_reuse(entries)
                 if loaded:
                     place = space_of(key, key.worker_id or 0, instance.fingerprint)
-                    core.l1.touch(place, hashes)
+                    core.touch(place, hashes)
         finally:
             start = key.start // core.config.chunk_size
             core.leases.release(

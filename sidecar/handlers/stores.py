@@ -65,7 +65,7 @@ class Stores:
                 count_bytes(core, "store", instance, copies, began)
                 self._eviction.check()
             else:
-                core.l1.touch(place, hashes)
+                core.touch(place, hashes)
             for wait in waits:
                 await wait
             if not request.answered:

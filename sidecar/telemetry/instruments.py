@@ -89,8 +89,9 @@ class Counter(_Instrument[Count]):
         cell.value += amount
 
     def total(self, *labels: str) -> int:
-        """The sum over all series whose label values begin with these. Recording thread only."""
-        return sum(c.value for of, c in self._cells.items() if of[: len(labels)] == labels)
+        """The sum over all series whose label values begin with these."""
+        cells = self._cells.copy().items()
+        return sum(cell.value for of, cell in cells if of[: len(labels)] == labels)
 
 
 class Distribution:

@@ -169,6 +169,12 @@ class Instruments(Declarations):
         self._gauge("healthy", "1 while the server would answer a worker, as /healthcheck tells")
 
     def _declare_l2_stores(self) -> None:
+        self.l2_store_deferred_chunks = self._counter(
+            "l2_store_deferred", "chunks", "Chunks stored that L2 gets when somebody comes back"
+        )
+        self._gauge(
+            "l2_write_amplification", "Bytes written to L2 for each that workers stored", labels=_L2
+        )
         self.l2_store_submitted_requests = self._counter(
             "l2_store_submitted", "requests", "Stores that L2 was given", _L2
         )

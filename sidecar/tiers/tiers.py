@@ -21,6 +21,7 @@ from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.prefetch import Prefetches
+from sidecar.tiers.reuse import Reuse, is_hot
 from sidecar.tiers.settings import AdapterSettings
 from sidecar.tiers.write_behind import Bounds, WriteBehind
 
@@ -34,6 +35,7 @@ class TierOptions:
     """What the flags say of L2 as a whole; see their help texts."""
 
     skip_l1: bool
+    reused: bool
     retain: bool
     max_in_flight: int
     timeout_seconds: float
@@ -69,9 +71,11 @@ class Tiers:
     ) -> None:  # fmt: skip
         """Open all adapters. Raises AdapterUnusable for the first that cannot be."""
         self._l1 = l1
+        self._telemetry = telemetry
         self._policy = policy
         self._later = around.later
         self.bypass: Bypass | None = None
+        self._reuse = Reuse() if policy.reused else None
         self.backends = _open(settings, arena, around, telemetry)
         self.loads = Loads(
             l1, arena, self.backends, telemetry, around.flows, not policy.retain, self._promote
@@ -106,9 +110,26 @@ class Tiers:
     def stored(self, entries: Sequence[Entry], span: Span = NO_SPAN) -> None:
         """These were published just now, in the order of their sequence: write them down.
 
-        `span` is of the request that brought them.
+        But for those that wait until somebody comes back for them. `span` is of the request that
+        brought them.
         """
-        if self.backends:
+        if self._reuse is not None:
+            again = self._reuse.again(entries)
+            self._telemetry.l2_store_deferred_chunks.add(len(entries) - len(again))
+            entries = again
+        self._write(entries, span)
+
+    def used(self, space: SpaceKey, hashes: Sequence[bytes]) -> None:
+        """A worker has used this sequence of the L1: what L2 lacks of it is worth writing now."""
+        found = self._l1.space(space) if self._reuse is not None and self.backends else None
+        if found is not None:
+            entries = (found.ready.get(chunk_hash) for chunk_hash in hashes)
+            self._write(
+                [entry for entry in entries if entry is not None and is_hot(entry)], NO_SPAN
+            )
+
+    def _write(self, entries: Sequence[Entry], span: Span) -> None:
+        if self.backends and entries:
             objects = [(entry, object_name(entry.space.key, entry.hash)) for entry in entries]
             for backend in self.backends:
                 self.writes.offer(objects, backend, span)

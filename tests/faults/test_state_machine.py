@@ -127,7 +127,7 @@ class Slots:
 class Machine(RuleBasedStateMachine):
     @initialize(
         retain=st.booleans(),
-        skip_l1=st.booleans(),
+        store_policy=st.sampled_from(["default", "skip_l1", "reused"]),
         shared=st.booleans(),
         in_flight=st.sampled_from([1, 8]),
         filled=st.booleans(),
@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         eviction=st.sampled_from(sorted(set(POLICIES) - {"noop"})),
     )
     def begin(
-        self, retain: bool, skip_l1: bool, shared: bool, in_flight: int, filled: bool,
+        self, retain: bool, store_policy: str, shared: bool, in_flight: int, filled: bool,
         damaged: bool, records: int, eviction: str,
     ) -> None:  # fmt: skip
         self.cleanup, self.threads = ExitStack(), TurnedThreads()
@@ -153,7 +153,8 @@ class Machine(RuleBasedStateMachine):
         for adapter in self.adapters:
             adapter.before = self._mood
         policy = replace(
-            DEFAULTS, retain=retain, skip_l1=skip_l1, max_in_flight=in_flight,
+            DEFAULTS, retain=retain, skip_l1=store_policy == "skip_l1",
+            reused=store_policy == "reused", max_in_flight=in_flight,
             timeout_seconds=1000.0, queue_ratio=1.0,
         )  # fmt: skip
         capacity = 0.0 if shared else records * (HEADER_BYTES + OBJECT_BYTES) / 2**30

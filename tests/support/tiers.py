@@ -36,6 +36,7 @@ DEADLINE = 30.0
 SPACE = SpaceKey("model", 1, 0, "", bytes(16))
 DEFAULTS = TierOptions(
     skip_l1=False,
+    reused=False,
     retain=False,
     max_in_flight=8,
     timeout_seconds=20.0,

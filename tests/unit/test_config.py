@@ -44,7 +44,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
         (AdapterSpec(FilesSettings(type="fs", base_path="/data/l2"), ()),),
         '{"type": "fs"}',
     ),
-    "l2_store_policy": ("skip_l1", "skip_l1", "skip"),
+    "l2_store_policy": ("reused", "reused", "skip"),
     "l2_prefetch_policy": ("retain", "retain", "keep"),
     "l2_prefetch_max_in_flight": ("1", 1, "0"),
     "l2_prefetch_timeout_seconds": ("0.5", 0.5, "0"),

@@ -80,6 +80,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "active_prefetch_jobs": ("gauge", set()),
     "registered_workers": ("gauge", set()),
     "live_leases": ("gauge", set()),
+    "l2_store_deferred_chunks": ("counter", set()),
+    "l2_write_amplification": ("gauge", {"l2_name"}),
     "tenant_usage_bytes": ("gauge", {"cache_salt", "tier"}),
     "tenant_quota_bytes": ("gauge", {"cache_salt", "tier"}),
     "queue_depth": ("gauge", set()),

@@ -210,7 +210,7 @@ class Objects:
         telemetry, count = self._core.telemetry, len(known.pins)
         for group, sequence in known.sequences.items():
             if engine.spaces:
-                self._core.l1.touch(engine.spaces[group], sequence)
+                self._core.touch(engine.spaces[group], sequence)
         telemetry.l1_read_chunks.add(count)
         telemetry.num_finished_retrieves.add(1, _DEVICE)
         telemetry.transfer_bytes.add(count * engine.attach.object_bytes, "load", _DEVICE)
