@@ -35,7 +35,7 @@ def metadata(offset: int = 0) -> TensorMetadata:
     return TensorMetadata("bfloat16", SHAPE, STRIDE, offset, UUID)
 
 
-def described(wrapper: DeviceIPCWrapper) -> Mapping:
+def described(wrapper: DeviceIPCWrapper) -> PendingRegistration:
     """The registration of one tensor, as it comes over the wire."""
     pending = PendingRegistration(1, b"client", "model", 1, LayoutHints(kv_layout="NHD"))
     pending.prepare([msgspec.msgpack.Ext(1, DeviceIPCWrapper.Serialize(wrapper))], [], 64)
