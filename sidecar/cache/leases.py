@@ -130,7 +130,7 @@ class Leases:
         lookup.live += len(objects)
         self.live += len(objects)
 
-    def settle(self, lookup: Lookup, hits: int) -> None:
+    def end_loading(self, lookup: Lookup, hits: int) -> None:
         """A lookup has ended loading: the first `hits` chunks are what it found."""
         if lookup.ended.done:
             return

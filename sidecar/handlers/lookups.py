@@ -11,7 +11,7 @@ from sidecar.engines.registry import Instance
 from sidecar.handlers.core import Core, Session, scope_of, space_of
 from sidecar.handlers.withheld import Withheld
 from sidecar.telemetry.spans import Span
-from sidecar.tiers.prefetch import Prefetch, Want
+from sidecar.tiers.prefetch_plan import Prefetch, Want
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
 from sidecar.wire.messages import CacheKey
 
@@ -57,11 +57,11 @@ class Lookups:
 
     def begin(
         self, client: bytes, key: CacheKey, hashes: list[bytes], readers: int,
-        on_settled: Callable[[int], None], into_l1: bool = False,
+        on_result: Callable[[int], None], into_l1: bool = False,
     ) -> Lookup:  # fmt: skip
         """Lease the longest prefix that the L1 has, and go on in L2 if there is more.
 
-        `on_settled(hits)` is called when it is known, in chunks; that may be at once. With
+        `on_result(hits)` is called when it is known, in chunks; that may be at once. With
         `into_l1` all of it comes into the L1. Raises Refused where too many are open.
         """
         core = self._core
@@ -88,13 +88,13 @@ class Lookups:
         core.leases.add(lookup)
         self._count_request(key, hashes, why)
         if goes_on:
-            finished = partial(self._finished, key, windows, on_settled)
+            finished = partial(self._finished, key, windows, on_result)
             wants = self._wants(key, workers, into_l1)
             core.tiers.prefetches.begin(lookup, wants, hashes, finished, span)
         else:
             self._count_hits(key, hits, 0, span)
             span.end()
-            on_settled(hits)
+            on_result(hits)
         return lookup
 
     def query(self, request: Request, request_id: str) -> int | None:
@@ -126,7 +126,7 @@ class Lookups:
                 del self._waits[request.client]
             answer()
 
-        prefetches.when_settled(lookup, answer)
+        prefetches.when_loaded(lookup, answer)
         self._later(min(timeout, _LONGEST_WAIT_SECONDS), time_is_up)
         return DEFERRED
 
@@ -155,14 +155,14 @@ class Lookups:
         self,
         key: CacheKey,
         windows: Windows,
-        on_settled: Callable[[int], None],
+        on_result: Callable[[int], None],
         prefetch: Prefetch,
         arrived: int,
     ) -> int:
         """L2 has brought what it could: how much of it is a hit."""
         hits = _windowed(prefetch.lookup.objects, arrived, windows)
         self._count_hits(key, hits, sum(prefetch.from_l2[:hits]), prefetch.span)
-        on_settled(hits)
+        on_result(hits)
         return hits
 
     def _workers(

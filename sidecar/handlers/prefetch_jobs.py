@@ -62,15 +62,15 @@ class PrefetchJobs:
         if not hashes:
             return request_id
         job = Job(len(hashes) * world_size)
-        settled = partial(self._settled, job, key)
+        on_result = partial(self._found, job, key)
         try:
-            lookup = self._lookups.begin(_CLIENT, key, hashes, 1, settled, into_l1=True)
+            lookup = self._lookups.begin(_CLIENT, key, hashes, 1, on_result, into_l1=True)
         except Refused:
             raise LookupError("too many prefetches are under way") from None
         self._jobs[request_id] = job
         while len(self._jobs) > _MAX_JOBS:
             self._jobs.popitem(last=False)
-        core.tiers.prefetches.when_settled(lookup, partial(self._ended, job, lookup))
+        core.tiers.prefetches.when_loaded(lookup, partial(self._ended, job, lookup))
         return request_id
 
     def take(self, request_id: str) -> Job:
@@ -86,5 +86,5 @@ class PrefetchJobs:
             job.found_keys = 0  # it had to give way to other lookups
         self._core.leases.end(lookup)
 
-    def _settled(self, job: Job, key: CacheKey, hits: int) -> None:
+    def _found(self, job: Job, key: CacheKey, hits: int) -> None:
         job.found_keys = hits * key.world_size

@@ -12,7 +12,7 @@ from sidecar.cache.entry import State
 from sidecar.cache.leases import Lookup, Scope
 from sidecar.tiers.base import TierError
 from sidecar.tiers.names import ObjectName, space_name
-from sidecar.tiers.prefetch import Prefetch, Want
+from sidecar.tiers.prefetch_plan import Prefetch, Want
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, SPACE, Bench, Memory, hash_of
 

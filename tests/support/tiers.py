@@ -25,7 +25,7 @@ from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Found, Missing, TierError, batches
 from sidecar.tiers.bypass import Source
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.prefetch import Prefetch, Want
+from sidecar.tiers.prefetch_plan import Prefetch, Want
 from sidecar.tiers.record import HEADER_BYTES
 from sidecar.tiers.settings import AdapterSettings, GpuMover
 from sidecar.tiers.tiers import ServerHooks, TierOptions, Tiers

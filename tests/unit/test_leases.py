@@ -252,7 +252,7 @@ def test_a_lookup_that_is_loading_is_not_reported() -> None:
     for chunk in (1, 2):
         leases.extend(made, HASHES[chunk], [chunks[chunk] for chunks in objects])
     assert (leases.live, l1.held) == (6, 6)
-    leases.settle(made, 2)
+    leases.end_loading(made, 2)
     assert (leases.live, l1.held) == (4, 4)
     assert leases.report("r", b"c") == 2
     leases.release("r", SCOPE, HASHES[:2], 0, 1)
@@ -262,7 +262,7 @@ def test_a_lookup_that_is_loading_is_not_reported() -> None:
 def test_a_miss_after_loading_is_not_kept() -> None:
     l1, leases, objects = setup()
     made = loading(l1, leases, objects)
-    leases.settle(made, 0)
+    leases.end_loading(made, 0)
     assert (leases.open, leases.live, l1.held) == (0, 0, 0)
     assert leases.report("r", b"c") == 0
 
@@ -273,6 +273,6 @@ def test_who_loads_is_told_that_nobody_waits() -> None:
     assert not made.ended.done
     leases.add(lookup(objects))  # the request asks again
     assert made.ended.done
-    leases.settle(made, 1)  # comes too late, and changes nothing
+    leases.end_loading(made, 1)  # comes too late, and changes nothing
     assert leases.live == 8
     assert leases.report("r", b"c") == 4

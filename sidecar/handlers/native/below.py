@@ -9,7 +9,7 @@ from sidecar.cache.leases import Lookup, Scope
 from sidecar.flow import Outcome, first
 from sidecar.handlers.core import Core
 from sidecar.tiers.names import object_name
-from sidecar.tiers.prefetch import Want
+from sidecar.tiers.prefetch_plan import Want
 
 _MAX_HELD = 2**22  # hashes and objects of all open lookups
 
@@ -46,9 +46,9 @@ class Below:
             core.leases.add(lookup)
             wants = [[Want(space, size)]]
             core.tiers.prefetches.begin(lookup, wants, hashes, lambda prefetch, hits: hits)
-            settled: Outcome[None] = Outcome()
-            core.tiers.prefetches.when_settled(lookup, lambda: settled.set(None))
-            await first(settled, core.flows.sleep(seconds))
+            loaded: Outcome[None] = Outcome()
+            core.tiers.prefetches.when_loaded(lookup, lambda: loaded.set(None))
+            await first(loaded, core.flows.sleep(seconds))
             core.tiers.prefetches.finish(lookup)
         else:
             lookup.ended.set(None)
