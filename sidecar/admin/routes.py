@@ -1,6 +1,7 @@
 """The FastAPI application of the admin port."""
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -171,17 +172,7 @@ def _cleared(tier: str, adapters: Sequence[Cleared]) -> Response:
     """LMCache's answer, with what came of it in each L2 adapter; 503 if that may not last."""
     outcome: dict[str, Any] = {"tier": tier}
     if tier != "l1":
-        outcome["adapters"] = [
-            {
-                "adapter": each.adapter,
-                "lasts": each.lasts,
-                "deleted": each.deleted,
-                "deleting": each.deleting,
-                "undeletable": each.undeletable,
-                "detail": each.detail,
-            }
-            for each in adapters
-        ]
+        outcome["adapters"] = [dataclasses.asdict(each) for each in adapters]
     if all(each.lasts for each in adapters):
         return JSONResponse({"status": "ok", "cleared": outcome})
     return JSONResponse(

@@ -129,12 +129,11 @@ class Catalog:
             self._stuck_bytes -= doomed.size
         return self._forget(name) is not None
 
-    def doom(self, name: ObjectName, reason: str | None = None) -> bool:
-        """It is to be removed, known or not; whether it was known."""
+    def doom(self, name: ObjectName, reason: str | None = None) -> None:
+        """It is to be removed, known or not."""
         size = self._forget(name)
         if name not in self.doomed:
             self.doomed[name] = Doomed(size or 0, reason)
-        return size is not None
 
     def stuck(self, name: ObjectName) -> bool:
         """A doomed object could not be removed; whether it still is to be."""

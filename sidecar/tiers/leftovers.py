@@ -7,13 +7,12 @@ counted, and tried again.
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from sidecar.tiers.base import Adapter, Relocated, TierError
 from sidecar.tiers.names import ObjectName
+from sidecar.tiers.removal import Run
 
 _DELETED_A_CALL = 256
-Run = Callable[[Callable[[], Any], Callable[[Any, TierError | None], None]], None]
 
 
 class Leftovers:

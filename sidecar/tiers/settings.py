@@ -108,8 +108,3 @@ def adapter(*types: str) -> Callable[[T], T]:
         return settings
 
     return register
-
-
-def without_brackets(host: str) -> str:
-    """A host as sockets take it: an IPv6 address has brackets beside a port only."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host

@@ -157,12 +157,11 @@ class Journal:
             known: bool = remove(name)
             return known
 
-        def noted_doom(name: ObjectName, reason: str | None = None) -> bool:
+        def noted_doom(name: ObjectName, reason: str | None = None) -> None:
             self.note("-", int.from_bytes(name.hash))
             if reason is None:
                 self.given_up.add(int.from_bytes(name.hash))
-            known: bool = doom(name, reason)
-            return known
+            doom(name, reason)
 
         catalog.add, catalog.remove, catalog.doom = noted_add, noted_remove, noted_doom
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "nixl": set(),
     "shared_libraries": set(),
     "engines": {"cache", "nixl"},
-    "tiers": {"cache", "flow", "nixl", "shared_libraries", "telemetry"},
+    "tiers": {"addresses", "cache", "flow", "nixl", "shared_libraries", "telemetry"},
     "handlers": {"cache", "engines", "flow", "tiers", "wire", "telemetry", "config"},
     "gds": {"cache", "engines", "flow", "handlers", "telemetry", "tiers"},
     "admin": {"config", "handlers", "listeners", "loop", "telemetry", "tiers"},

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from sidecar.addresses import unbracketed
 from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.base import (
     Adapter,
@@ -28,7 +29,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName
-from sidecar.tiers.settings import AdapterSettings, Name, adapter, without_brackets
+from sidecar.tiers.settings import AdapterSettings, Name, adapter
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ class _Mooncake:
     def _master_answers(self) -> bool:
         try:
             host, port = self._settings.master()
-            socket.create_connection((without_brackets(host), port), _PROBE_SECONDS).close()
+            socket.create_connection((unbracketed(host), port), _PROBE_SECONDS).close()
         except OSError:
             return False
         return True

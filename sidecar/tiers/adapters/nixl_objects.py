@@ -78,8 +78,8 @@ class NixlObjects:
         ]
 
     def delete(self, names: Sequence[ObjectName]) -> None:
-        for name in names:
-            if self.find([name]) != [None]:
+        for name, size in zip(names, self.find(names) if names else (), strict=True):
+            if size is not None:
                 self._agent.write(self._deleted, "OBJ", next(self._device), self._key(name))
                 self._remember_bad(name)
 

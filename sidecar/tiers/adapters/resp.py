@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from msgspec import Meta
 
+from sidecar.addresses import unbracketed
 from sidecar.tiers.adapters.client_library import library
 from sidecar.tiers.base import (
     Adapter,
@@ -21,7 +22,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from sidecar.tiers.names import ObjectName, parse_path
-from sidecar.tiers.settings import AdapterSettings, Positive, adapter, without_brackets
+from sidecar.tiers.settings import AdapterSettings, Positive, adapter
 
 _PORT = 6379
 _MAX_VALUE = 512 << 20  # bytes; the protocol's own limit on a string
@@ -80,7 +81,7 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
 
     def _node(self) -> Address:
         host, _, port = self.startup_nodes.rpartition(":")
-        bare = without_brackets(host)
+        bare = unbracketed(host)
         if self.host or "," in host or not host or not port.isdigit():
             raise ValueError("startup_nodes is one host:port, instead of host and port")
         if ":" in host and bare == host:
@@ -97,7 +98,7 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
             raise AdapterUnusable("resp: no host is given, nor LMCACHE_RESP_HOST set")
         if not port.isdigit():
             raise AdapterUnusable(f"resp: LMCACHE_RESP_PORT is no port: {port!r}")
-        return Address(without_brackets(host), int(port))
+        return Address(unbracketed(host), int(port))
 
     def build(self) -> Adapter:
         return _Resp(self, library("redis", "resp"))
