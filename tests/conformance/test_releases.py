@@ -63,7 +63,8 @@ def wait_for_worker(server: Server, client: OldClient) -> None:
     wait_until(lambda: server.instances() and client.call("healthy"), "it registers again")
     # A scheduler of 0.5.3 or 0.5.4 does not ping. The end of a request tells what it speaks.
     client.call("end", [], "before the restart")
-    wait_until(lambda: is_served(client), "it stores and finds again")
+    # A probe that nobody answers takes the client's own timeout, half of this deadline's default.
+    wait_until(lambda: is_served(client), "it stores and finds again", timeout=240)
 
 
 def is_served(client: OldClient) -> bool:
