@@ -161,7 +161,7 @@ class Node:
 
     def call(self, operation: str, *payloads: Any, client: bytes = b"client") -> bytes:
         uid = encode(next(self._uids))
-        frames = [uid, encode(OPERATIONS[operation]), *map(encode, payloads)]
+        frames = [uid, encode(OPERATIONS.get(operation, operation)), *map(encode, payloads)]
         self._endpoint._serve(client, Message(frames, False))
         self.bench.flows.run()
         self.bench.check()

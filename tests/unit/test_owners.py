@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -19,19 +15,16 @@ from hypothesis.stateful import (
     rule,
 )
 
-from sidecar.cache.segment import SHM_DIR, Segment
-from sidecar.engines.attachments import Attachments
-from tests.support.node import CHUNK, Node
+from sidecar.cache.segment import SHM_DIR
+from tests.support.node import CHUNK
+from tests.support.owner_site import Site
 from tests.support.raw import make_key
-from tests.support.tiers import OBJECT_BYTES, Bench
+from tests.support.tiers import OBJECT_BYTES
 
 MODEL = "m"
 SLOTS = 24
 A, B, C = b"A", b"B", b"C"
 GONE_SECONDS = 35
-
-
-_names = itertools.count()
 
 
 def registration(instance: int) -> dict[str, object]:
@@ -45,44 +38,6 @@ def registration(instance: int) -> dict[str, object]:
 def key_of(number: int, chunks: int) -> dict[str, object]:
     tokens = [number] * (CHUNK * chunks)
     return make_key(tokens, 0, len(tokens), model=MODEL, request=f"r{number}")
-
-
-class Site:
-    """A node whose clock the test turns, with names in /dev/shm that workers open."""
-
-    def __init__(self, slots: int) -> None:
-        self.clock = 1000.0
-        clock = SimpleNamespace(monotonic=lambda: self.clock)
-        self._patch = patch("sidecar.handlers.core.time", clock)
-        self._patch.start()
-        self.segment = Segment(f"owners_{os.getpid()}_{next(_names)}", 4096)
-        self.attachments = Attachments(self.segment)
-        self.node = Node(Bench(slots=slots), self.attachments)
-        self.node.core.arena.segment = self.segment
-        self.gone = self.node.replies.gone
-        self.registry = self.node.core.registry
-
-    def call(self, client: bytes, operation: str, *payloads: object) -> Any:
-        return self.node.ask(operation, *payloads, client=client)
-
-    def pass_time(self, seconds: int) -> None:
-        """Let the clock go on, second by second, as the server's own does."""
-        for _ in range(seconds):
-            self.clock += 1.0
-            self.node.liveness.tick()
-
-    def held(self) -> int:
-        held: int = self.node.service.snapshot()["held_slots"]
-        return held
-
-    def refused(self, reason: str) -> int:
-        return self.node.core.refusals.by_reason[reason]
-
-    def close(self) -> None:
-        self._patch.stop()
-        self.node.close()
-        self.attachments.close()
-        self.segment.remove()
 
 
 class EngineDriven:
