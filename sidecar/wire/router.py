@@ -188,7 +188,7 @@ class Router:
             if at - began > _TURN_SECONDS:
                 break
             try:
-                has_more = self._serve_piece(peer, at + _PIECE_SECONDS)
+                has_more = self._serve_peer(peer, at + _PIECE_SECONDS)
             finally:
                 peer.spent += time.monotonic() - at
             if not has_more:
@@ -201,38 +201,30 @@ class Router:
         self._goes_on = False
         self.on_readable()
 
-    def _serve_piece(self, peer: Peer, until: float) -> bool:
+    def _serve_peer(self, peer: Peer, until: float) -> bool:
         """Some of what a peer asks; whether there is more of it in memory."""
+        has_read = is_late = False
         try:
-            is_late = self._serve_messages(peer, until)
-        except Gone:
-            self._drop(peer)
-            return False
-        except ProtocolError as error:
-            self._on_dropped("protocol", str(error))
+            while peer.may_ask and not is_late:
+                message = peer.decoder.next_message()
+                if message is not None:
+                    self._on_message(peer.identity, message)
+                    if peer.identity not in self._peers:
+                        raise Gone
+                    is_late = time.monotonic() > until
+                elif has_read or not peer.read():
+                    break
+                else:
+                    has_read = True
+        except (Gone, ProtocolError) as error:
+            if isinstance(error, ProtocolError):
+                self._on_dropped("protocol", str(error))
             self._drop(peer)
             return False
         if peer.decoder.ready:
             self._nameless.pop(peer, None)
         self._flush(peer)
         return is_late
-
-    def _serve_messages(self, peer: Peer, until: float) -> bool:
-        """Whether time was up. Raises Gone or ProtocolError."""
-        has_read = False
-        while peer.may_ask:
-            message = peer.decoder.next_message()
-            if message is not None:
-                self._on_message(peer.identity, message)
-                if peer.identity not in self._peers:
-                    raise Gone
-                if time.monotonic() > until:
-                    return True
-            elif has_read or not peer.read():
-                break
-            else:
-                has_read = True
-        return False
 
     def _flush(self, peer: Peer) -> None:
         peer.flush()
