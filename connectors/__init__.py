@@ -1,4 +1,5 @@
 """What makes an engine's workers use the sidecar: configuration, arguments, environment.
 
 Pure functions on frozen options; needs nothing but Python, so that a worker image can import it.
+`native` is apart: it runs within vLLM, as the backend of its own connector.
 """

@@ -68,7 +68,7 @@ class CacheServer:
         """Those that lmcache's client never reaches: its sockets are IPv4 ones (`mq.py` does not
         set ZMQ_IPV6, 0.4.5 to 0.5.6), and it waits.
         """
-        addresses = self.urls or (_bracketed(self.host),)
+        addresses = self.urls or (bracketed(self.host),)
         return [address for address in addresses if address.startswith("tcp://[")]
 
 
@@ -77,8 +77,8 @@ def lacks_brackets(address: str) -> bool:
     return address.startswith("tcp://") and "[" not in address and address.count(":") > 2
 
 
-def _bracketed(host: str) -> str:
-    """`tcp://::1` -> `tcp://[::1]`: the client appends `:port`."""
+def bracketed(host: str) -> str:
+    """`tcp://::1` -> `tcp://[::1]`, as `:port` follows."""
     return f"tcp://[{host.removeprefix('tcp://')}]" if lacks_brackets(host) else host
 
 
@@ -109,7 +109,7 @@ def kv_transfer_config(server: CacheServer) -> dict[str, Any]:
 def _addresses(server: CacheServer) -> dict[str, Any]:
     if server.urls:
         return {SERVER_URLS: list(server.urls)}
-    return {"lmcache.mp.host": _bracketed(server.host), "lmcache.mp.port": server.port}
+    return {"lmcache.mp.host": bracketed(server.host), "lmcache.mp.port": server.port}
 
 
 def _transfer_mode(server: CacheServer) -> dict[str, str]:

@@ -14,6 +14,7 @@ Need = Literal[
     "the sidecar's client without a GPU",
     "a choice of the transfer mode",
     "a worker with several sidecars",
+    "vLLM's own offloading connector",
     "LMCacheConnectorV1",
     "a transfer over NIXL",
     "a Dynamo worker",
@@ -25,13 +26,17 @@ Installed = Mapping[Package, str | None]
 
 @dataclass(frozen=True)
 class Gate:
-    """What `need` asks of a package: the oldest version that will do; empty for any."""
+    """What `need` asks of a package: the oldest version that will do; empty for any.
+
+    `before` is the first that will not do any more, where there is one.
+    """
 
     need: Need
     package: Package
     since: str
     reason: str
     source: str
+    before: str = ""
 
 
 GATES = (
@@ -71,6 +76,14 @@ GATES = (
         "0.5.0",
         "older clients do not read lmcache.mp.server_urls",
         "lmcache_mp_connector_0180.py of the wheels 0.4.7 and 0.5.0",
+    ),
+    Gate(
+        "vLLM's own offloading connector",
+        "vllm",
+        "0.31.0",
+        "what it asks of a backend changes, and these are the releases that ours was written for",
+        "vllm/v1/kv_offload/base.py of the wheels 0.31.0, 0.32.0 and 0.33.0",
+        before="0.34.0",
     ),
     Gate(
         "LMCacheConnectorV1",
@@ -181,7 +194,7 @@ def check(needs: Collection[Need], versions: Installed) -> None:
     for gate in GATES:
         if gate.need in needed and gate.package in versions:
             have = versions[gate.package]
-            if not meets(have, gate.since):
+            if not meets(have, gate.since) or (gate.before and meets(have, gate.before)):
                 raise ConnectorError(advice(gate, have))
 
 
@@ -207,13 +220,18 @@ def meets(have: str | None, since: str) -> bool:
 def advice(gate: Gate, have: str | None) -> str:
     """What `gate` asks for, why, and how to get it, as one line."""
     wanted = f"{gate.package} {gate.since} or newer" if gate.since else gate.package
+    if gate.before:
+        wanted = f"{gate.package} {gate.since} up to, but not including, {gate.before}"
     found = f"the worker has {have}" if have else "the worker has none"
     return f"{gate.need} needs {wanted} ({found}), because {gate.reason}: {remedy(gate)}"
 
 
 def remedy(gate: Gate) -> str:
     """The command that brings what `gate` asks for."""
-    return "pip install " + (f"'{gate.package}>={gate.since}'" if gate.since else gate.package)
+    before = f",<{gate.before}" if gate.before else ""
+    return "pip install " + (
+        f"'{gate.package}>={gate.since}{before}'" if gate.since else gate.package
+    )
 
 
 def _version(names: tuple[str, ...]) -> str | None:

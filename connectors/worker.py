@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from connectors import lmcache_mp, lmcache_v1, nixl
+from connectors import lmcache_mp, lmcache_v1, nixl, offloading
 from connectors.arguments import Argument, compact, is_off, merge, option, split
 from connectors.errors import ConnectorError
 from connectors.nixl import Nixl
@@ -124,6 +124,7 @@ def needs(config: dict[str, Any] | None, program: Program | None, role: Role) ->
         "the sidecar's client": lmcache_mp.NAME in names,
         "a choice of the transfer mode": settings.get(lmcache_mp.TRANSFER_MODE, "auto") != "auto",
         "a worker with several sidecars": bool(settings.get(lmcache_mp.SERVER_URLS)),
+        "vLLM's own offloading connector": offloading.NAME in names,
         "LMCacheConnectorV1": lmcache_v1.NAME in names,
         "a transfer over NIXL": nixl.NAME in names,
         "a Dynamo worker": program == "dynamo",
@@ -137,6 +138,12 @@ def _check_protocol(names: Collection[str]) -> None:
         raise ConnectorError(
             "Dynamo has no prefill and decode protocol for LMCacheConnectorV1: run it with "
             "vLLM and LMCache's own proxy"
+        )
+
+    if [*names] == [offloading.NAME]:
+        raise ConnectorError(
+            "Dynamo has no prefill and decode protocol for a lone OffloadingConnector: use "
+            "--handoff nixl"
         )
 
 
@@ -188,8 +195,9 @@ def _kv_events(port: int) -> dict[str, Any]:
 
 
 def _environment(worker: Worker) -> dict[str, str]:
-    # One seed for all: LMCacheConnectorV1's keys and, before vLLM had a fixed seed of its own,
-    # the block hashes in KV events are hashes of Python's.
+    # One seed for all: the keys of LMCacheConnectorV1 are hashes of Python's. So are vLLM's block
+    # hashes, in KV events and as the keys of its own connector, before vLLM had a fixed seed of its
+    # own, and with a hash algorithm that is not a cryptographic one.
     environment = {"PYTHONHASHSEED": "0"}
     if worker.program == "dynamo":
         environment["DYN_SYSTEM_PORT"] = str(worker.ports.system)

@@ -13,6 +13,7 @@ from connectors.errors import ConnectorError
 from connectors.lmcache_mp import TRANSFER_MODE as MODE
 from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import Nixl
+from connectors.offloading import NativeServer
 from connectors.pairs import PAIRS, Pair, assumed
 from connectors.roles import Handoff, Role
 from connectors.versions import FACTS, GATES, Package, check
@@ -34,7 +35,7 @@ def refusal(
     role: Role,
     program: Program = "dynamo",
     handoff: Handoff = "nixl",
-    server: CacheServer | None = None,
+    server: roles.Server | None = None,
 ) -> str:
     config = roles.kv_transfer_config(role, server or CacheServer(), Nixl(), handoff)
     try:
@@ -75,6 +76,15 @@ def test_what_a_client_does_not_read_cannot_be_asked_of_it() -> None:
     assert refusal({**gpu, "lmcache": "0.4.7"}, "aggregated", server=driven) == ""
     assert "'lmcache>=0.5.0'" in refusal({**gpu, "lmcache": "0.4.7"}, "aggregated", server=several)
     assert refusal({**gpu, "lmcache": "0.5.0"}, "aggregated", server=several) == ""
+
+
+@pytest.mark.parametrize("vllm", ["0.30.0", "0.31.0+cpu", "0.33.1", "0.34.0", "1.0.0"])
+def test_vllms_own_connector_is_known_in_some_releases_only(vllm: str) -> None:
+    """And there no lmcache is needed."""
+    said = refusal({"vllm": vllm, "lmcache": None}, "aggregated", server=NativeServer())
+
+    assert (said == "") == (vllm in ("0.31.0+cpu", "0.33.1"))
+    assert said == "" or said.endswith("pip install 'vllm>=0.31.0,<0.34.0'")
 
 
 def test_decode_does_not_need_what_it_does_not_use() -> None:

@@ -12,6 +12,7 @@ from connectors import lmcache_v1, roles
 from connectors.errors import ConnectorError
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
+from connectors.offloading import NativeServer
 
 
 def test_aggregated_worker() -> None:
@@ -30,6 +31,37 @@ def test_aggregated_worker() -> None:
             "lmcache.mp.mq_timeout": 5,
         },
     }
+
+
+def test_a_worker_with_vllms_own_connector() -> None:
+    server = NativeServer(host="ipc:///run/kv", port=5556, budget_ms=300, blocks_per_chunk=4)
+
+    assert roles.aggregated(server) == {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "spec_name": "SidecarOffloadingSpec",
+            "spec_module_path": "connectors.native.spec",
+            "blocks_per_chunk": 4,
+            "kv_sidecar.url": "ipc:///run/kv:5556",
+            "kv_sidecar.budget_ms": 300,
+        },
+    }
+    nixl = Nixl()
+    children = roles.prefill(server, nixl)["kv_connector_extra_config"]["connectors"]
+    assert children[0] == roles.aggregated(server)
+    extra = roles.aggregated(NativeServer(host="tcp://::1"))["kv_connector_extra_config"]
+    assert extra["kv_sidecar.url"] == "tcp://[::1]:5555"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"host": "localhost"}, {"port": 0}, {"budget_ms": 0}, {"blocks_per_chunk": 0}],
+)
+def test_what_cannot_work_with_it_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConnectorError):
+        NativeServer(**wrong)
 
 
 def test_prefill_worker_has_the_sidecar_first_and_sends_over_nixl() -> None:

@@ -19,18 +19,22 @@ from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
-from connectors import lmcache_v1, roles
+from connectors import lmcache_v1, offloading, roles
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
-from connectors.worker import DEFAULT_PORTS, Ports, Program, Worker, command
+from connectors.offloading import NativeServer
+from connectors.worker import DEFAULT_PORTS, Ports, Program, Worker, command, connectors_of
 
 SERVER = CacheServer(heartbeat_seconds=3, timeout_seconds=7, transfer_mode="engine_driven")
+NATIVE = NativeServer(port=5557, budget_ms=500, blocks_per_chunk=2)
 NIXL = Nixl(buffer_device="cpu", backends=("UCX",))
 CONFIGS: dict[str, dict[str, Any]] = {
     "aggregated": roles.aggregated(SERVER),
     "several servers": roles.aggregated(CacheServer(urls=("tcp://a:1", "tcp://b:1"))),
     "prefill": roles.prefill(SERVER, NIXL),
     "decode": roles.decode(NIXL),
+    "native": roles.aggregated(NATIVE),
+    "native prefill": roles.prefill(NATIVE, NIXL),
     "cache-mediated": roles.cache_mediated(SERVER),
     "lmcache in process": lmcache_v1.kv_transfer_config("kv_both"),
     "lmcache producer": lmcache_v1.kv_transfer_config("kv_producer"),
@@ -39,6 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 CLASSES = {
     "LMCacheMPConnector": "lmcache.integration.vllm.lmcache_mp_connector",
     "LMCacheConnectorV1": "vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector",
+    "OffloadingConnector": ("vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector"),
     "MultiConnector": MultiConnector.__module__,
     "NixlConnector": "vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector",
 }
@@ -107,6 +112,20 @@ def test_hybrid_kv_cache_manager_is_disabled_where_the_connector_cannot_use_it(n
     assert ("--disable-hybrid-kv-cache-manager" in command(made).argv) == (not capable)
 
 
+@pytest.mark.parametrize("name", ["native", "native prefill"])
+def test_vllm_loads_our_backend(name: str) -> None:
+    from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+
+    from connectors.native.settings import Settings
+
+    extra = connectors_of(CONFIGS[name])[offloading.NAME]
+
+    found = OffloadingSpecFactory.get_spec_cls(extra)
+
+    assert (found.__module__, found.__name__) == (offloading.MODULE, offloading.SPEC)
+    assert Settings.read(extra) == Settings(url="tcp://127.0.0.1:5557", budget_ms=500)
+
+
 def test_the_client_reads_every_option() -> None:
     adapter = pytest.importorskip("lmcache.integration.vllm.vllm_multi_process_adapter")
     extra = CONFIGS["aggregated"]["kv_connector_extra_config"]
@@ -157,6 +176,7 @@ DYNAMO = "needs Dynamo: pip install --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime
     [
         ("prefill", "NixlConnectorProtocol"),
         ("decode", "NixlConnectorProtocol"),
+        ("native prefill", "NixlConnectorProtocol"),
         ("cache-mediated", "LMCacheMPConnectorProtocol"),
     ],
 )
@@ -168,11 +188,15 @@ def test_dynamo_picks_the_protocol(name: str, protocol: str) -> None:
     assert type(picked).__name__ == protocol
 
 
-def test_dynamo_has_no_protocol_for_what_we_refuse() -> None:
+@pytest.mark.parametrize(
+    ("name", "connector"),
+    [("lmcache producer", "LMCacheConnectorV1"), ("native", "OffloadingConnector")],
+)
+def test_dynamo_has_no_protocol_for_what_we_refuse(name: str, connector: str) -> None:
     protocols = pytest.importorskip("dynamo.vllm.kv_connector_protocols", reason=DYNAMO)
 
-    with pytest.raises(ValueError, match="LMCacheConnectorV1"):
-        protocols.make_kv_connector_protocol(vllm_config(CONFIGS["lmcache producer"]))
+    with pytest.raises(ValueError, match=connector):
+        protocols.make_kv_connector_protocol(vllm_config(CONFIGS[name]))
 
 
 @pytest.mark.parametrize("handoff", ["nixl", "cache"])

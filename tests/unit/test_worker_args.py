@@ -14,6 +14,7 @@ from connectors.nixl import Nixl
 from sidecar.cli import main
 
 ROOT = Path(__file__).parents[2]
+NATIVE = ("connector", "--role", "aggregated", "--client", "native")
 
 
 def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -22,6 +23,15 @@ def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     out, err = capsys.readouterr()
     assert err == ""
     return out
+
+
+def test_vllms_own_connector_may_have_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its keys tell them apart, so they are no hazard."""
+    arguments = ("--role", "aggregated", "--client", "native", "--program", "vllm")
+
+    made = line(capsys, *arguments, "--lookup-budget", "500", "--", "--enable-lora")
+
+    assert "PYTHONHASHSEED=0" in made and '"kv_sidecar.budget_ms":500' in made
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -226,6 +236,10 @@ def test_the_same_value_twice_is_no_conflict(capsys: pytest.CaptureFixture[str])
         (("connector", "--role", "prefill", "--timeout", "0"), "timeout"),
         (("connector", "--role", "prefill", "--", "--max-model-len"), "--"),
         (("worker-args", "--role", "decode"), "--model"),
+        ((*NATIVE, "--timeout", "9"), "--timeout is for --client lmcache"),
+        ((*NATIVE, "--server-url", "tcp://a:1"), "--server-url is for --client lmcache"),
+        ((*NATIVE, "--blocks-per-chunk", "0"), "at least one block"),
+        ((*NATIVE, "--lookup-budget", "1e3"), "--lookup-budget"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -239,6 +253,7 @@ def test_wrong_usage_is_one_line(
     [
         (("--no-prefix-caching", "--kv-events-port", "20081"), "KV events"),
         (("--lmcache-config", "f"), "LMCacheConnectorV1"),
+        (("--client", "native", "--handoff", "cache"), "OffloadingConnector"),
         (("--", "--connector", "nixl"), "--kv-transfer-config"),
     ],
 )

@@ -1,0 +1,113 @@
+"""The worker for tensors in a CPU's memory, at the speed of memcpy.
+
+vLLM has none of its own for the CPU. It promises what its GPU streams rely on: the blocks of a
+store are not written, and those of a load not read, until the job has ended or `wait` has returned
+for it. So a thread may copy beside the model.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    GPULoadStoreSpec,
+    OffloadingWorker,
+    TransferResult,
+)
+
+from connectors.native.arena import Arenas
+from connectors.native.copier import Copier
+from connectors.native.geometry import Geometry, Part, runs
+from connectors.native.membership import Membership
+from connectors.native.places import Places
+from connectors.native.transfer import ArenaSlots
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class CpuWorker(OffloadingWorker):  # type: ignore[misc]
+    """Copies between `kv_caches` and the slots of `arenas`.
+
+    `membership` maps them, and ends with the worker. Raises ValueError if the tensors do not fit
+    `geometry`.
+    """
+
+    def __init__(
+        self,
+        kv_caches: CanonicalKVCaches,
+        geometry: Geometry,
+        arenas: Arenas,
+        membership: Membership,
+    ) -> None:
+        self._arenas, self._membership = arenas, membership
+        # [blocks, bytes a block] each
+        self._pages = [tensor.tensor.numpy().view(np.uint8) for tensor in kv_caches.tensors]
+        self._places = Places(kv_caches, geometry)
+        self._copier = Copier()
+
+    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: ArenaSlots) -> bool:
+        self._copier.submit(job_id, self._job(src_spec, dst_spec, self._store))
+        return True
+
+    def submit_load(
+        self,
+        job_id: int,
+        src_spec: ArenaSlots,
+        dst_spec: GPULoadStoreSpec,
+        expedited: bool = False,
+    ) -> bool:
+        job = self._job(dst_spec, src_spec, self._load)
+        # vLLM waits for these within the step.
+        start = self._copier.run_now if expedited else self._copier.submit
+        start(job_id, job)
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        return [
+            TransferResult(
+                job_id=done.job,
+                success=done.moved is not None,
+                transfer_size=done.moved,
+                transfer_time=done.seconds,
+            )
+            for done in self._copier.take_done()
+        ]
+
+    def wait(self, job_ids: set[int]) -> None:
+        self._copier.wait(job_ids)
+
+    def shutdown(self) -> None:
+        self._membership.stop()
+        self._copier.stop()
+
+    def _job(
+        self, blocks: GPULoadStoreSpec, slots: ArenaSlots, copy: Callable[[Part, Bytes], int]
+    ) -> Callable[[], int]:
+        """A job as a function. Raises UnknownArena or ValueError before anything is copied."""
+        found = self._places.of(blocks, slots, self._arenas.of(slots.server))
+        return lambda: sum(copy(part, place) for part, place in found)
+
+    def _store(self, part: Part, place: Bytes) -> int:
+        self._places.clear_rest(part, place)
+        return sum(_copied(theirs, ours) for ours, theirs in self._pairs(part, place))
+
+    def _load(self, part: Part, place: Bytes) -> int:
+        return sum(_copied(ours, theirs) for ours, theirs in self._pairs(part, place))
+
+    def _pairs(self, part: Part, place: Bytes) -> Iterator[tuple[Bytes, Bytes]]:
+        """The same bytes in vLLM's tensors and in the slot, in stretches as long as there are."""
+        stretches = list(runs(part.blocks))
+        for field in self._places.fields[part.group]:
+            rows = self._places.rows(field, place)[part.first :, : field.used]
+            pages = self._pages[field.tensor]
+            for begin, end in stretches:
+                block = int(part.blocks[begin])
+                yield pages[block : block + end - begin, : field.used], rows[begin:end]
+
+
+def _copied(to: Bytes, source: Bytes) -> int:
+    # Else numpy would repeat the one for the other.
+    assert to.shape == source.shape
+    to[:] = source
+    return to.nbytes

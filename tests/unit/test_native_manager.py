@@ -1,0 +1,339 @@
+"""Whatever the sidecar does: the manager answers, raises nothing, and uses only what is its own.
+
+An engine with vLLM's order of calls over a sidecar in memory that drops, delays, forgets, restarts
+and answers nonsense, as hypothesis says. What its workers write and read is checked byte for byte:
+here, key for key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.support.fake_sidecar import OBJECT_BYTES, FakeSidecar, Life
+
+pytest.importorskip("vllm", reason="needs vLLM: scripts/install.py engine")
+
+from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
+
+from connectors.native import wire
+from connectors.native.manager import SidecarOffloadingManager
+
+EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
+CHUNKS = 3
+FULL, WINDOW = 0, 1  # groups
+TROUBLES = (
+    *("reset", "hold", "hold", "ranks", "garbage", "deaf", "break_connection", "restart"),
+    "forget",
+)
+GARBAGE = [b"\xc1", None, 7, "text", [], [[]], [[0]], [[-3, 0]], [2**40], [0, 0], [-1], {"a": 1}]
+ATTACH = wire.Attach(
+    engine="e", incarnation=bytes(16), model="m", ranks=1, groups=2, object_bytes=OBJECT_BYTES,
+    chunk_tokens=16, identity=bytes(32),
+)  # fmt: skip
+
+
+def key(group: int, prompt: int, chunk: int) -> bytes:
+    """The first chunk is the same in all prompts."""
+    return make_offload_key(bytes([prompt if chunk else 0, chunk]) * 16, group)
+
+
+def content(offload_key: bytes) -> tuple[int, bytes]:
+    return int.from_bytes(offload_key[-4:], "big"), offload_key[:-4]
+
+
+@dataclass(eq=False)
+class Request:
+    context: ReqContext
+    prompt: int
+    state: str = "waiting"  # waiting, loading, running, finished
+    stored: bool = False
+
+    def keys(self, group: int) -> list[bytes]:
+        return [key(group, self.prompt, chunk) for chunk in range(CHUNKS)]
+
+
+@dataclass(eq=False)
+class Job:
+    """A copy of the workers: of `keys`, in the slots of one life of the sidecar."""
+
+    request: Request
+    keys: list[bytes]
+    slots: list[int]
+    life: Life | None
+    is_store: bool
+    cut: bool = False
+    pairs: list[tuple[bytes, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pairs = list(zip(self.keys, self.slots, strict=True))
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.sidecar = FakeSidecar()
+        self.manager = SidecarOffloadingManager(
+            lambda: ATTACH, self.sidecar.connect, OBJECT_BYTES, 0.9, lambda: self.now
+        )
+        self.requests: list[Request] = []
+        self.jobs: list[Job] = []
+        self.count = 0
+
+    @initialize(well=st.sampled_from([True, True, False]))
+    def start(self, well: bool) -> None:
+        self.sidecar.life.ready = well
+        for _ in range(3 if well else 0):
+            self.manager.on_schedule_end(ScheduleEndContext((), ()))
+            self.sidecar.deliver()
+            self.now += 0.1
+
+    # ------------------------------------------------------------- the engine
+
+    @precondition(lambda self: len(self.requests) < 5)
+    @rule(prompt=st.integers(1, 3))
+    def begin(self, prompt: int) -> None:
+        self.count += 1
+        request = Request(ReqContext(req_id=f"r{self.count}"), prompt)
+        for group in (FULL, WINDOW):
+            for chunk, each in enumerate(request.keys(group)):
+                request.context.set_offload_key_position(each, 16 * (chunk + 1))
+        self.manager.on_new_request(request.context)
+        self.requests.append(request)
+
+    @rule(prompt=st.integers(1, 3), steps=st.integers(1, 5), complete=st.booleans())
+    def run_well(self, prompt: int, steps: int, complete: bool) -> None:
+        """A request while nothing bad happens, perhaps to its end."""
+        if len(self.requests) < 5:
+            self.begin(prompt)
+        for _ in range(steps):
+            self.step()
+            self.sidecar.deliver()
+            self.sidecar.release()
+            self.now += 0.1
+            for job in [job for job in self.jobs if not job.cut and complete]:
+                self._end(job)
+
+    @rule()
+    def step(self) -> None:
+        """As vLLM 0.32 does it: lookups and loads, `on_schedule_end`, stores, ends."""
+        for job in [job for job in self.jobs if job.cut]:
+            self._copy(job)
+        scheduled = []
+        for request in self.requests:
+            busy = any(job.request is request and not job.cut for job in self.jobs)
+            if request.state == "waiting" and not busy:
+                hits = self._look_up(request)
+                if hits:
+                    self._load(request, hits)
+                elif hits == 0:
+                    request.state = "running"
+                    scheduled.append(request.context.req_id)
+        self.manager.on_schedule_end(ScheduleEndContext(scheduled, ()))
+        for request in self.requests:
+            if request.state in ("running", "finished") and not request.stored:
+                self._store(request)
+        for request in [r for r in self.requests if r.state == "finished"]:
+            self.manager.on_request_finished(request.context)
+            self.requests.remove(request)
+        assert not self.manager.has_pending_work()
+        assert list(self.manager.take_events()) == []
+
+    def _look_up(self, request: Request) -> int | None:
+        """How many chunks can be loaded; None: ask again. Simplified from vLLM's scheduler."""
+        hits, pending = 0, False
+        for each in request.keys(FULL):
+            result = self.manager.lookup(each, request.context)
+            if result is LookupResult.MISS:
+                break
+            pending |= result is not LookupResult.HIT
+            hits += result is not LookupResult.RETRY
+        for end in range(CHUNKS if pending else hits, 0, -1):
+            result = self.manager.lookup(request.keys(WINDOW)[end - 1], request.context)
+            if result is LookupResult.HIT:
+                return None if pending else end
+            pending |= result is not LookupResult.MISS
+            if result is LookupResult.HIT_PENDING:
+                return None
+        return None if pending else 0
+
+    def _load(self, request: Request, hits: int) -> None:
+        keys = [*request.keys(FULL)[:hits], request.keys(WINDOW)[hits - 1]]
+        spec = self.manager.prepare_load(keys, request.context)
+        life = self.sidecar.life_of(spec.server)
+        job = Job(request, keys, spec.block_ids.tolist(), life, False)
+        self._check_loaded(job)
+        request.state = "loading"
+        self.jobs.append(job)
+
+    def _store(self, request: Request) -> None:
+        keys = [*request.keys(FULL), *request.keys(WINDOW)]
+        output = self.manager.prepare_store(keys, request.context)
+        if output is None:
+            return
+        request.stored = True
+        stored = output.keys_to_store
+        assert [each for each in keys if each in stored] == stored
+        slots = output.store_spec.block_ids.tolist()
+        life = self.sidecar.life_of(output.store_spec.server) if stored else None
+        job = Job(request, stored, slots, life, True)
+        taken = {slot for other in self.jobs if other.life is life for slot in other.slots}
+        assert taken.isdisjoint(slots), "a slot for two"
+        if stored:
+            self.jobs.append(job)
+
+    @precondition(lambda self: any(not job.cut for job in self.jobs))
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from([job for job in self.jobs if not job.cut]))
+        self._end(job)
+
+    def _copy(self, job: Job) -> None:
+        """The workers end a copy, wherever the scheduler thinks that they are."""
+        self.jobs.remove(job)
+        assert job.life is not None
+        if not job.is_store:
+            self._check_loaded(job)
+            return
+        for each, slot in job.pairs:
+            assert job.life.is_reserved(slot), "written to after it was given back"
+            job.life.arena[slot] = content(each)
+
+    @staticmethod
+    def _check_loaded(job: Job) -> None:
+        assert job.life is not None
+        for each, slot in job.pairs:
+            assert job.life.is_pinned(slot) and job.life.arena[slot] == content(each)
+
+    @precondition(lambda self: any(r.state in ("running", "loading") for r in self.requests))
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        """Also by an abort, in its load."""
+        live = [r for r in self.requests if r.state in ("running", "loading")]
+        data.draw(st.sampled_from(live)).state = "finished"
+
+    @precondition(lambda self: any(r.state == "running" for r in self.requests))
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        running = [r for r in self.requests if r.state == "running"]
+        data.draw(st.sampled_from(running)).state = "waiting"
+
+    def reset(self) -> None:
+        """vLLM flushes in its next step what is being copied, and tells nobody of its end."""
+        for job in self.jobs:
+            job.cut = True
+        for request in self.requests:
+            request.stored = False
+            if request.state == "loading":
+                request.state = "waiting"
+        self.manager.reset_cache()
+
+    # ------------------------------------------------------------ the sidecar
+
+    @rule(count=st.integers(1, 20))
+    def deliver(self, count: int) -> None:
+        self.sidecar.deliver(count)
+
+    @rule()
+    def all_is_well(self) -> None:
+        """And a session can be had again."""
+        self.sidecar.listens = self.sidecar.life.ready = True
+        self.sidecar.hold_lookups = False
+        for _ in range(4):
+            self.manager.on_schedule_end(ScheduleEndContext((), ()))
+            self.sidecar.deliver()
+            self.sidecar.release()
+            self.now += 0.4
+
+    @rule(seconds=st.sampled_from([0.001, 0.1, 1.0, 4.0, 70.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        life = self.sidecar.life
+        if life.objects:
+            life.evict(data.draw(st.sampled_from(sorted(life.objects))))
+
+    @rule(data=st.data(), kind=st.sampled_from(TROUBLES), ends=st.booleans())
+    def trouble(self, data: st.DataObject, kind: str, ends: bool) -> None:
+        sidecar = self.sidecar
+        match kind:
+            case "reset":
+                self.reset()
+            case "hold":
+                sidecar.hold_lookups = not ends
+            case "ranks":
+                sidecar.life.ready = ends
+            case "garbage":
+                sidecar.garbage = data.draw(st.sampled_from(GARBAGE))
+            case "deaf":
+                sidecar.listens = ends
+                sidecar.break_connection()
+            case _:
+                getattr(sidecar, kind)()
+
+    # -------------------------------------------------------------- what holds
+
+    @invariant()
+    def what_is_copied_is_held(self) -> None:
+        for job in self.jobs:
+            assert job.life is not None
+            for each, slot in job.pairs:
+                if job.is_store:
+                    assert job.life.is_reserved(slot)
+                else:
+                    assert job.life.is_pinned(slot) and job.life.arena[slot] == content(each)
+
+    def teardown(self) -> None:
+        """In the end all is given back, as far as the sidecar told what it gave."""
+        sidecar = self.sidecar
+        for job in list(self.jobs):
+            if job.cut:
+                self._copy(job)
+            else:
+                self._end(job)
+        self.manager.on_reset_flushed()
+        for request in self.requests:
+            self.manager.on_request_finished(request.context)
+        sidecar.listens, sidecar.hold_lookups, sidecar.garbage = True, False, None
+        sidecar.life.ready = True
+        for _ in self._until_quiet():
+            sidecar.deliver()
+            sidecar.release()
+            self.manager.on_schedule_end(ScheduleEndContext((), ()))
+        seat = sidecar.life.seat
+        assert seat is not None
+        if not sidecar.replies_lost:
+            assert not any(seat.pins.values()), "pins are left"
+            ahead = len(self.manager._stores._pool)
+            assert len(seat.reserved) == ahead, "slots are left"
+        self.manager.shutdown()
+
+    def _end(self, job: Job) -> None:
+        self._copy(job)
+        complete = self.manager.complete_store if job.is_store else self.manager.complete_load
+        complete(set(job.keys), job.request.context)
+        if not job.is_store and job.request.state == "loading":
+            job.request.state = "running"
+
+    def _until_quiet(self) -> Iterator[None]:
+        for _ in range(60):
+            self.now += 0.5
+            yield
+
+
+class TestManager(Machine.TestCase):
+    settings = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
