@@ -75,6 +75,7 @@ def _document(config: Config, snapshot: Mapping[str, Any], unhealthy: str | None
         "adapters": snapshot["l2"],
         "refusals": snapshot["latest_refusals"],
         **{
-            key: snapshot[key] for key in ("chunk_size", "l1", "eviction", "tenants", "queue_depth")
+            key: snapshot[key]
+            for key in ("chunk_size", "l1", "eviction", "engines", "tenants", "queue_depth")
         },
     }

@@ -48,6 +48,7 @@ def lines(status: Json, found: Hits | None) -> list[str]:
         ),
         "",
         *_workers(status["workers"]),
+        *_engines(status["engines"]),
         "",
         *_adapters(status["storage_manager"]["l2_adapters"]),
     ]
@@ -111,6 +112,24 @@ def _worker(worker: Json) -> tuple[str, ...]:
         worker["lmcache"],
         worker["device"],
         seen if worker["connected"] else f"{seen}, connection lost",
+    )
+
+
+def _engines(engines: Sequence[Json]) -> list[str]:
+    """Those of the native door, if there are any."""
+    head = ("ENGINE", "MODEL", "RANKS", "STATE", "RESERVED", "PINNED")
+    return ["", *columns([head, *map(_engine, engines)])] if engines else []
+
+
+def _engine(engine: Json) -> tuple[str, ...]:
+    mapped = f"{len(engine['mapped_ranks'])} of {engine['ranks']} ranks have mapped the L1"
+    return (
+        str(engine["session"]),
+        engine["model_name"],
+        str(engine["ranks"]),
+        "gone" if engine["lost"] else "ready" if engine["ready"] else mapped,
+        amount(engine["reserved_bytes"]),
+        amount(engine["pinned_bytes"]),
     )
 
 

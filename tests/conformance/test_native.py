@@ -258,6 +258,26 @@ def test_what_an_engine_used_outlives_what_it_did_not(new_server: Callable[..., 
         check(server)
 
 
+def test_heads_of_a_prompt_outlive_its_tail_though_they_came_first(
+    new_server: Callable[..., Server],
+) -> None:
+    """A long prompt is stored step by step; its lookup has told the order of all of it."""
+    server = new_server(
+        "--eviction-trigger-watermark", "1.0", l1_size_gb=12 * OBJECT_BYTES / 2**30
+    ).start()
+    with engines(server.url) as (engine,):
+        assert engine.hits("a", *NUMBERS) == 0
+        for first in (0, 2, 4, 6):
+            engine.store("a", first, first + 1)
+        for number in range(50, 59):
+            engine.store("b", number)
+            slots = engine.find("look", *NUMBERS, windowed=True)
+            engine.finish("look", used=False)
+            left = [slot >= 0 for slot in slots]
+            assert left == sorted(left, reverse=True), "the tail goes first"
+        assert not all(left)
+
+
 def test_block_hashes_of_other_lengths(server: Server) -> None:
     with engines(server.url) as (engine,):
         (slot,) = engine.reserve(1)

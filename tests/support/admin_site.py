@@ -104,6 +104,7 @@ SNAPSHOT = {
     "refusals": {"bad_blocks": 2},
     "latest_refusals": [REFUSAL],
     "engines": [],
+    "tenants": [],
     "workers": [HANDLE, ENGINE_DRIVEN],
     "l2": [],
     "reap": {"timeout": 120, "grace": 3600},

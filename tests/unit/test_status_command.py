@@ -62,6 +62,17 @@ def test_workers_with_models() -> None:
     assert "no workers" in table(workers=[])
 
 
+def test_engines_of_the_native_door() -> None:
+    engine = {
+        "session": 3, "model_name": "llama", "ranks": 2, "ready": False, "lost": False,
+        "mapped_ranks": [1], "reserved_bytes": 4096, "pinned_bytes": 0,
+    }  # fmt: skip
+    lines = table(engines=[engine, {**engine, "session": 4, "ready": True}])
+    assert "1 of 2 ranks have mapped the L1" in line(lines, "3 ")
+    assert line(lines, "4 ").split() == ["4", "llama", "2", "ready", "4", "KiB", "0", "B"]
+    assert not any("ENGINE" in text for text in table())
+
+
 def test_a_model_name_does_not_steer_the_terminal() -> None:
     hostile = {**SNAPSHOT["workers"][0], "model_name": "a\x1b[2Jb\nc"}  # type: ignore[index]
     assert "a?[2Jb?c" in line(table(workers=[hostile]), "7 ")

@@ -5,7 +5,7 @@ import { concerns } from "./concerns.js";
 import { byId, element, fact, setText } from "./dom.js";
 import { clock, duration } from "./format.js";
 import { History } from "./series.js";
-import { showAdapters, showRefusals, showTenants, showWorkers } from "./tables.js";
+import { showAdapters, showEngines, showRefusals, showTenants, showWorkers } from "./tables.js";
 
 const POLL_MS = 3000;
 const PATIENCE_MS = 10000;
@@ -54,6 +54,7 @@ function show(state) {
   cards.show(history, state);
   showWorkers(state);
   showAdapters(state);
+  showEngines(state);
   showTenants(state);
   showRefusals(state);
 }

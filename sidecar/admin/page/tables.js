@@ -29,6 +29,27 @@ export function showWorkers(state) {
   show("workers", columns, rows, () => noWorkers(state.listens_on));
 }
 
+/** Only where somebody uses the native door. */
+export function showEngines(state) {
+  const columns = ["Engine", "#Ranks", "#Reserved", "#Pinned", "State"];
+  byId("engines-panel").hidden = !state.engines.length;
+  const rows = state.engines.map((engine) => [
+    { text: engine.model_name, note: `vLLM's own connector, session ${engine.session}` },
+    { text: count(engine.ranks) },
+    { text: bytes(engine.reserved_bytes) },
+    { text: bytes(engine.pinned_bytes) },
+    engineState(engine),
+  ]);
+  show("engines", columns, rows, () => [element("p", { class: "empty" }, NOTHING)]);
+}
+
+function engineState(engine) {
+  if (engine.lost || !engine.connected) return { text: "Connection lost", tone: "warn" };
+  if (engine.ready) return { text: "Ready", tone: "ok" };
+  const mapped = `${engine.mapped_ranks.length} of ${engine.ranks} ranks`;
+  return { text: "Waits for its workers", tone: "warn", note: `${mapped} have mapped the L1` };
+}
+
 export function showAdapters(state) {
   const columns = ["Adapter", "Kept", "#Read", "#Written", "#Under way", "Loads", "Stores"];
   const rows = state.adapters.map((adapter) => [
