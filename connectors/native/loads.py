@@ -1,6 +1,7 @@
 """What requests look up and load: gathered from vLLM's questions, asked in one message each."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from connectors.native.session import Session
 LATE_SECONDS: Final = 0.25
 # Of a request's id that goes into the name of its pins.
 NAME_LENGTH: Final = 128
+NAMES_KEPT: Final = 4096
 
 
 class Loads:
@@ -30,7 +32,9 @@ class Loads:
         self._to_ask: dict[str, None] = {}
         # What a reset cut off from its completion: it may still be copying.
         self._cut: list[Lookups] = []
-        self._names = itertools.count()
+        self._numbers = itertools.count()
+        # By what name each request was looked up last; it stores under that name.
+        self._names: OrderedDict[str, str] = OrderedDict()
 
     def look_up(self, request: str, key: bytes, end: int, now: float) -> LookupResult:
         """What is known of a key of `request`, whose chunk ends at token `end`."""
@@ -38,11 +42,15 @@ class Loads:
             return LookupResult.RETRY if self._session.hopeful else LookupResult.MISS
         lookups = self._lookups.get(request)
         if lookups is None:
-            name = f"{request[:NAME_LENGTH]}/{next(self._names)}"
+            name = self._new_name(request)
             lookups = Lookups(name, self._session.era, now + self._budget)
             self._lookups[request] = lookups
         self._to_ask[request] = None
         return lookups.result(key, end, now)
+
+    def name_of(self, request: str) -> str:
+        """What `request` is to publish under: the sidecar knows the order of its sequence by it."""
+        return self._names.get(request) or self._new_name(request)
 
     def was_below(self, request: str, key: bytes) -> bool:
         """Whether a hit was in L2 when it was first asked for, as far as that is known."""
@@ -102,6 +110,14 @@ class Loads:
         """Answers are lost, and there may be pins that are not known."""
         for request in list(self._lookups):
             self.decided(request)
+
+    def _new_name(self, request: str) -> str:
+        name = f"{request[:NAME_LENGTH]}/{next(self._numbers)}"
+        self._names[request] = name
+        self._names.move_to_end(request)
+        if len(self._names) > NAMES_KEPT:
+            self._names.popitem(last=False)
+        return name
 
     def _ask(self, request: str, lookups: Lookups, now: float) -> None:
         groups = lookups.question()

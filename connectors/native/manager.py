@@ -95,7 +95,8 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
     def complete_store(
         self, keys: Collection[bytes], req_context: ReqContext, success: bool = True
     ) -> None:
-        known = self._stores.complete(req_context.req_id, keys, success, self._clock())
+        name = self._loads.name_of(req_context.req_id)
+        known = self._stores.complete(name, keys, success, self._clock())
         if known and not RESET_END_IS_TOLD:
             self._stores.reset_has_ended()
 

@@ -110,6 +110,7 @@ class FakeSidecar:
         self.replies_lost = False
         self.connection: FakeConnection | None = None
         self._sessions = itertools.count(1)
+        self._looked_up: dict[str, int] = {}  # vLLM's request -> the number of its latest lookup
 
     @property
     def life(self) -> Life:
@@ -192,6 +193,8 @@ class FakeSidecar:
 
     def _native_publish(self, payload: dict[str, Any]) -> int:
         seat, life = self._seat(payload), self.life
+        request, _, number = payload["request"].rpartition("/")
+        assert int(number) >= self._looked_up.get(request, 0), "stored as another sequence"
         for group, name, slot in payload["items"] if seat else ():
             assert slot in seat.reserved, "published, and not the session's"
             seat.reserved.discard(slot)
@@ -211,6 +214,8 @@ class FakeSidecar:
         seat = self._seat(payload)
         if seat is None:
             return []
+        request, _, number = payload["request"].rpartition("/")
+        self._looked_up[request] = max(int(number), self._looked_up.get(request, 0))
         pins = seat.pins.setdefault(payload["request"], {})
         return [self._found(group, pins) for group in payload["groups"]]
 
