@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from sidecar.handlers.core import Core
 from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.liveness import TICK_SECONDS
+from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
 from sidecar.handlers.samples import SAMPLE_SECONDS
 from sidecar.limits import check_threads, raise_descriptor_limit
@@ -175,6 +177,7 @@ class App:
             tokens=TokenLists(config.max_tokens, config.chunk_size),
             refusals=Refusals(self._telemetry),
             tiers=tiers,
+            lookup_log=self._lookup_log(),
             flows=self._loop.flows,
             past_l1=gds,
         )
@@ -207,6 +210,10 @@ class App:
         )
         settings = [spec.settings for spec in config.l2_adapter]
         return Tiers(settings, policy, l1, self._arena.bytes, leases, self._telemetry, around)
+
+    def _lookup_log(self) -> LookupLog | None:
+        path = self._config.record_lookups
+        return LookupLog(Path(path), self._config.chunk_size) if path else None
 
     def _listen(self) -> None:
         """On the port for all clients, and on those for clients of one release."""
@@ -279,6 +286,8 @@ class App:
         self._core.gpus.close()
         self._core.tiers.close()
         self._core.attachments.close()
+        if self._core.lookup_log is not None:
+            self._core.lookup_log.close()
         self._segment.remove()
         self._telemetry.close()
         if self._core.tiers.backends:

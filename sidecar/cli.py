@@ -10,11 +10,11 @@ import connectors.cli
 from connectors import lmcache_config
 from connectors.errors import ConnectorError
 from sidecar import __version__
-from sidecar.commands import completion, doctor, serve, size, status, wait
+from sidecar.commands import completion, doctor, replay, serve, size, status, wait
 from sidecar.commands.output import complain
 from sidecar.config import ConfigError
 
-_COMMANDS = (serve, status, wait, doctor, size, completion, lmcache_config)
+_COMMANDS = (serve, status, wait, doctor, size, replay, completion, lmcache_config)
 # What stands after -- is another program's.
 _BEFORE_ANOTHER = {
     "doctor": doctor.run,

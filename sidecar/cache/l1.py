@@ -7,7 +7,7 @@ one thread, and none calls anybody: who waits for an object goes on after the ca
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -99,7 +99,7 @@ class L1(Holds):
         sizes = sizes_of(size, self._headroom)
         if not self._keep_quota(key.cache_salt, sizes.slot, _VICTIMS_TRIED):
             return None
-        start = self._allocate(sizes.slot, near)
+        start = self._allocate(sizes.slot, near, key.cache_salt)
         if start is None:
             return None
         space = self._spaces.get(key)
@@ -194,7 +194,11 @@ class L1(Holds):
     def lease(self, entry: Entry) -> None:
         super().lease(entry)
         if entry.state is State.READY:
-            entry.heat = Heat.HOT  # which counts when it is used
+            self.found(entry)
+
+    def found(self, entry: Entry) -> None:
+        """A lookup has found `entry`, which counts when it is used."""
+        entry.heat = Heat.HOT
 
     def evict(self, limit: int, down_to_bytes: int) -> int:
         """Evict at most `limit` objects until `down_to_bytes` are used; how many went."""
@@ -279,21 +283,26 @@ class L1(Holds):
             self._evict(victim)
         return victim is not None
 
-    def _allocate(self, size: int, near: int | None) -> int | None:
+    def _allocate(self, size: int, near: int | None, salt: str) -> int | None:
         if size > self.usable_bytes:
             return None
         offset = self._slots.take(size, near)
-        if offset is None and self._make_room(size):
+        if offset is None and self._make_room(size, salt):
             offset = self._slots.take(size)
         return offset
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int, salt: str) -> bool:
         """Evict what lies together in `size` bytes, around one of the oldest objects.
 
         Where all objects have one size that is the oldest alone. Where sizes are mixed, going
         by age only would empty half the cache before two neighbours happen to be free.
         """
-        for victim in islice(self._policy.candidates(), _VICTIMS_TRIED):
+        policy = self._policy
+        if isinstance(policy, Isolated):
+            candidates: Iterable[Entry] = policy.candidates_for(salt)
+        else:
+            candidates = policy.candidates()
+        for victim in islice(candidates, _VICTIMS_TRIED):
             neighbours = self._slots.evictable_around(victim, size)
             if neighbours:
                 for entry in neighbours:

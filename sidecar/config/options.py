@@ -21,6 +21,8 @@ RELEASES = (
     *("0.4.5", "0.4.6", "0.4.7"),
     *("0.5.0", "0.5.1", "0.5.2", "0.5.3", "0.5.4", "0.5.5", "0.5.6"),
 )
+# Those of `cache/policies`, which is not imported here: most commands have no use for it.
+EVICTION_POLICIES = ("LRU", "ARC", "IsolatedLRU", "IsolatedARC", "noop")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Config:
     eviction_policy: str = _option(
         "l1",
         values.choice(
-            *("LRU", "ARC", "IsolatedLRU", "IsolatedARC", "noop"),
+            *EVICTION_POLICIES,
         ),
         "LRU",
         "LRU; ARC: what was asked for again outlives what was stored once; IsolatedLRU, "
@@ -228,6 +230,12 @@ class Config:
         _FREE_PORT,
         0,
         "serve /metrics and /healthcheck, and nothing else, here too; 0 = off",
+    )
+    record_lookups: str = _option(
+        "observability",
+        values.file_path,
+        "",
+        "append who asked for what again to this file, without tokens, for `kv-sidecar replay`",
     )
     log_level: str = _option(
         "observability",

@@ -78,7 +78,7 @@ REFUSED: dict[str, Refusal] = {
     "l1-devdax-path": Refusal("L1 on a DAX device is not implemented", harmless=""),
     "gds-l1-path": Refusal("L1 on GPUDirect Storage is not implemented", harmless=""),
     "enable-tracing": Refusal("traces are set up by --trace-sample-ratio and --otlp-endpoint"),
-    "lookup-hash-log-dir": Refusal("lookup hashes are not logged", harmless=""),
+    "lookup-hash-log-dir": Refusal("--record-lookups is the log of lookups here", harmless=""),
     "enable-gc-monitor": Refusal("garbage collections are not timed"),
     "enable-extra-logging": Refusal("there is no periodic log, see /metrics"),
     "trace-level": _TRACE,

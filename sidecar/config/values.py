@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from sidecar.addresses import is_ipv6, unbracketed
@@ -16,6 +16,7 @@ from sidecar.addresses import is_ipv6, unbracketed
 if TYPE_CHECKING:
     from sidecar.tiers.settings import AdapterSettings
 
+T = TypeVar("T")
 Switch = Literal["auto", "true", "false"]
 SHM_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # sockaddr_un.sun_path holds 108 bytes, the last of them NUL.
@@ -82,6 +83,11 @@ def number(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def list_of(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Values with commas between them."""
+    return lambda text: [parse(part) for part in text.split(",")]
 
 
 def size_gib(text: str) -> float:
@@ -164,6 +170,13 @@ def shm_name(text: str) -> str:
     """A name safe inside /dev/shm; empty asks for a unique one."""
     if text and not SHM_NAME.fullmatch(text):
         raise ValueError(f"{text!r} is not 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    return text
+
+
+def file_path(text: str) -> str:
+    """The path of a file; empty means none."""
+    if "\0" in text or text.endswith("/"):
+        raise ValueError(f"{text!r} is not the path of a file")
     return text
 
 

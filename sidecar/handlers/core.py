@@ -17,6 +17,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Instance, NotOwner, Registry, shown
 from sidecar.flow import Flows
+from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
@@ -74,6 +75,7 @@ class Core:
     tiers: Tiers
     flows: Flows
     past_l1: PastL1 | None = None
+    lookup_log: LookupLog | None = None
     sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
 

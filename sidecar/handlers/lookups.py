@@ -49,6 +49,8 @@ class Lookups:
         core.refuse_when_closing()
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)
+        if core.lookup_log is not None:
+            core.lookup_log.add(scope_of(key), hashes, key.end)
         # Clients up to 0.5.4 do not say how many workers will read: derive it as they meant.
         readers = key.num_kv_readers or (tp_size if tp_size > key.world_size else 1)
         self.begin(request.client, key, hashes, readers, lambda hits: None)

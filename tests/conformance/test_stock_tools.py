@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import Server
+from sidecar.cli import main
+from tests.support.server import Server, wait_until
 
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
@@ -34,8 +35,9 @@ def lmcache(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With the default chunk size."""
-    flags = ("--eviction-policy", "IsolatedLRU")
-    made = Server(tmp_path_factory.mktemp("tools"), *flags, l1_size_gb=1.0, chunk_size=256)
+    folder = tmp_path_factory.mktemp("tools")
+    flags = ("--eviction-policy", "IsolatedLRU", "--record-lookups", str(folder / "lookups"))
+    made = Server(folder, *flags, l1_size_gb=1.0, chunk_size=256)
     yield made.start()
     made.stop()
 
@@ -69,6 +71,17 @@ def bench(server: Server, output: Path, mode: str, shape: str, ranks: int = 1) -
 )
 def test_bench_server(server: Server, tmp_path: Path, mode: str, shape: str, ranks: int) -> None:
     bench(server, tmp_path / "bench.json", mode, shape, ranks)
+
+
+def test_what_was_looked_up_can_be_replayed(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench(server, tmp_path / "bench.json", "lmcache_driven", "(2,128,16,2,32):float16:4")
+    recorded = server.log.parent / "lookups"
+    wait_until(lambda: recorded.stat().st_size > 0, "the log is written")
+    assert main(["replay", str(recorded), "--json", "--policies", "LRU"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {curve["chunk_size"] for curve in figures["curves"]} == {256}
 
 
 def test_bench_server_with_two_groups(server: Server, tmp_path: Path) -> None:

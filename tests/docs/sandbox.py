@@ -108,6 +108,7 @@ class Sandbox:
         yield r"--prometheus-port \d+", f"--prometheus-port {free_port()}"
         yield r"/data/l2|/run/kv/mp", rf"{self.root}\g<0>"
         yield r"/models/Llama-3.1-8B|MODEL_DIRECTORY", str(self.root / "model")
+        yield r"(?<= )bench/traces/", f"{REPO}/bench/traces/"
         yield r"/tmp/tiny", str(self.root / "tiny")
 
     def _environment(self) -> dict[str, str]:

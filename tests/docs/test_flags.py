@@ -17,7 +17,8 @@ from tests.unit.test_stock_flags import STOCK_FLAGS
 
 _OURS = (
     *(["-m", "sidecar", command, "--help"] for command in ("serve", "status", "wait", "doctor")),
-    *(["-m", "sidecar", command, "--help"] for command in ("size", "connector", "worker-args")),
+    *(["-m", "sidecar", command, "--help"] for command in ("size", "replay", "connector")),
+    ["-m", "sidecar", "worker-args", "--help"],
     *(["-m", "launch", command, "--help"] for command in ("agg", "disagg", "vllm", "stop")),
     ["-m", "bench", "--help"],
     ["-m", "bench.gpu", "--help"],

@@ -44,6 +44,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
         (AdapterSpec(FilesSettings(type="fs", base_path="/data/l2"), ()),),
         '{"type": "fs"}',
     ),
+    "record_lookups": ("/tmp/x.jsonl", "/tmp/x.jsonl", "/tmp/"),
     "l2_store_policy": ("reused", "reused", "skip"),
     "l2_prefetch_policy": ("retain", "retain", "keep"),
     "l2_prefetch_max_in_flight": ("1", 1, "0"),

@@ -23,7 +23,8 @@ ALLOWED = {
     "shared_libraries": set(),
     "engines": {"cache", "nixl"},
     "tiers": {"addresses", "cache", "flow", "nixl", "shared_libraries", "telemetry"},
-    "handlers": {"cache", "engines", "flow", "tiers", "wire", "telemetry", "config"},
+    "handlers": {"cache", "engines", "flow", "replay", "tiers", "wire", "telemetry", "config"},
+    "replay": {"cache"},
     "gds": {"cache", "engines", "flow", "handlers", "telemetry", "tiers"},
     "admin": {"config", "handlers", "listeners", "loop", "telemetry", "tiers"},
     "app": {
@@ -32,7 +33,7 @@ ALLOWED = {
     },
     "commands": {
         *("addresses", "app", "cache", "config", "listeners", "nixl", "shared_libraries"),
-        "tiers",
+        *("replay", "tiers"),
     },
     "cli": {"commands", "config"},
     "__main__": {"cli"},

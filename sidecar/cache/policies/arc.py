@@ -8,8 +8,8 @@ from sidecar.cache.policies.history import History
 from sidecar.cache.policy import ABOVE_COLD
 
 # In cache-fuls of uses.
-_FIRST_LEAD, _LONGEST_LEAD = 2.0, 16.0
-_STEP = 3.0  # a whole cache-ful that had to go and came back moves the lead by so much
+_FIRST_LEAD, _LONGEST_LEAD = 1.0, 16.0
+_STEP = 10.0  # a whole cache-ful that had to go and came back moves the lead by so much
 _REMEMBERED = 4  # for each object that is here, so many that had to go
 
 

@@ -13,7 +13,7 @@ _SUPERSEDED = 64
 
 
 class Isolated:
-    """Room is taken from the salt that has most of its limit, whoever needs it.
+    """Room is taken from the salt that has most of its limit, or from who needs the room.
 
     So what a salt has within its quota is its own where the quotas together fit into the L1, and
     salts without one share the rest evenly. `policy` gives the places.
@@ -70,6 +70,20 @@ class Isolated:
         others = self._orders.keys() - {heaviest}
         for salt in sorted(others, key=self.quotas.share, reverse=True):
             yield from self._orders[salt]
+
+    def candidates_for(self, salt: str) -> Iterator[Entry]:
+        """What may go when `salt` needs room: of whoever has most of the limit, or its own.
+
+        Never of one that has no more of its limit: who asks for much then stores less.
+        """
+        heaviest, own = self._heaviest(), self.quotas.share(salt)
+        if heaviest is None or heaviest == salt or self.quotas.share(heaviest) <= own:
+            yield from self.candidates_of(salt)
+            return
+        yield from self._orders[heaviest]
+        heavier = [s for s in self._orders if s != heaviest and self.quotas.share(s) > own]
+        for each in (*sorted(heavier, key=self.quotas.share, reverse=True), salt):
+            yield from self.candidates_of(each)
 
     def candidates_of(self, salt: str) -> Iterator[Entry]:
         """What one salt may lose, the least valuable first."""

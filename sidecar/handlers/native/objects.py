@@ -139,6 +139,7 @@ class Objects:
         for at, name in enumerate(names):
             entry = ready.get(name)
             if entry is not None:
+                self._core.l1.found(entry)
                 slots[at] = self._pin(engine, known, entry)
             if slots[at] == wire.MISS and not group.windowed:
                 break
