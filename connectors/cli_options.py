@@ -9,7 +9,7 @@ from connectors.lmcache_mp import CacheServer, TransferMode
 from connectors.nixl import BufferDevice
 from connectors.offloading import NativeServer
 from connectors.option_types import package_version, port
-from connectors.roles import Handoff, Role
+from connectors.roles import Client, Handoff, Role
 from connectors.worker import Program
 
 
@@ -60,7 +60,7 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
     modes, seconds = get_args(TransferMode), "seconds (default %(default)g)"
     add(
         "--client",
-        choices=["lmcache", "native"],
+        choices=get_args(Client),
         default="lmcache",
         metavar="CLIENT",
         help="lmcache (default), or native: vLLM's own OffloadingConnector",

@@ -9,6 +9,7 @@ from connectors.offloading import NativeServer
 
 # A worker's client of the sidecar: lmcache's, or vLLM's own.
 Server = CacheServer | NativeServer
+Client = Literal["lmcache", "native"]
 Role = Literal["aggregated", "prefill", "decode", "fallback"]
 Handoff = Literal["nixl", "cache"]
 

