@@ -164,6 +164,7 @@ class Instruments(Declarations):
         )
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
+        self._gauge("native_engines", "Engines that use the native door now")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
         self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
         self._gauge("healthy", "1 while the server would answer a worker, as /healthcheck tells")

@@ -286,3 +286,14 @@ def test_block_hashes_of_other_lengths(server: Server) -> None:
         assert engine.call("publish", request="a", items=items) == 1
         group = {"group": 0, "hashes": [short], "windowed": False, "load": False}
         assert engine.call("lookup", request="b", budget_ms=0, groups=[group]) == [[slot]]
+
+
+def test_one_connection_does_not_keep_others_out(server: Server) -> None:
+    with RawClient(server.url) as client:
+        answers = [
+            client.call("native_attach", {**ASK, "engine": f"engine {n}"}) for n in range(20)
+        ]
+        assert [bool(answer["session"]) for answer in answers] == [True] * 16 + [False] * 4
+        with engines(server.url) as (engine,):
+            assert engine.store("a", 1) == 1
+    wait_until(lambda: not server.status()["engines"], "those of a connection go with it")

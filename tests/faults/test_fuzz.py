@@ -73,6 +73,27 @@ def seeds(pool: RawPool, instance: int) -> list[tuple[Any, list[Any]]]:
         ("get_experimental", []),
         ("subscribe_kv_events", [instance, "fuzz", 0, 16]),
         ("server_module_call", [{"method": "m", "payload": b""}]),
+        *native_seeds(),
+    ]
+
+
+def native_seeds() -> list[tuple[Any, list[Any]]]:
+    """The same for the native door; an engine that the fuzzer attaches is never ready."""
+    engine = {"version": 1, "engine": "e", "incarnation": bytes(16), "ranks": 1}
+    sizes, session = {"object_bytes": 4096}, {"session": 1}
+    kind = {"model": "m", "groups": 2, "chunk_tokens": 16, "identity": bytes(32)}
+    group = {"group": 0, "hashes": [bytes(32)] * 3, "windowed": True, "load": True}
+    return [
+        ("native_attach", [engine | sizes | kind]),
+        ("native_join", [engine | sizes | {"rank": 0, "layout": bytes(32)}]),
+        ("native_mapped", [{"member": 1, "server": bytes(16)}]),
+        ("native_ping", [{"session": 1, "member": 1}]),
+        ("native_reserve", [session | {"count": 4}]),
+        ("native_publish", [session | {"request": "r", "items": [[0, bytes(32), 1]]}]),
+        ("native_return", [session | {"slots": [1, 2]}]),
+        ("native_lookup", [session | {"request": "r", "budget_ms": 5, "groups": [group, group]}]),
+        ("native_finish", [session | {"requests": [["r", True]]}]),
+        ("native_detach", [session]),
     ]
 
 

@@ -79,6 +79,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "l1_usage_ratio": ("gauge", L1 | {"backend"}),
     "active_prefetch_jobs": ("gauge", set()),
     "registered_workers": ("gauge", set()),
+    "native_engines": ("gauge", set()),
     "live_leases": ("gauge", set()),
     "l2_store_deferred_chunks": ("counter", set()),
     "l2_write_amplification": ("gauge", {"l2_name"}),

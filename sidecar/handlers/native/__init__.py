@@ -17,6 +17,10 @@ class Native:
         self._engines = Engines()
         self._membership = Membership(core, self._engines)
         self._objects = Objects(core, self._engines, self._membership, eviction)
+        engines = self._engines.by_session
+        core.telemetry.gauge_source(
+            "native_engines", lambda: sum(engine.ready for engine in list(engines.values()))
+        )
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By operation name."""

@@ -12,7 +12,7 @@ from sidecar.wire.endpoint import Refused, Request
 log = logging.getLogger(__name__)
 
 _MAX_ENGINES, _MAX_MEMBERS = 256, 4096
-_MEMBERS_A_CONNECTION = 16
+_A_CONNECTION = 16  # engines, and worker processes
 # How long a process may stay without its connection: it comes back within seconds.
 _GONE_SECONDS = 30.0
 _VERSION_ADVICE = f"this kv-sidecar speaks version {wire.VERSION} of the native door"
@@ -154,8 +154,10 @@ class Membership:
         known = self._engines.attached(ask)
         if known is not None and known.attach != ask:
             return "this process has attached as something else"
-        if known is None and len(self._engines.by_session) >= _MAX_ENGINES:
-            return f"{_MAX_ENGINES} engines are attached"
+        engines = self._engines.by_session.values()
+        mine = sum(engine.client == request.client for engine in engines)
+        if known is None and (len(engines) >= _MAX_ENGINES or mine >= _A_CONNECTION):
+            return "too many engines"
         largest = max(map(len, self._core.arena.parts))
         return "" if ask.object_bytes <= largest else f"the L1 holds {largest} bytes in one piece"
 
@@ -171,6 +173,6 @@ class Membership:
             return f"another process is rank {ask.rank} of this engine"
         members = self._engines.by_member.values()
         mine = sum(member.client == request.client for member in members)
-        if len(members) >= _MAX_MEMBERS or mine >= _MEMBERS_A_CONNECTION:
+        if len(members) >= _MAX_MEMBERS or mine >= _A_CONNECTION:
             return "too many worker processes"
         return ""

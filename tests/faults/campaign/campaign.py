@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.campaign.honest import EngineMode, HandleMode, Honest
+from tests.faults.campaign.honest_native import NativeMode
 from tests.faults.campaign.target import CHUNK
 from tests.support.faulty_adapter import FAULTY
 from tests.support.footprint import Footprint
@@ -50,7 +51,7 @@ class Campaign:
         self._server.start()
         try:
             url = self._server.url
-            self._clients = [HandleMode(url, self._seed), EngineMode(url, self._seed)]
+            self._clients = [kind(url, self._seed) for kind in (HandleMode, EngineMode, NativeMode)]
             with self._watched():
                 for client in self._clients:
                     client.warm_up()

@@ -39,7 +39,7 @@ class Sum:
 
 
 class Honest(threading.Thread, ABC):
-    """One client that works until `stop`. Subclasses move the bytes of chunks."""
+    """One client that works until `stop`."""
 
     model: str
     instance: int
@@ -63,13 +63,6 @@ class Honest(threading.Thread, ABC):
             now.requests - mark.requests, now.chunks - mark.chunks, now.slowest,
             now.problems[len(mark.problems) :],
         )  # fmt: skip
-
-    def warm_up(self) -> None:
-        """Store every prompt once."""
-        for number in range(PROMPTS):
-            tokens = tokens_of(number)
-            key = make_key(tokens, 0, len(tokens), model=self.model, request=f"warm-{number}")
-            self.store(key, number, 0)
 
     def run(self) -> None:
         while not self._over.is_set():
@@ -100,8 +93,39 @@ class Honest(threading.Thread, ABC):
         self._in_time(operation, began, LATE_SECONDS)
         return self.client.value(reply)
 
+    def _in_time(self, what: str, began: float, limit: float) -> None:
+        took = time.monotonic() - began
+        self.sum.slowest = max(self.sum.slowest, took)
+        if took > limit:
+            self.sum.problems.append(f"{what} took {took:.1f} s")
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Store prompts, each once."""
+
+    @abstractmethod
     def one_request(self, number: int) -> None:
         """What vLLM does with a prompt."""
+
+    @abstractmethod
+    def register(self) -> None:
+        """Register the worker."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Unregister the worker."""
+
+
+class OfLMCache(Honest):
+    """What lmcache's connector does. Subclasses move the bytes of chunks."""
+
+    def warm_up(self) -> None:
+        for number in range(PROMPTS):
+            tokens = tokens_of(number)
+            key = make_key(tokens, 0, len(tokens), model=self.model, request=f"warm-{number}")
+            self.store(key, number, 0)
+
+    def one_request(self, number: int) -> None:
         tokens, request = tokens_of(number), f"{self.model}-{self.random.random()}"
         self._ping()
         key = make_key(tokens, 0, len(tokens), model=self.model, request=request)
@@ -128,26 +152,12 @@ class Honest(threading.Thread, ABC):
         self._in_time("a lookup in L2", began, L2_SECONDS + LATE_SECONDS)
         return int(hits)
 
-    def _in_time(self, what: str, began: float, limit: float) -> None:
-        took = time.monotonic() - began
-        self.sum.slowest = max(self.sum.slowest, took)
-        if took > limit:
-            self.sum.problems.append(f"{what} took {took:.1f} s")
-
     def _load(self, key: Any, number: int, hits: int) -> None:
         loaded = self.load(key, hits)
         for chunk, data in enumerate(loaded):
             self.sum.chunks += 1
             if not np.array_equal(data, kv_of(self.model, number, chunk)):
                 self.sum.problems.append(f"WRONG BYTES in chunk {chunk} of prompt {number}")
-
-    @abstractmethod
-    def register(self) -> None:
-        """Register the worker."""
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Unregister the worker."""
 
     @abstractmethod
     def store(self, key: Any, number: int, first: int) -> None:
@@ -158,7 +168,7 @@ class Honest(threading.Thread, ABC):
         """The bytes of each chunk; nothing if the server refuses."""
 
 
-class HandleMode(Honest):
+class HandleMode(OfLMCache):
     """The server copies, from and to blocks of this worker."""
 
     model, instance = HANDLE_MODEL, HANDLE_ID
@@ -205,7 +215,7 @@ def _of_chunk(blocks: list[int], row: int) -> list[int]:
     return blocks[row * _BLOCKS_A_CHUNK : (row + 1) * _BLOCKS_A_CHUNK]
 
 
-class EngineMode(Honest):
+class EngineMode(OfLMCache):
     """The worker copies, from and to slots of the arena."""
 
     model, instance = ENGINE_MODEL, ENGINE_ID

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.campaign import connections, files, http, requests, workers
+from tests.faults.campaign import connections, files, http, native, requests, workers
 from tests.faults.campaign.target import Neighbour
 
 NEIGHBOURS: dict[str, Neighbour] = {
@@ -11,4 +11,5 @@ NEIGHBOURS: dict[str, Neighbour] = {
     **workers.ROWS,
     **http.ROWS,
     **files.ROWS,
+    **native.ROWS,
 }
