@@ -20,7 +20,7 @@ from tests.support.footprint import Footprint
 from tests.support.server import REPO, SHM, Server, wait_until
 
 # Of the server itself, beside the L1: docs/security.md says so.
-MEMORY_LIMIT = 512 << 20
+MEMORY_LIMIT = 640 << 20
 _GRACE_SECONDS = 60.0
 
 
