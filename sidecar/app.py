@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING
 
 from sidecar.addresses import in_url
 from sidecar.admin import AdminServer
-from sidecar.cache.arena import Arena
+from sidecar.cache.arena import Arena, parts_of
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.quotas import Quotas
+from sidecar.cache.records import Head, head_of
+from sidecar.cache.recovery import inherited, open_journal, restore
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.attachments import Attachments
@@ -30,8 +33,10 @@ from sidecar.engines.cuda.numa import gpu_nodes, place
 from sidecar.engines.registry import Registry
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.digests import Digests
 from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
+from sidecar.handlers.inheritance import Inheritance
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
@@ -71,6 +76,8 @@ _STALL_SECONDS = 5.0
 _UNANSWERED_SECONDS = 10.0  # the heartbeat itself: by then it has happened, whatever the reason
 _DRAIN_POLL_SECONDS = 0.02
 _LAST_REQUESTS_SECONDS = 0.1
+_LET_GO_SECONDS = 3.0
+_SWEEP_SECONDS = 60.0
 _SWITCH_INTERVAL_SECONDS = 0.0005
 
 
@@ -97,11 +104,15 @@ class App:
             trace_ratio=config.trace_sample_ratio,
         )
         check_threads(config.max_workers + _OTHER_THREADS)
-        self._segment = Segment(config.shm_name or secrets.token_hex(4), config.l1_size_bytes)
-        self._taken.callback(self._segment.remove)
-        self._abandon = self._segment.remove
+        keep = config.l1_keep_seconds
+        name = config.shm_name or secrets.token_hex(4)
+        self._segment = Segment(name, config.l1_size_bytes, keep)
+        self._abandon = self._segment.leave if keep else self._segment.remove
+        self._taken.callback(self._abandon)
         try:
             self._nodes = gpu_nodes()
+            self._head = self._build_head()
+            self._legacy = inherited(self._segment, self._head)
             self._arena = Arena(self._segment, config.l1_transparent_hugepages, len(self._nodes))
             self._core = self._build_core()
             observe(self._core)
@@ -111,6 +122,8 @@ class App:
             self._listen()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
+            if keep:
+                self._inherit()
         except BaseException:
             self._taken.close()
             raise
@@ -139,17 +152,44 @@ class App:
         self._loop.watch_for_stalls(_STALL_SECONDS, _UNANSWERED_SECONDS, self._service.on_stall)
         self._loop.count_failures(partial(self._core.refusals.add, "callback", "internal_error"))
         self._core.tiers.start()
+        threading.Thread(target=_sweep, name="sweep", daemon=True).start()
         # What there is now stays; the collector, which stops everybody, need not look at it again.
         gc.collect()
         gc.freeze()
         self._announce()
+
+    def _build_head(self) -> Head:
+        config, size = self._config, self._segment.size
+        parts = [part.start for part in parts_of(size, len(self._nodes))]
+        headroom = HEADER_BYTES if config.l2_adapter else 0
+        return head_of(size, headroom, parts, config.chunk_size)
+
+    def _inherit(self) -> None:
+        """Write down for a successor what is in the L1, and begin with what is there already."""
+        legacy, self._legacy = self._legacy, None
+        journal = open_journal(self._segment, self._head, legacy)
+        self._core.l1.journal = journal
+        if legacy is not None:
+            own_name_told = legacy.shared
+            deadline = time.monotonic() + _LET_GO_SECONDS
+            while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
+                time.sleep(_DRAIN_POLL_SECONDS)  # processes of the earlier server's GPUs
+            self._arena.resident = {piece.start for piece in legacy.pieces}
+            left = restore(self._core.l1, journal, legacy, self._segment.is_alone())
+            inheritance = Inheritance(self._core, left, own_name_told)
+            self._loop.every(TICK_SECONDS, inheritance.tick)
+            log.info(
+                "the L1 begins with %d objects of the earlier server, %d of them to be proven",
+                self._core.l1.objects + len(left.unproven), len(left.unproven),
+            )  # fmt: skip
+        Digests(self._core, journal)
 
     def _build_core(self) -> Core:
         config = self._config
         l1 = L1(
             self._arena.size,
             POLICIES[config.eviction_policy](Quotas(self._arena.size)),
-            headroom=HEADER_BYTES if config.l2_adapter else 0,
+            headroom=self._head.headroom,
             starts=[part.start for part in self._arena.parts],
         )
         leases = Leases()
@@ -288,7 +328,9 @@ class App:
         self._core.attachments.close()
         if self._core.lookup_log is not None:
             self._core.lookup_log.close()
-        self._segment.remove()
+        if self._config.l1_keep_seconds:
+            self._core.l1.leave()
+        self._abandon()
         self._telemetry.close()
         if self._core.tiers.backends:
             # Not by way of Python's own end. A thread that is stuck in a backend may still move
@@ -296,6 +338,14 @@ class App:
             # time there, Mooncake's 14 s when its master is gone.
             logging.shutdown()
             os._exit(0)
+
+
+def _sweep() -> None:
+    """What other servers have left goes when its time has come."""
+    while True:
+        time.sleep(_SWEEP_SECONDS)
+        for name in remove_orphans().removed:
+            log.warning("removed %s, which a dead server left behind", name)
 
 
 def wire_url(config: Config, port: int | None = None) -> str:
@@ -312,7 +362,7 @@ def serve(config: Config) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     raise_descriptor_limit()
-    removed, foreign = remove_orphans()
+    removed, _, foreign = remove_orphans(config.shm_name if config.l1_keep_seconds else "")
     for name in removed:
         log.warning("removed %s, which a dead server left behind", name)
     if foreign:

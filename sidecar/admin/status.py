@@ -48,6 +48,7 @@ def document(snapshot: Mapping[str, Any], unhealthy: str | None, uptime_seconds:
             "uptime_seconds": uptime_seconds,
         },
         "unhealthy_reason": unhealthy,
+        "kept": snapshot["kept"],
         "live_leases": snapshot["live_leases"],
         "queue_depth": snapshot["queue_depth"],
         "refusals": snapshot["refusals"],

@@ -64,6 +64,7 @@ class Arena:
             _check_huge_pages()
             segment.map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(segment.map, np.uint8)
+        self.resident: set[int] = set()  # where pieces begin that were so before
         self._populated = 0
         self._short = False
         self._stop = threading.Event()

@@ -20,7 +20,8 @@ class State(StrEnum):
 
     WITHDRAWN will not be published, but somebody may still write to its slot. PROMISED was
     cleared: only who has a lease of it may still read it. DROPPED is not even promised any more,
-    but copied from. GONE has no slot.
+    but copied from. GONE has no slot. INHERITED has had its slot since before this server was
+    started: as an object that is still to prove itself, or as what somebody may still write to.
     """
 
     WRITING = "writing"
@@ -29,6 +30,7 @@ class State(StrEnum):
     PROMISED = "promised"
     DROPPED = "dropped"
     GONE = "gone"
+    INHERITED = "inherited"
 
 
 class Heat(IntEnum):
@@ -59,6 +61,7 @@ STEPS = {
         "end of the last hold": State.GONE,
     },
     State.DROPPED: {"end of the last copy": State.GONE},
+    State.INHERITED: {"prove": State.READY, "disown": State.GONE},
     State.GONE: {},
 }
 # Who may begin to hold it. A promise outlives what was promised, and then holds nothing.

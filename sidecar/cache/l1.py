@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sidecar.cache.entry import Entry, Heat, IllegalStep, Space, State, sizes_of
+from sidecar.cache.entry import Entry, Heat, IllegalStep, Sizes, Space, State, sizes_of
 from sidecar.cache.holds import Holds
+from sidecar.cache.journal import UNKEPT, Journal, Unkept
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policies.isolated import Isolated
 from sidecar.cache.policy import EvictionPolicy
@@ -44,6 +45,7 @@ class L1(Holds):
         clock: Callable[[], float] = time.monotonic,
         headroom: int = 0,
         starts: Sequence[int] = (0,),
+        journal: Journal | Unkept = UNKEPT,
     ) -> None:
         super().__init__()
         self.capacity = capacity
@@ -58,6 +60,8 @@ class L1(Holds):
         self._evicted: list[Evicted] = []
         self._clock = clock
         self._headroom = headroom
+        self.journal = journal
+        self.unproven: dict[Entry, None] = {}  # objects, the oldest first
 
     @property
     def isolates(self) -> bool:
@@ -108,6 +112,7 @@ class L1(Holds):
         entry = Entry(space, hash, start, sizes, missing)
         space.writing[hash] = entry
         self._slots.occupy(entry)
+        self.journal.taken(entry)
         self.writing += 1
         return entry
 
@@ -139,6 +144,7 @@ class L1(Holds):
             del entry.space.writing[entry.hash]
             entry.space.ready[entry.hash] = entry
             entry.stored_at = now
+        self.journal.ready(entries)
         self.writing -= len(entries)
         self.objects += len(entries)
         self.touch(key, hashes)
@@ -176,7 +182,7 @@ class L1(Holds):
         """`entry` will not be completed and nobody writes to it any more: free its slot."""
         entry.step("abort")
         self._unreserve(entry)
-        self._slots.free(entry)
+        self._free(entry)
 
     def withdraw(self, entry: Entry) -> None:
         """`entry` will not be completed, but somebody may still write to its slot.
@@ -189,7 +195,7 @@ class L1(Holds):
     def release_withdrawn(self, entry: Entry) -> None:
         """Whoever could write to the withdrawn `entry` is gone."""
         entry.step("release")
-        self._slots.free(entry)
+        self._free(entry)
 
     def lease(self, entry: Entry) -> None:
         super().lease(entry)
@@ -264,6 +270,9 @@ class L1(Holds):
         self.objects = 0
         self._policy.clear()
         self._slots.vacate(vacated)
+        for entry in list(self.unproven):
+            self.disown(entry)
+        self.journal.rewrite(self._slots)
         return cleared
 
     def _keep_quota(self, salt: str, size: int, limit: int) -> bool:
@@ -283,10 +292,55 @@ class L1(Holds):
             self._evict(victim)
         return victim is not None
 
+    def inherit(
+        self, key: SpaceKey, hash: bytes, start: int, sizes: Sizes, missing: frozenset[int]
+    ) -> Entry:
+        """What was in a slot before this server was started. No such byte may be usable yet."""
+        space = self._spaces.get(key) or Space(self, key)
+        entry = Entry(space, hash, start, sizes, missing, state=State.INHERITED)
+        self._slots.occupy(entry)
+        return entry
+
+    def grow_around(self, pieces: Sequence[range]) -> None:
+        """These of the arena are resident, and what was inherited lies in them."""
+        self.usable_bytes += sum(map(len, pieces))
+        self._slots.grow_around(pieces)
+
+    def prove(self, entry: Entry) -> bool:
+        """The inherited `entry` is whole: publish it. False if somebody has brought it again."""
+        key = entry.space.key
+        if self.knows(key, entry.hash):
+            self.disown(entry)
+            return False
+        entry.step("prove")
+        self.unproven.pop(entry, None)
+        entry.space = self._spaces.get(key) or entry.space
+        self._spaces[key] = entry.space
+        entry.space.ready[entry.hash] = entry
+        entry.stored_at = self._clock()
+        self.objects += 1
+        self.touch(key, [entry.hash])
+        return True
+
+    def disown(self, entry: Entry) -> None:
+        """The inherited `entry` is nobody's object, and nobody can write to its slot."""
+        entry.step("disown")
+        self.unproven.pop(entry, None)
+        self._free(entry)
+
+    def leave(self) -> None:
+        """Nothing changes any more: what is complete is a successor's to trust."""
+        for entry in list(self.unproven):
+            self.disown(entry)
+        self.journal.close(self._policy.candidates())
+
     def _allocate(self, size: int, near: int | None, salt: str) -> int | None:
         if size > self.usable_bytes:
             return None
         offset = self._slots.take(size, near)
+        while offset is None and self.unproven:
+            self.disown(next(iter(self.unproven)))
+            offset = self._slots.take(size, near)
         if offset is None and self._make_room(size, salt):
             offset = self._slots.take(size)
         return offset
@@ -318,6 +372,10 @@ class L1(Holds):
 
     def _drop(self, entry: Entry) -> None:
         entry.step("drop pinned" if entry.pins else "drop")
+        if entry.pins:
+            self.journal.taken(entry)
+        else:
+            self.journal.erase(entry)
         del entry.space.ready[entry.hash]
         self.objects -= 1
         self._forget_if_empty(entry.space)
@@ -334,6 +392,7 @@ class L1(Holds):
 
     def _free(self, entry: Entry) -> None:
         self._promised.discard(entry)
+        self.journal.erase(entry)
         self._slots.free(entry)
 
     def _unreserve(self, entry: Entry) -> None:
@@ -345,3 +404,4 @@ class L1(Holds):
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):
             del self._spaces[space.key]
+            self.journal.forget(space.key)

@@ -1,7 +1,7 @@
 """Which bytes of the arena are free, and which entry occupies the others."""
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
 from sidecar.cache.entry import Entry, IllegalStep
@@ -44,6 +44,19 @@ class Slots:
     def grow(self, offset: int, size: int) -> None:
         """`[offset, offset + size)` of the arena may be used."""
         self._part(offset).give(offset, size)
+
+    def grow_around(self, pieces: Sequence[range]) -> None:
+        """The same where something occupies some of it already: `pieces` in order, whole slots."""
+        taken = deque(sorted((entry.start, entry.end) for entry in self))
+        for piece in pieces:
+            at = piece.start
+            while at < piece.stop:
+                start, end = taken[0] if taken else (piece.stop, piece.stop)
+                if at < start:
+                    self.grow(at, min(start, piece.stop) - at)
+                at = min(end, piece.stop)
+                if end <= piece.stop and taken:
+                    taken.popleft()
 
     def take(self, size: int, near: int | None = None) -> int | None:
         """The start of `size` free bytes, None if no free ones lie together so.

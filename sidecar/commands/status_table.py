@@ -41,6 +41,7 @@ def lines(status: Json, found: Hits | None) -> list[str]:
             [
                 ("health", _health(status)),
                 ("L1", _l1(status["storage_manager"]["l1_manager"])),
+                *([("kept", _kept(status["kept"]))] if status["kept"]["seconds"] else []),
                 ("hits", _hits(found)),
                 ("requests", _requests(status)),
                 *([("refused", _refused(status))] if status["refusals"] else []),
@@ -70,6 +71,30 @@ def _l1(l1: Json) -> str:
         f"({l1['memory_usage_ratio']:.0%}), {l1['total_object_count']:,} objects, "
         f"{l1['read_locked_count']} being read, {l1['write_locked_count']} being written{usable}"
     )
+
+
+def _kept(kept: Json) -> str:
+    if kept["failed"]:
+        return f"not for the next server: {kept['failed']}"
+    parts = [
+        f"for the next server, for {_duration(kept['seconds'])}",
+        *(
+            [f"{kept['undigested_objects']:,} objects not if this one is killed now"]
+            if kept["undigested_objects"]
+            else []
+        ),
+        *(
+            [f"{kept['unproven_objects']:,} of the last one still to be proven"]
+            if kept["unproven_objects"]
+            else []
+        ),
+        *(
+            [f"{amount(kept['others_bytes'])} wait for workers of the last one"]
+            if kept["others_bytes"]
+            else []
+        ),
+    ]
+    return ", ".join(parts)
 
 
 def _hits(found: Hits | None) -> str:

@@ -91,6 +91,8 @@ def _check(config: Config) -> None:
             "--worker-registration-grace-seconds must not be less than "
             f"--worker-reap-timeout-seconds ({reap:g})"
         )
+    if config.l1_keep_seconds and not config.shm_name:
+        raise ConfigError("--l1-keep-seconds needs --shm-name, by which the next server finds L1")
     if config.host.startswith("ipc://"):
         path = f"{config.host.removeprefix('ipc://')}:{config.port}"
         if len(path.encode()) > UNIX_PATH_LIMIT:

@@ -135,6 +135,13 @@ class Config:
         False,
         "transparent huge pages for L1: pinning it for GPUs is faster; the kernel must allow it",
     )
+    l1_keep_seconds: float = _option(
+        "l1",
+        _SECONDS_OR_OFF,
+        0.0,
+        "how long L1 is kept for the next server with this --shm-name after this one has ended; "
+        "0 = not at all",
+    )
     l1_write_ttl_seconds: float = _option(
         "l1", _SECONDS, 600.0, "longest time a store may hold its reservation"
     )

@@ -52,14 +52,19 @@ class Attachments:
     """The names by which workers have the segment open. Loop thread only.
 
     `reliable`: whether the kernel tells who has it open. If not, every worker may have.
+    An inherited segment may be open by names that an earlier server has told.
     """
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._workers: dict[int, _Worker] = {}
         self._by_name: dict[bytes, _Name] = {}
-        self._numbers = itertools.count(1)  # not the workers' ids: everybody can list the names
-        self._behind = False
+        self._behind = self._unknown = False
+        old = segment.links() if segment.is_inherited else []
+        self._old = [_Name(name, was_opened=True, is_open=True) for name in old]
+        self._by_name |= {name.name.encode(): name for name in self._old}
+        # Not the workers' ids: everybody can list the names.
+        self._numbers = itertools.count(1 + max(map(_number, old), default=0))
         self._inotify = _watch_shared_memory()
 
     @property
@@ -96,6 +101,28 @@ class Attachments:
         if worker is None or worker.unknown or self._behind:
             return True
         return any(name.is_open for name in worker.names)
+
+    def predecessors_gone(self, own_name_told: bool) -> bool:
+        """Whether no process has the segment open any more that had it before this server.
+
+        `own_name_told`: others may have it open by the segment's own name.
+        """
+        if self._inotify is None:
+            return False
+        self._read(self._inotify)
+        if self._segment.is_alone():
+            for name in self._old:
+                name.is_open = False
+            own_name_told = False
+        self._forget(self._old)
+        return not (self._old or own_name_told or self._unknown or self._behind)
+
+    def _forget(self, names: list[_Name]) -> None:
+        """Give up those of `names` that are not open any more."""
+        for name in [name for name in names if not name.is_open]:
+            names.remove(name)
+            del self._by_name[name.name.encode()]
+            self._segment.unlink(name.name)
 
     def prune(self, keep: Collection[int]) -> None:
         """Give up names that are not needed: all of workers not to `keep`, unless they are open."""
@@ -135,12 +162,18 @@ class Attachments:
             at += _EVENT.size + length
             if mask & _IN_Q_OVERFLOW:
                 log.warning("so much happens in %s that the kernel drops events of it", SHM_DIR)
+                self._unknown = True
                 for worker in self._workers.values():
                     worker.unknown = True
             name = self._by_name.get(events[at - length : at].rstrip(b"\0"))
             if name is not None:
                 name.was_opened = True
                 name.is_open = bool(mask & _IN_OPEN)
+
+
+def _number(name: str) -> int:
+    number = name.rpartition("@")[2]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _watch_shared_memory() -> int | None:

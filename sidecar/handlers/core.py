@@ -78,10 +78,20 @@ class Core:
     lookup_log: LookupLog | None = None
     sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
+    others_bytes: Callable[[], int] = lambda: (
+        0
+    )  # of slots that an earlier server's clients may touch
 
     def now(self) -> float:
         """The cache's clock, in seconds."""
         return time.monotonic()
+
+    def arena_name(self, instance_id: int) -> str:
+        """The name by which a registration of this worker is to open the arena."""
+        name = self.attachments.name(instance_id)
+        if name == self.arena.segment.name:
+            self.l1.journal.shared()
+        return name
 
     def trace(self, request: Request, key: CacheKey) -> Span:
         """The span of a request; it ends with the answer."""

@@ -90,6 +90,7 @@ class EngineDriven:
         core.admit(instance)
         for entry in entries:
             core.l1.pin(entry)
+        core.l1.journal.reading(entries)
         self._prepared.add_read(prepared)
         return retrieve_context([_slot(instance, entry) for entry in entries])
 
@@ -168,6 +169,8 @@ class EngineDriven:
         for prepared in ended:
             self._prepared.remove(prepared)
             self._withdraw(prepared)
+            if not prepared.is_write:
+                self._core.l1.journal.read(prepared.entries)
             let_go = self._core.l1.release_withdrawn if prepared.is_write else self._core.l1.unpin
             for entry in prepared.entries:
                 let_go(entry)

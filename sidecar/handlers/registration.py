@@ -104,6 +104,7 @@ class Registrations:
         is_latest = self._pending.get(pending.instance_id) is pending
         if not (prepared and is_latest and pending.gpu and pending.layout):
             return MapRefused(pending.refusal, pending.is_final)
+        core.l1.journal.shared()  # with the GPU's process
         mapped: Outcome[GpuMemory | MapRefused] = Outcome()
         core.gpus.map(
             pending.gpu, pending.instance_id, pending.layout, pending.memories, mapped.set,
@@ -121,12 +122,14 @@ class Registrations:
         try:
             self._admit(request, r.instance_id)
         except Refused as refusal:
+            core.l1.journal.shared()
             core.refusals.add(request.operation.name, refusal.reason, str(refusal))
             return elsewhere
         try:
             self._check_mode("engine_driven")
             view, object_bytes = _slot_shape(r, core.config.chunk_size)
         except UnknownLayout as error:
+            core.l1.journal.shared()
             self._refuse(r.instance_id, request.client)
             core.refusals.add(request.operation.name, "bad_registration", str(error))
             return elsewhere
@@ -136,7 +139,7 @@ class Registrations:
             request.client, core.now(), slot_shape=view,
         )  # fmt: skip
         self._add(request, instance)
-        return ArenaAddress("/" + core.attachments.name(r.instance_id), core.arena.size)
+        return ArenaAddress("/" + core.arena_name(r.instance_id), core.arena.size)
 
     def unregister(self, request: Request, instance_id: int) -> None:
         """The worker is leaving; it touches neither its memory nor our slots through us now."""

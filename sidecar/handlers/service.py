@@ -73,7 +73,8 @@ class Service:
 
     def grow(self, offset: int, size: int) -> None:
         """The next `size` bytes of the arena, from `offset`, may be used."""
-        self._core.l1.grow(offset, size)
+        if offset not in self._core.arena.resident:
+            self._core.l1.grow(offset, size)
         self._core.gpus.populated(offset)
 
     def on_stall(self) -> None:

@@ -28,6 +28,13 @@ def snapshot(core: Core, engine_driven: EngineDriven, native: Native) -> dict[st
             "total_bytes": l1.capacity,
             "populated_bytes": l1.usable_bytes,
         },
+        "kept": {
+            "seconds": config.l1_keep_seconds,
+            "failed": l1.journal.failed,
+            "undigested_objects": len(l1.journal.undigested),
+            "unproven_objects": len(l1.unproven),
+            "others_bytes": core.others_bytes(),
+        },
         "eviction": {
             "policy": config.eviction_policy,
             "trigger_watermark": config.eviction_trigger_watermark,

@@ -33,6 +33,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "worker_registration_grace_seconds": ("7200.5", 7200.5, "never"),
     "l1_size_gb": ("0.25", 0.25, "0"),
     "l1_transparent_hugepages": ("yes", True, "2M"),
+    "l1_keep_seconds": ("0", 0.0, "never"),
     "l1_write_ttl_seconds": ("1.5", 1.5, "0"),
     "l1_read_ttl_seconds": ("2", 2.0, "inf"),
     "eviction_policy": ("noop", "noop", "FIFO"),

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.check import problems
-from sidecar.cache.entry import MAY_PIN, STEPS, Entry, Heat, IllegalStep, Space, State
+from sidecar.cache.entry import MAY_PIN, STEPS, Entry, Heat, IllegalStep, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
@@ -386,12 +386,18 @@ CALLS: dict[str, Callable[[L1, Entry], object]] = {
     "pin": L1.pin,
     "unlease": L1.unlease,
     "unpin": L1.unpin,
+    "prove": L1.prove,
+    "disown": L1.disown,
     "clear": lambda l1, entry: l1.clear(force=False),
     "clear by force": lambda l1, entry: l1.clear(force=True),
 }
 
 
 def in_state(l1: L1, state: State) -> Entry:
+    if state is State.INHERITED:
+        start = l1._slots.take(ALIGNMENT)
+        assert start is not None
+        return l1.inherit(KEY, b"a", start, sizes_of(ALIGNMENT, 0), frozenset())
     entry = l1.reserve(KEY, b"a", ALIGNMENT)
     assert entry is not None
     ways: dict[State, list[str]] = {

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sidecar.cache import arena as arena_module
 from sidecar.cache import segment as segment_module
+from sidecar.cache import will
 from sidecar.cache.arena import Arena
 from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
@@ -76,7 +77,7 @@ def test_what_anybody_puts_into_shared_memory_keeps_no_server_from_starting(
         if os.geteuid():
             pytest.skip("only root gives files away")
         os.chown(path, 12345, -1)
-    removed, foreign = remove_orphans()
+    removed, _, foreign = remove_orphans()
     assert path.name in foreign and f"lmcache_l1_pool_{name}" not in removed
     with pytest.raises(SegmentError, match=f"{path} is not ours .*choose another --shm-name"):
         Segment(name, MIB)
@@ -126,7 +127,7 @@ def test_shared_memory_that_cannot_be_written(
 ) -> None:
     with mounted(tmp_path / "shm", "tmpfs", "-o", "ro") as shm:
         monkeypatch.setattr(segment_module, "SHM_DIR", shm)
-        assert remove_orphans() == ([], [])
+        assert remove_orphans() == ([], [], [])
         with pytest.raises(SegmentError, match=r"_lock_.* cannot be made: Read-only file system"):
             Segment(name, MIB)
 
@@ -334,3 +335,82 @@ def test_a_clients_segment_is_mapped_and_checked(name: str) -> None:
     path.symlink_to("/etc/passwd")
     with pytest.raises(SegmentRefused):
         MappedSegments({shm_name: 10}, 4096)
+
+
+Clock = Callable[[float], None]
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Sets how much later it is. In a folder of its own: what others keep is not to expire."""
+    monkeypatch.setattr(segment_module, "SHM_DIR", tmp_path)
+    before = will.now()
+    return lambda seconds: monkeypatch.setattr(will, "now", lambda: before + seconds)
+
+
+def test_what_is_left_is_kept_for_its_time(name: str, clock: Clock) -> None:
+    segment = Segment(name, MIB, keep_seconds=100)
+    segment.index_path.touch()
+    segment.leave()
+    segment.leave()  # once more is nothing
+    assert segment.name in remove_orphans().kept
+    ((kept, size, left),) = [one for one in segment_module.kept() if one.name == name]
+    assert (kept, size) == (name, 0) and 0 < left <= 100
+    clock(101)
+    assert not [one for one in segment_module.kept() if one.name == name]
+    assert segment.name in remove_orphans().removed
+    assert not list(segment_module.SHM_DIR.iterdir())
+
+
+def test_the_time_of_who_was_killed_counts_from_when_it_is_seen(name: str, clock: Clock) -> None:
+    segment = Segment(name, MIB, keep_seconds=100)
+    os.close(segment._lock_fd)  # as the kernel does
+    clock(1000)
+    assert segment.name in remove_orphans().kept
+    clock(1099)
+    assert segment.name in remove_orphans().kept
+    clock(1101)
+    assert segment.name in remove_orphans().removed
+
+
+def test_a_successor_gets_the_same_memory(name: str, clock: Clock) -> None:
+    """Whenever it comes: what is still there is its own to decide about."""
+    segment = Segment(name, MIB, keep_seconds=100)
+    segment.index_path.touch()
+    segment.map[:4] = b"kept"
+    segment.leave()
+    clock(101)
+    assert segment.name in remove_orphans(spare=name).kept
+    heir = Segment(name, MIB, keep_seconds=100)
+    assert heir.is_inherited and heir.map[:4] == b"kept"
+    heir.renew()
+    assert not heir.is_inherited and heir.map[:4] == bytes(4)
+    heir.remove()
+    assert not list(segment_module.SHM_DIR.iterdir())
+
+
+@pytest.mark.parametrize("how", ["another size", "no index", "not wanted"])
+def test_what_cannot_be_gone_on_with_is_replaced(name: str, how: str, clock: Clock) -> None:
+    old = Segment(name, MIB, keep_seconds=100)
+    if how != "no index":
+        old.index_path.touch()
+    old.leave()
+    size, keep = (2 * MIB if how == "another size" else MIB), (0 if how == "not wanted" else 100)
+    heir = Segment(name, size, keep_seconds=keep)
+    assert not heir.is_inherited and os.fstat(heir.fd).st_size == size
+    heir.remove()
+    assert not list(segment_module.SHM_DIR.iterdir())
+
+
+def test_the_kernel_tells_whether_anybody_else_has_it(name: str) -> None:
+    segment = Segment(name, MIB)
+    assert segment.is_alone()
+    path = SHM_DIR / segment.link("1")
+    script = f"import mmap; f = open('{path}', 'r+b'); m = mmap.mmap(f.fileno(), 0); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as other:
+        wait_until(lambda: not segment.is_alone(), "the other has mapped it")
+        assert other.stdin is not None
+        other.stdin.close()
+        other.wait()
+    assert segment.is_alone()
+    segment.remove()

@@ -77,6 +77,7 @@ def _findings(
     needs = invocation.needs() if invocation else _ASSUMED
     yield from packages.check(around.installed, needs, named=invocation is not None)
     yield memory.shm(around)
+    yield memory.kept()
     yield memory.available(around)
     yield memory.memlock(around)
     yield memory.huge_pages()

@@ -5,6 +5,7 @@ import re
 import resource
 from pathlib import Path
 
+from sidecar.cache import segment
 from sidecar.cache.segment import SHM_DIR
 from sidecar.commands.doctor.cgroups import memory_left
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
@@ -40,6 +41,15 @@ def shm(around: Surroundings) -> Finding:
         "the server refuses to start",
         f"{_LARGER}; or lower --l1-size-gb",
     )
+
+
+def kept() -> Finding:
+    """What servers that have ended have left there for their successors (`--l1-keep-seconds`)."""
+    found = segment.kept()
+    if not found:
+        return ok("kept L1", "none")
+    each = [f"{one.name}: {amount(one.bytes)}, {one.seconds_left:.0f} s more" for one in found]
+    return ok("kept L1", "; ".join(each))
 
 
 def available(around: Surroundings, root: Path = Path("/")) -> Finding:

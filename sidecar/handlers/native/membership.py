@@ -57,7 +57,7 @@ class Membership:
             if holder is not None:
                 self._engines.leave(holder)
             number = self._engines.next_number()
-            name = self._core.attachments.name(-number)
+            name = self._core.arena_name(-number)
             member = Member(number, ask, request.client, name)
             self._engines.join(member)
         member.client = request.client

@@ -223,12 +223,14 @@ class Objects:
             if known.pins and engine.pinned_bytes + size > self._core.l1.capacity // 2:
                 return wire.MISS
             self._core.l1.pin(entry)
+            self._core.l1.journal.reading([entry])
             known.pins[entry] = None
             engine.pinned_bytes += size
         return _slot(entry)
 
     def _unpin(self, engine: Engine, known: NativeRequest) -> None:
         known.finished += 1
+        self._core.l1.journal.read(known.pins)
         for entry in known.pins:
             self._core.l1.unpin(entry)
             engine.pinned_bytes -= entry.end - entry.start

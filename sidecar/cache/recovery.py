@@ -1,0 +1,244 @@
+"""From what a predecessor has left in shared memory: its index, checked, and an L1 filled by it."""
+
+import logging
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from sidecar.cache.arena import PIECE_BYTES
+from sidecar.cache.entry import Entry, Sizes, sizes_of
+from sidecar.cache.journal import Journal
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.records import (
+    HEAD_BYTES,
+    MAX_GROUPS,
+    NO_DIGEST,
+    PAGE_BYTES,
+    READY,
+    RECORD_BYTES,
+    SPACE_BYTES,
+    TABLE_AT,
+    Head,
+    Unusable,
+    is_whole,
+    read_head,
+    read_record,
+    read_space,
+    seed_of,
+    table_bytes,
+)
+from sidecar.cache.segment import Segment
+
+
+class Left(NamedTuple):
+    """A slot: an object of `key`, or with None one that somebody wrote to. `age` orders objects.
+
+    `read`: a worker that had the arena open was reading it. `digest` is empty if none is known.
+    """
+
+    start: int
+    sizes: Sizes
+    key: SpaceKey | None
+    hash: bytes
+    missing: frozenset[int]
+    digest: bytes
+    age: int
+    read: bool
+
+
+@dataclass
+class Legacy:
+    """All of it, slots by place. `pieces` of the arena are resident.
+
+    `trusted`: the predecessor has stopped in order, and what is complete is whole. `shared`:
+    others may have the arena open by its own name.
+    """
+
+    trusted: bool
+    shared: bool
+    slots: list[Left]
+    spaces: dict[SpaceKey, int]
+    pieces: list[range]
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Restored:
+    """What has become of a legacy in an L1.
+
+    `unproven` are objects and their digests, the last used last. Until those who had the
+    arena open are gone nobody may reuse the slots of `suspects`, nor evict `being_read`, which are
+    pinned.
+    """
+
+    unproven: list[tuple[Entry, bytes]] = field(default_factory=list)
+    suspects: list[Entry] = field(default_factory=list)
+    being_read: list[Entry] = field(default_factory=list)
+
+
+def inherited(segment: Segment, ours: Head) -> Legacy | None:
+    """What lies in an inherited segment. If nothing can be done with it, it is made anew."""
+    if not segment.is_inherited:
+        return None
+    try:
+        index = os.open(segment.index_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return read_legacy(index, segment.fd, ours)
+        finally:
+            os.close(index)
+    except (Unusable, OSError) as why:
+        log.warning("the L1 starts empty, with nothing of the one before: %s", why)
+        segment.renew()
+        return None
+
+
+def open_journal(segment: Segment, ours: Head, legacy: Legacy | None) -> Journal:
+    """That of a server which has the segment from now on. Raises OSError."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    if legacy is None:
+        index = os.open(segment.index_path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(index, TABLE_AT + table_bytes(ours.arena_bytes))
+        return Journal(index, ours, {})
+    index = os.open(segment.index_path, flags)
+    age = 1 + max((slot.age for slot in legacy.slots), default=0)
+    ours = msgspec.structs.replace(ours, shared=legacy.shared)
+    return Journal(index, ours, legacy.spaces, age)
+
+
+def restore(l1: L1, journal: Journal, legacy: Legacy, is_alone: bool) -> Restored:
+    """Fill an empty L1, which keeps `journal` from now on; `is_alone`: nobody else has it open."""
+    restored = Restored()
+    l1.journal = journal
+    nobody = SpaceKey("", 0, 0, "", b"")
+    entries = [
+        l1.inherit(left.key or nobody, left.hash, left.start, left.sizes, left.missing)
+        for left in legacy.slots
+    ]
+    l1.grow_around(legacy.pieces)
+    by_age = sorted(zip(entries, legacy.slots, strict=True), key=lambda pair: pair[1].age)
+    for entry, left in by_age:
+        in_use = left.read and not is_alone
+        if left.key is not None and legacy.trusted:
+            l1.prove(entry)
+            if not left.digest:
+                journal.undigested.append(entry)
+            if in_use:
+                l1.pin(entry)
+                journal.reading([entry])
+                restored.being_read.append(entry)
+        elif left.key is not None and left.digest and not in_use:
+            l1.unproven[entry] = None
+            restored.unproven.append((entry, left.digest))
+        elif is_alone or (left.key is not None and not in_use):
+            l1.disown(entry)
+        else:
+            restored.suspects.append(entry)
+    return restored
+
+
+def read_legacy(index: int, arena: int, ours: Head) -> Legacy:
+    """What lies in the open files `index` and `arena`.
+
+    Raises Unusable unless a server whose head is `ours` can go on with it.
+    """
+    try:
+        head = read_head(os.pread(index, HEAD_BYTES, 0), ours)
+        if os.fstat(index).st_size != TABLE_AT + table_bytes(ours.arena_bytes):
+            raise Unusable("its index has another size")
+        numbers = {
+            number: read_space(data)
+            for number, data in _blocks(index, HEAD_BYTES, TABLE_AT, SPACE_BYTES)
+            if any(data)
+        }
+        if len(set(numbers.values())) < len(numbers):
+            raise Unusable("two spaces of its index are one")
+        slots = _slots(index, ours, numbers)
+        pieces = resident(arena, ours.arena_bytes)
+    except OSError as error:
+        raise Unusable(f"it cannot be read: {error.strerror}") from None
+    _check_places(slots, pieces, ours)
+    used = {slot.key for slot in slots}
+    spaces = {key: number for number, key in numbers.items() if key in used}
+    return Legacy(head.clean, head.shared, slots, spaces, pieces)
+
+
+def resident(arena: int, size: int) -> list[range]:
+    """The pieces of which no page is missing."""
+    whole: list[range] = []
+    at = 0
+    while at < size:
+        try:
+            data = os.lseek(arena, at, os.SEEK_DATA)
+        except OSError:
+            break  # a hole to the end
+        end = os.lseek(arena, data, os.SEEK_HOLE)
+        first = -(-data // PIECE_BYTES) * PIECE_BYTES
+        pieces = [range(p, min(p + PIECE_BYTES, size)) for p in range(first, end, PIECE_BYTES)]
+        whole += [piece for piece in pieces if piece.stop <= end]
+        at = end
+    return whole
+
+
+def _slots(index: int, ours: Head, numbers: dict[int, SpaceKey]) -> list[Left]:
+    """In the order of their places. Raises Unusable."""
+    seeds = {number: seed_of(key) for number, key in numbers.items()}
+    found = []
+    end = TABLE_AT + table_bytes(ours.arena_bytes)
+    for page, data in _blocks(index, TABLE_AT, end, RECORD_BYTES):
+        record, check, fixed = read_record(data, page)
+        is_object = record.kind == READY
+        seed = seeds.get(record.space, 0) if is_object else 0
+        known = not is_object or record.space in numbers
+        if not (known and is_whole(record, check, fixed, seed)):
+            raise Unusable("a record of its index is damaged")
+        missing = frozenset(g for g in range(MAX_GROUPS) if record.missing >> g & 1)
+        digest = b"" if record.digest == NO_DIGEST else record.digest
+        key = numbers[record.space] if is_object else None
+        start, sizes = page * PAGE_BYTES, sizes_of(record.size, ours.headroom)
+        found.append(Left(start, sizes, key, record.hash, missing, digest, record.age, record.read))
+    return found
+
+
+def _check_places(slots: Sequence[Left], pieces: Sequence[range], ours: Head) -> None:
+    """Every slot lies in one part, in memory that is there, and no two in one place."""
+    there = {piece.start for piece in pieces}
+    for slot in slots:
+        end = slot.start + slot.sizes.slot
+        part = bisect_right(ours.parts, slot.start)
+        part_end = ours.parts[part] if part < len(ours.parts) else ours.arena_bytes
+        first = slot.start - slot.start % PIECE_BYTES
+        if end > part_end or not there.issuperset(range(first, end, PIECE_BYTES)):
+            raise Unusable("a slot of its index is outside of its memory")
+    if any(one.start + one.sizes.slot > next.start for one, next in pairwise(slots)):
+        raise Unusable("two slots of its index overlap")
+    names = [(slot.key, slot.hash) for slot in slots if slot.key is not None]
+    if len(set(names)) < len(names):
+        raise Unusable("its index has an object twice")
+
+
+def _blocks(fd: int, start: int, end: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks of `size` bytes between `start` and `end` that are not zeros, by number."""
+    at = start
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return  # a hole to the end
+        stop = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+        while at < stop:
+            data = os.pread(fd, min(stop - at, 1 << 20), at)
+            if len(data) % size or not data:
+                raise Unusable("its index is cut off")
+            rows = np.frombuffer(data, np.uint8).reshape(-1, size)
+            for row in np.flatnonzero(rows.any(axis=1)).tolist():
+                yield (at - start) // size + row, data[row * size : (row + 1) * size]
+            at += len(data)

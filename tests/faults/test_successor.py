@@ -1,0 +1,238 @@
+"""The L1 outlives its server, however that ends, and nothing wrong comes of it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sidecar.cache.records import PAGE_BYTES, READY, RECORD_BYTES, TABLE_AT
+from tests.support.raw import RawClient, RawPool, RawWorker, make_key
+from tests.support.server import CHUNK_SIZE, SHM, Server, wait_until
+
+MODEL, CHUNKS = "kept", 4
+BLOCKS = CHUNKS * CHUNK_SIZE // RawPool.SLOTS
+SOURCE, TARGET = list(range(1, BLOCKS + 1)), list(range(BLOCKS + 1, 2 * BLOCKS + 1))
+ENGINE = {
+    "world_size": 1,
+    "block_size": 16,
+    "num_layers": 2,
+    "hidden_dim_size": 1024,
+    "dtype_str": "float16",
+    "use_mla": True,
+    "num_physical_slots": 64,
+}
+KEEP = ("--l1-keep-seconds", "600")
+MakeServer = Callable[..., Server]
+ENDS = pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+
+
+def tokens_of(number: int) -> list[int]:
+    return [number, *range(1, CHUNKS * CHUNK_SIZE)]
+
+
+def key_of(number: int, **others: Any) -> dict[str, Any]:
+    tokens = tokens_of(number)
+    return make_key(tokens, 0, len(tokens), model=MODEL, request=f"r{number}", **others)
+
+
+class Site:
+    """A handle-mode worker whose blocks differ for each prompt."""
+
+    def __init__(self, server: Server) -> None:
+        self.client = RawClient(server.url)
+        self.client.greet()
+        self.worker = RawWorker(self.client, MODEL, 7, RawPool(blocks=2 * BLOCKS + 1))
+        self.worker.register()
+
+    def fill(self, number: int) -> np.ndarray[Any, Any]:
+        shape = self.worker.pool.data[:, SOURCE].shape
+        return np.random.default_rng(number).integers(0, 1 << 16, shape, dtype=np.uint16)
+
+    def store(self, number: int) -> None:
+        self.worker.pool.data[:, SOURCE] = self.fill(number)
+        assert self.worker.store(key_of(number), SOURCE)[1] is True
+
+    def lookup(self, number: int) -> int:
+        found = int(self.worker.lookup(key_of(number, worker=None)))
+        if not found:
+            self.client.call("end_session", f"r{number}")
+        return found
+
+    def check(self, number: int) -> None:
+        """What was stored comes back, byte for byte."""
+        self.worker.pool.data[:, TARGET] = 0
+        assert self.lookup(number) == CHUNKS
+        assert self.worker.retrieve(key_of(number), TARGET)[1] is True
+        assert np.array_equal(self.worker.pool.data[:, TARGET], self.fill(number))
+        self.client.call("end_session", f"r{number}")
+
+    def close(self) -> None:
+        self.worker.pool.unlink()
+        self.client.close()
+
+
+def finish(server: Server, how: str) -> None:
+    if how == "SIGTERM":
+        assert server.terminate() == 0
+    else:
+        server.kill()
+
+
+@pytest.fixture
+def kept(new_server: MakeServer) -> Iterator[Server]:
+    yield new_server(*KEEP).start()
+
+
+def digested(server: Server) -> None:
+    """All that was stored would survive a crash."""
+    wait_until(lambda: not server.status()["kept"]["undigested_objects"], "all has its digest")
+
+
+def proven(server: Server) -> None:
+    wait_until(lambda: not server.status()["kept"]["unproven_objects"], "all is proven")
+
+
+def checked(server: Server) -> bool:
+    return server.request("/cache/check", body={})[0] == 200
+
+
+@ENDS
+def test_a_successor_serves_what_was_stored(kept: Server, end: str) -> None:
+    site = Site(kept)
+    for number in range(20):
+        site.store(number)
+    digested(kept)
+    site.close()
+    finish(kept, end)
+    kept.start()
+    proven(kept)
+    site = Site(kept)
+    for number in range(20):
+        site.check(number)
+    site.store(99)
+    site.check(99)
+    assert checked(kept)
+    site.close()
+
+
+def test_what_has_changed_is_not_served(kept: Server) -> None:
+    """After a crash bytes prove themselves, or they are nobody's."""
+    site = Site(kept)
+    for number in (1, 2, 3):
+        site.store(number)
+    digested(kept)
+    site.close()
+    kept.kill()
+    with (SHM / f"lmcache_l1_pool_{kept.shm_name}").open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+        at, lost = (memory.find(site.fill(number)[0, 0].tobytes()[:64]) for number in (2, 3))
+        assert at >= 0 and lost >= 0
+        memory[at] ^= 1
+        memory.close()
+    with (SHM / f"kv_sidecar_index_{kept.shm_name}").open("r+b") as index:
+        record = TABLE_AT + lost // PAGE_BYTES * RECORD_BYTES
+        assert os.pread(index.fileno(), 1, record) == bytes([READY])
+        os.pwrite(index.fileno(), bytes(RECORD_BYTES), record)
+    kept.start()
+    proven(kept)
+    site = Site(kept)
+    site.check(1)
+    for number in (2, 3):
+        assert site.lookup(number) < CHUNKS
+        site.store(number)
+        site.check(number)
+    site.close()
+
+
+def prepared(
+    client: RawClient, arena: np.ndarray[Any, Any], operation: str, number: int
+) -> list[np.ndarray[Any, Any]]:
+    """The bytes of the slots that worker 5 is given."""
+    context = client.call(operation, key_of(number), 5)["context"]
+    return [arena[slot["offset"] : slot["offset"] + slot["length"]] for slot in context["slots"]]
+
+
+@ENDS
+def test_what_a_worker_still_has_in_its_hands_is_left_alone(
+    new_server: MakeServer, end: str
+) -> None:
+    """It goes on writing and reading by its mapping, while the successor fills the L1 anew."""
+    server = new_server(*KEEP, l1_size_gb=0.0625).start()
+    fields = {"instance_id": 5, "model_name": MODEL} | ENGINE
+    client = RawClient(server.url)
+    name = client.call("register_kv_cache_engine_driven_context", fields)["shm_name"]
+    fd = os.open(SHM / name.lstrip("/"), os.O_RDWR)
+    arena = np.frombuffer(mmap.mmap(fd, 64 << 20), np.uint8)
+    os.close(fd)
+
+    for slot in prepared(client, arena, "prepare_store", 1):
+        slot[:] = 11
+    assert client.call("commit_store", key_of(1), 5, b"") is True
+    reading = prepared(client, arena, "prepare_retrieve", 1)
+    writing = prepared(client, arena, "prepare_store", 2)
+    digested(server)
+    finish(server, end)
+    server.start()
+    for slot in writing:
+        slot[:] = 22
+    with RawClient(server.url) as other:
+        other.greet()
+        other.call("register_kv_cache_engine_driven_context", fields | {"instance_id": 6})
+        for number in range(100, 200):
+            other.call("prepare_store", key_of(number), 6)
+            assert other.call("commit_store", key_of(number), 6, b"") is True
+            other.call("end_session", f"r{number}")
+        assert all((slot == 22).all() for slot in writing)
+        assert all((slot == 11).all() for slot in reading)
+        waiting = server.status()["kept"]["others_bytes"]
+        assert waiting >= sum(slot.nbytes for slot in writing)
+        assert client.call("commit_store", key_of(2), 5, b"") is False
+        assert checked(server)
+        del arena, reading, writing, slot
+        wait_until(lambda: not server.status()["kept"]["others_bytes"], "they are let go of")
+        for number in range(200, 300):
+            other.call("prepare_store", key_of(number), 6)
+            assert other.call("commit_store", key_of(number), 6, b"") is True
+        assert checked(server)
+    client.close()
+
+
+def test_another_layout_begins_empty_and_says_why_and_without_the_option_nothing_stays(
+    kept: Server,
+) -> None:
+    site = Site(kept)
+    site.store(1)
+    site.close()
+    assert kept.terminate() == 0
+    kept._flags += ("--chunk-size", "32")
+    kept.start()
+    assert kept.l1()["total_object_count"] == 0
+    assert kept.stderr().count("the L1 starts empty") == 1
+    assert "its chunks have another size (64, not 32)" in kept.stderr()
+    assert kept.terminate() == 0 and kept.segments()
+    kept._flags += ("--l1-keep-seconds", "0")
+    kept.start()
+    assert kept.terminate() == 0
+    assert kept.segments() == []
+
+
+def test_a_start_that_fails_costs_nothing(kept: Server, new_server: MakeServer) -> None:
+    """What was kept is there for the next one."""
+    site = Site(kept)
+    site.store(1)
+    site.close()
+    assert kept.terminate() == 0
+    occupied = new_server().start()
+    failing = new_server(*KEEP, port=occupied.port, shm_name=kept.shm_name)
+    failing.spawn()
+    assert failing.wait() == 1
+    kept.start()
+    assert not kept.status()["kept"]["unproven_objects"]
+    site = Site(kept)
+    site.check(1)
+    site.close()

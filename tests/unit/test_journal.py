@@ -1,0 +1,279 @@
+"""What is written down of an L1 is what is in it after every step; nothing else is believed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.cache.arena import PIECE_BYTES
+from sidecar.cache.check import problems
+from sidecar.cache.entry import Entry, State
+from sidecar.cache.journal import Journal
+from sidecar.cache.keys import SpaceKey
+from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Leases
+from sidecar.cache.policies.lru import LRU
+from sidecar.cache.records import (
+    HEAD_BYTES,
+    MAX_SPACES,
+    RECORD_BYTES,
+    SPACE_BYTES,
+    TABLE_AT,
+    Unusable,
+    head_of,
+    table_bytes,
+)
+from sidecar.cache.recovery import Legacy, read_legacy, restore
+
+SIZE = PIECE_BYTES
+HEAD = head_of(SIZE, 0, [0], 256)
+SPACES = [SpaceKey("model", 1, 0, salt, b"layout") for salt in ("", "salt", "another")]
+# Few slots of few sizes, so that they are evicted and reused all the time.
+SIZES = [SIZE // 8, SIZE // 4]
+
+
+def hash_of(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+class Site:
+    """An L1, its index and the memory in which both lie; `crash` is a look from outside."""
+
+    def __init__(self, arena_fd: int) -> None:
+        self.arena_fd = arena_fd
+        self.fd = os.memfd_create("index")
+        os.ftruncate(self.fd, TABLE_AT + table_bytes(SIZE))
+        self.l1 = L1(SIZE, LRU())
+        self.l1.grow(0, SIZE)
+        self.journal = self.l1.journal = Journal(os.dup(self.fd), HEAD, {})
+
+    def legacy(self) -> Legacy:
+        return read_legacy(self.fd, self.arena_fd, HEAD)
+
+    def close(self) -> None:
+        for fd in (self.fd, self.journal._fd):
+            os.close(fd)
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[int]:
+    """One for all: what is in it does not matter here, but that it is there."""
+    fd = os.memfd_create("arena")
+    os.write(fd, bytes(SIZE))
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def site(arena: int) -> Iterator[Site]:
+    made = Site(arena)
+    yield made
+    made.close()
+
+
+def store(l1: L1, number: int, space: SpaceKey = SPACES[0], size: int = SIZES[0]) -> Entry:
+    entry = l1.reserve(space, hash_of(number), size)
+    assert entry is not None
+    l1.commit(entry)
+    return entry
+
+
+def agree(site: Site) -> None:
+    """What a successor would read is what is there."""
+    objects: dict[int, Any] = {}
+    taken = set()
+    for entry in site.l1._slots:
+        if entry.state is State.READY:
+            objects[entry.start] = (entry.space.key, entry.hash, entry.size, entry.missing)
+        elif entry.state is not State.GONE:
+            taken.add((entry.start, entry.size))
+    legacy = site.legacy()
+    found = {
+        left.start: (left.key, left.hash, left.sizes.object, left.missing)
+        for left in legacy.slots
+        if left.key is not None
+    }
+    assert found == objects
+    assert {(x.start, x.sizes.object) for x in legacy.slots if x.key is None} == taken
+    assert not legacy.trusted
+    read = {left.start for left in legacy.slots if left.read and left.key is not None}
+    assert read == {entry.start for entry in site.journal._readers if entry.state is State.READY}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_index_agrees_after_every_step(arena: int, seed: int) -> None:
+    site, chance = Site(arena), random.Random(seed)
+    writing: list[Entry] = []
+    withdrawn: list[Entry] = []
+    reading: list[Entry] = []
+
+    def reserve() -> None:
+        space, name = chance.choice(SPACES), hash_of(chance.randrange(6))
+        if not site.l1.knows(space, name):
+            missing = frozenset({3}) if chance.random() < 0.2 else frozenset()
+            entry = site.l1.reserve(space, name, chance.choice(SIZES), missing)
+            writing.extend([entry] if entry else [])
+
+    def ready() -> list[Entry]:
+        return [e for space in site.l1.spaces() for e in space.ready.values()]
+
+    def begin_to_read() -> None:
+        for entry in chance.sample(ready(), min(1, len(ready()))):
+            site.l1.pin(entry)
+            site.journal.reading([entry])
+            reading.append(entry)
+
+    def end_reading() -> None:
+        entry = reading.pop()
+        site.journal.read([entry])
+        site.l1.unpin(entry)
+
+    def withdraw() -> None:
+        withdrawn.append(writing.pop())
+        site.l1.withdraw(withdrawn[-1])
+
+    def clear() -> None:
+        site.l1.clear(force=chance.random() < 0.5)
+
+    def discard() -> None:
+        for entry in chance.sample(ready(), min(1, len(ready()))):
+            site.l1.discard(entry, force=True)
+
+    for _ in range(60):
+        steps = [reserve, reserve, reserve, begin_to_read, discard]
+        if writing:
+            steps += [lambda: site.l1.commit(writing.pop()), lambda: site.l1.abort(writing.pop())]
+            steps += [lambda: site.l1.commit(writing.pop()), withdraw]
+        if withdrawn:
+            steps.append(lambda: site.l1.release_withdrawn(withdrawn.pop()))
+        if reading:
+            steps.append(end_reading)
+        if chance.random() < 0.03:
+            steps = [clear]
+        chance.choice(steps)()
+        agree(site)
+        assert not problems(site.l1, Leases())
+    site.close()
+
+
+def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
+    for number in range(6):
+        store(site.l1, number)
+    site.l1.touch(SPACES[0], [hash_of(2)])
+    under_way = site.l1.reserve(SPACES[1], hash_of(9), SIZES[0])
+    assert under_way is not None
+    order = [entry.hash for entry in site.l1._policy.candidates()]
+    site.l1.leave()
+    legacy = site.legacy()
+    assert legacy.trusted
+    heir = L1(SIZE, LRU())
+    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
+    left = restore(heir, journal, legacy, is_alone=False)
+    assert [entry.hash for entry in heir._policy.candidates()] == order
+    assert [entry.start for entry in left.suspects] == [under_way.start]
+    assert not (left.unproven or left.being_read)
+    assert heir.usable_bytes == SIZE and not problems(heir, Leases())
+    # What others may still write to is nobody's, until they are gone.
+    for number in range(20, 40):
+        assert store(heir, number).start != under_way.start
+    heir.disown(left.suspects[0])
+    assert under_way.start in {store(heir, number).start for number in range(40, 60)}
+    assert not problems(heir, Leases())
+    assert not site.legacy().trusted  # while the heir runs
+    os.close(journal._fd)
+
+
+def test_after_a_crash_only_what_has_a_digest_is_worth_a_try(site: Site) -> None:
+    entries = [store(site.l1, number) for number in range(4)]
+    site.journal.proven(entries[1], b"d" * 12)
+    legacy = site.legacy()
+    heir = L1(SIZE, LRU())
+    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
+    left = restore(heir, journal, legacy, is_alone=True)
+    assert heir.objects == 0 and not left.suspects
+    ((unproven, digest),) = left.unproven
+    assert (unproven.hash, digest) == (hash_of(1), b"d" * 12)
+    assert heir.prove(unproven) and heir.objects == 1
+    assert not problems(heir, Leases())
+    os.close(journal._fd)
+
+
+def test_what_is_unproven_gives_way_to_what_is_new(site: Site) -> None:
+    for number in range(8):
+        site.journal.proven(store(site.l1, number), b"d" * 12)
+    legacy = site.legacy()
+    heir = L1(SIZE, LRU())
+    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
+    left = restore(heir, journal, legacy, is_alone=True)
+    again = store(heir, 0)
+    assert [e.state for e, _ in left.unproven] == [State.GONE] + [State.INHERITED] * 7
+    for number in range(50, 52):
+        store(heir, number, size=SIZES[1])
+    assert again.state is State.READY and len(heir.unproven) == 3
+    assert not problems(heir, Leases())
+    heir.leave()  # what has not proven itself is not trusted by the next one
+    assert {left.hash for left in site.legacy().slots} == {
+        hash_of(0), hash_of(50), hash_of(51)
+    }  # fmt: skip
+    os.close(journal._fd)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_index_is_refused_or_says_nothing_wrong(arena: int, data: st.DataObject) -> None:
+    """Whatever byte of it is another: no object that was not there, and no exception."""
+    site = Site(arena)
+    for number in range(5):
+        store(site.l1, number, SPACES[number % 3])
+    site.l1.reserve(SPACES[0], hash_of(7), SIZES[0])
+    site.l1.leave()
+    before = {(x.start, x.key, x.hash, x.sizes) for x in site.legacy().slots}
+    last_space = HEAD_BYTES + SPACE_BYTES * (MAX_SPACES - 1)
+    records = [TABLE_AT + x.start // 4096 * RECORD_BYTES for x in site.legacy().slots]
+    places = [range(HEAD_BYTES), *(range(at, at + RECORD_BYTES) for at in records)]
+    places += [
+        range(at, at + 100) for at in range(last_space - 3 * SPACE_BYTES, TABLE_AT, SPACE_BYTES)
+    ]
+    place = data.draw(st.sampled_from(places))
+    at = data.draw(st.integers(place.start, place.stop - 1))
+    old = os.pread(site.fd, 1, at)
+    os.pwrite(site.fd, bytes([old[0] ^ data.draw(st.integers(1, 255))]), at)
+    try:
+        legacy = site.legacy()
+    except Unusable:
+        pass
+    else:
+        assert {(x.start, x.key, x.hash, x.sizes) for x in legacy.slots} <= before
+    site.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2}, {"boot_id": "another"}, {"arena_bytes": SIZE * 2}, {"headroom": 4096},
+        {"parts": [0, 1]}, {"chunk_size": 16},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_who_is_no_successor_is_told_why(site: Site, change: dict[str, Any]) -> None:
+    with pytest.raises(Unusable, match="not"):
+        read_legacy(site.fd, site.arena_fd, msgspec.structs.replace(HEAD, **change))
+
+
+def test_an_index_that_cannot_be_written_is_no_index(site: Site) -> None:
+    store(site.l1, 1)
+    writable, site.journal._fd = site.journal._fd, os.open(os.devnull, os.O_RDONLY)
+    second = store(site.l1, 2)
+    os.close(site.journal._fd)
+    site.journal._fd = writable
+    site.l1.discard(second)
+    site.l1.leave()
+    assert site.journal.failed
