@@ -119,6 +119,7 @@ def lookup(url: str, pools: Pools, repeats: int) -> Samples:
         prefix = store_prefix(worker, max(LOOKUPS.values()))
         samples: Samples = {"ping": []}
         for name, tokens in LOOKUPS.items():
+            samples[f"new_{name}"] = [new_lookup(worker, tokens) for _ in range(4 * repeats)]
             new_tail_lookup(worker, prefix, tokens)
             samples[name] = [new_tail_lookup(worker, prefix, tokens) for _ in range(4 * repeats)]
         for _ in range(4 * repeats):
@@ -137,6 +138,14 @@ def store_prefix(worker: Worker, tokens: int) -> tuple[int, ...]:
     worker.end(request)
     worker.pool.check_equal(source, target)
     return request.tokens
+
+
+def new_lookup(worker: Worker, tokens: int) -> float:
+    """Milliseconds of looking up a prompt of which nothing is known."""
+    seconds, hit = worker.lookup(worker.request(worker.pool.tokens(tokens)))
+    if hit:
+        raise BenchError(f"a lookup of new tokens found {hit} chunks")
+    return 1e3 * seconds
 
 
 def new_tail_lookup(worker: Worker, prefix: tuple[int, ...], tokens: int) -> float:

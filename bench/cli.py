@@ -15,14 +15,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, disk, idle, l2, plot, replay, report, servers
+from bench import cases, crowd, disk, idle, l2, native, plot, replay, report, servers
 from bench.cases import Pools
 from bench.common import unlink_segments
 from bench.figures import Samples, rows
 from bench.servers import Server
 
 CASES = (
-    *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "idle"),
+    *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native", "idle"),
     *("replay", "l2"),
 )
 # These start servers of their own, for the last round only.
@@ -173,6 +173,8 @@ def _l1_cases(name: str, settings: Settings, pools: Pools, logs: Path, last: boo
         server.wait_populated()
         for case in settings.cases:
             samples |= _one_case(case, server, settings, pools)
+        if name == "ours" and "native" in settings.cases:  # no other server has that door
+            samples |= native.lookups(server.url, settings.repeats)
         if last and "idle" in settings.cases:
             if "handle" not in settings.cases:
                 cases.handle(server.url, pools, repeats=1)
