@@ -191,6 +191,7 @@ class App:
             POLICIES[config.eviction_policy](Quotas(self._arena.size)),
             headroom=self._head.headroom,
             starts=[part.start for part in self._arena.parts],
+            protect_ratio=config.l1_protect_ratio,
         )
         leases = Leases()
         copies = CopyPool(config.max_workers, self._loop.post)

@@ -12,7 +12,7 @@ from msgspec import Meta
 from sidecar.admin.on_loop import OnLoop
 from sidecar.handlers import Service
 
-_LARGEST_WORLD = 1024
+LARGEST_WORLD = 1024
 Token = Annotated[int, Meta(ge=0, lt=2**32)]
 
 
@@ -24,7 +24,7 @@ class PrefetchRequest(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     model_name: Annotated[str, Meta(min_length=1, max_length=512)]
-    world_size: Annotated[int, Meta(ge=1, le=_LARGEST_WORLD)]
+    world_size: Annotated[int, Meta(ge=1, le=LARGEST_WORLD)]
     token_ids: list[Token]
     cache_salt: Annotated[str, Meta(max_length=128)] = ""
     source_tier: Literal["l2"] = "l2"

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from sidecar import __version__
-from sidecar.admin import checksums, dashboard, objects, prefetches, quotas, status
+from sidecar.admin import checksums, dashboard, objects, prefetches, protections, quotas, status
 from sidecar.admin.checksums import ChecksumRequest
 from sidecar.admin.health import Health
 from sidecar.admin.metrics import metrics_response
@@ -67,6 +67,7 @@ def create_app(
     dashboard.add_routes(app, config, service, routes.on_loop, health.reason)
     objects.add_routes(app, service, routes.on_loop)
     prefetches.add_routes(app, service, routes.on_loop)
+    protections.add_routes(app, service, routes.on_loop)
     quotas.add_routes(app, service, routes.on_loop)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(TimeoutError, _no_answer)

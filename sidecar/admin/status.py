@@ -53,6 +53,7 @@ def document(snapshot: Mapping[str, Any], unhealthy: str | None, uptime_seconds:
         "queue_depth": snapshot["queue_depth"],
         "refusals": snapshot["refusals"],
         "tenants": snapshot["tenants"],
+        "protected": snapshot["protected"],
         "workers": [_worker(worker) for worker in workers],
         "engines": snapshot["engines"],
     }

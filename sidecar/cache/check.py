@@ -92,6 +92,7 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
         for rank, objects in enumerate(lookup.objects):
             for readers, entries in zip(lookup.readers[rank], objects, strict=True):
                 promised.update(entries if readers else ())
+    promised.update(l1.protections.entries())
     known = {*l1._slots, *(entry for entry in promised if entry.space.holds is l1)}
     for entry in known:
         if entry.leases != promised[entry]:
@@ -100,6 +101,9 @@ def _holds(l1: L1, leases: Leases) -> Iterator[str]:
             yield f"{_name(entry)} has {entry.pins} pins"
         if (entry.state is State.PROMISED) != (entry in l1._promised):
             yield f"{_name(entry)} is not among what was promised, or should not be"
+    protected = sum(entry.slot_bytes for entry in l1.protections.entries())
+    if protected != l1.protections.nbytes or protected > l1.protections.limit:
+        yield f"{l1.protections.nbytes} bytes are protected, found are {protected}"
     held = sum(1 for entry in known if entry.leases or entry.pins)
     if held != l1.held:
         yield f"{l1.held} objects have leases or pins, found are {held}"

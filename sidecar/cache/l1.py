@@ -17,6 +17,7 @@ from sidecar.cache.journal import UNKEPT, Journal, Unkept
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policies.isolated import Isolated
 from sidecar.cache.policy import EvictionPolicy
+from sidecar.cache.protections import Protections
 from sidecar.cache.quotas import Quotas
 from sidecar.cache.shards import Shards
 from sidecar.cache.slots import Slots
@@ -46,6 +47,7 @@ class L1(Holds):
         headroom: int = 0,
         starts: Sequence[int] = (0,),
         journal: Journal | Unkept = UNKEPT,
+        protect_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.capacity = capacity
@@ -53,6 +55,7 @@ class L1(Holds):
         self.objects = 0
         self.writing = 0
         self.quotas = policy.quotas if isinstance(policy, Isolated) else Quotas(capacity)
+        self.protections = Protections(self, int(protect_ratio * capacity))
         self._slots = Slots(starts, self.quotas)
         self._policy = policy
         self._spaces: dict[SpaceKey, Space] = {}

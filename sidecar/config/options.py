@@ -148,6 +148,12 @@ class Config:
     l1_read_ttl_seconds: float = _option(
         "l1", _SECONDS, 300.0, "longest time a lookup may hold its hits"
     )
+    l1_protect_ratio: float = _option(
+        "l1",
+        values.number(0, 0.5),
+        0.1,
+        "share of L1 that may be protected from eviction over /cache/protections, 0 to 0.5",
+    )
     eviction_policy: str = _option(
         "l1",
         values.choice(

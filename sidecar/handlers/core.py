@@ -18,6 +18,7 @@ from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Instance, NotOwner, Registry, shown
 from sidecar.flow import Flows
 from sidecar.handlers.lookup_log import LookupLog
+from sidecar.handlers.protecting import RecentLookups
 from sidecar.handlers.refusals import Refusals
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
@@ -76,6 +77,7 @@ class Core:
     flows: Flows
     past_l1: PastL1 | None = None
     lookup_log: LookupLog | None = None
+    recent: RecentLookups = field(default_factory=RecentLookups)
     sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
     others_bytes: Callable[[], int] = lambda: (

@@ -13,6 +13,8 @@ def observe(core: Core) -> None:
         "l1_memory_populated_bytes": lambda: core.l1.usable_bytes,
         "l1_memory_pinned_bytes": lambda: core.gpus.pinned_bytes(),
         "l1_usage_ratio": lambda: core.l1.used_bytes / core.l1.capacity,
+        "l1_protected_bytes": lambda: core.l1.protections.nbytes,
+        "l1_protections": lambda: len(core.l1.protections),
         "active_prefetch_jobs": lambda: core.tiers.prefetches.active,
         "registered_workers": lambda: len(core.registry.instances),
         "live_leases": lambda: core.leases.live,

@@ -49,6 +49,7 @@ class Lookups:
         core.refuse_when_closing()
         chunks = key.end // core.config.chunk_size
         hashes = core.hashes(key, chunks * core.config.chunk_size)
+        core.recent.add(key.request_id, scope_of(key), hashes)
         if core.lookup_log is not None:
             core.lookup_log.add(scope_of(key), hashes, key.end)
         # Clients up to 0.5.4 do not say how many workers will read: derive it as they meant.

@@ -16,6 +16,7 @@ from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
 from sidecar.handlers.native import Native
 from sidecar.handlers.prefetch_jobs import PrefetchJobs
+from sidecar.handlers.protecting import Protecting
 from sidecar.handlers.registration import Registrations
 from sidecar.handlers.retrieves import Retrieves
 from sidecar.handlers.samples import Samples
@@ -34,7 +35,8 @@ class Service:
     """Everything that can be asked of the cache. All methods on the loop thread but `health`.
 
     `samples`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
-    asked for over HTTP; `objects`: objects one by one; `tenants`: quotas.
+    asked for over HTTP; `objects`: objects one by one; `tenants`: quotas; `protecting`: what
+    is not to be evicted.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Service:
         )
         for gauge, what in (("tenant_usage_bytes", "used"), ("tenant_quota_bytes", "limit")):
             core.telemetry.gauges[gauge].observe_all(partial(self.tenants.measured, what))
-        self.tick = eviction.keep_quotas
+        self.protecting = Protecting(core.l1, core.recent)
+        self._eviction = eviction
         self.prefetches, self.objects = PrefetchJobs(core, self._lookups), StoredObjects(core)
         self.samples = Samples(core)
         self._hashing: Future[dict[str, Any]] | None = None
@@ -86,10 +89,15 @@ class Service:
         self._core.closing = True
         self._core.tiers.begin_stop()
 
+    def tick(self) -> None:
+        """Once a second."""
+        self._core.l1.protections.expire(self._core.now())
+        self._eviction.keep_quotas()
+
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
         whole = snapshot(self._core, self._engine_driven, self._native)
-        return {**whole, "tenants": self.tenants.rows()}
+        return {**whole, "tenants": self.tenants.rows(), "protected": self.protecting.totals()}
 
     def problems(self) -> list[str]:
         """What of the L1's accounts is not true: nothing, unless the server has a bug.

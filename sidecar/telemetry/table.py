@@ -107,6 +107,8 @@ class Instruments(Declarations):
         self._gauge("l1_memory_populated_bytes", "Bytes of L1 that hold pages", _L1_MEMORY)
         self._gauge("l1_usage_ratio", "Share of L1 in use", _L1_MEMORY)
         self._gauge("live_leases", "Objects that somebody may be reading or writing")
+        self._gauge("l1_protections", "Sequences that an operator has protected from eviction")
+        self._gauge("l1_protected_bytes", "Bytes of L1 that they take")
         self._gauge("tenant_usage_bytes", "Bytes of tenants that have a quota", labels=_TENANT)
         self._gauge("tenant_quota_bytes", "Their quotas; 0 = no limit", labels=_TENANT)
 

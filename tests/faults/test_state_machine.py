@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sidecar.cache.entry import MAY_PIN, Entry
+from sidecar.cache.entry import MAY_PIN, Entry, State
 from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policy import ABOVE_COLD
+from sidecar.cache.protections import TooMuchToProtect
 from sidecar.tiers.base import TierError
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.record import HEADER_BYTES
@@ -169,6 +170,7 @@ class Machine(RuleBasedStateMachine):
         self.copies: list[Copy] = []
         self.slots: list[Slots] = []
         self.number = 0
+        self.was_cleared = False
         if filled:
             self._fill_l2()
         if damaged:
@@ -400,6 +402,38 @@ class Machine(RuleBasedStateMachine):
         else:
             records[name] = record[:-4096]
 
+    # --- What is protected for operators ---
+
+    @precondition(lambda self: self._protected_if_asked())
+    @rule(data=st.data(), chunks=st.integers(1, 4))
+    def protect(self, data: st.DataObject, chunks: int) -> None:
+        """The beginning of a prompt that is there, unless that is too much."""
+        model, tokens = data.draw(st.sampled_from(self._protected_if_asked()))
+        protecting, hashes = self.node.service.protecting, hashes_of(tokens)[:chunks]
+        with suppress(TooMuchToProtect):
+            shown = protecting.protect_sequence(model, 1, "", hashes, 20.0, self.seconds)
+            assert 0 < shown.chunks <= chunks
+
+    def _protected_if_asked(self) -> list[tuple[str, Prompt]]:
+        """Models and prompts of which the L1 has the first chunk."""
+        return [
+            (space.key.model_name, tokens)
+            for space in self.bench.l1.spaces()
+            for tokens in PROMPTS
+            if hashes_of(tokens)[0] in space.ready
+        ]
+
+    @precondition(lambda self: len(self.bench.l1.protections))
+    @rule(data=st.data())
+    def let_go_of_what_is_protected(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from([each.id for each in self.bench.l1.protections]))
+        assert self.node.service.protecting.remove(id)
+
+    @rule()
+    def what_is_protected_expires(self) -> None:
+        self.node.service.tick()
+        assert all(each.deadline > self.seconds - 1 for each in self.bench.l1.protections)
+
     # --- What takes things away ---
 
     @rule(count=st.integers(1, SLOTS))
@@ -410,6 +444,7 @@ class Machine(RuleBasedStateMachine):
     @rule(force=st.booleans())
     def clear(self, force: bool) -> None:
         self.node.call("clear", force)  # answered when it lasts
+        self.was_cleared = True  # with what is protected
         assert not self.bench.l1.objects
         if force:
             self.requests.clear()  # promises are not kept then
@@ -481,6 +516,15 @@ class Machine(RuleBasedStateMachine):
                     assert entry.state in MAY_PIN
 
     @invariant()
+    def what_is_protected_is_there(self) -> None:
+        """But for what was cleared; and it is never more than the limit."""
+        if hasattr(self, "bench"):
+            protections = self.bench.l1.protections
+            assert protections.nbytes <= protections.limit
+            for entry in protections.entries():
+                assert entry.state is State.READY or self.was_cleared
+
+    @invariant()
     def heads_outlive_tails(self) -> None:
         """But for what is easily had again from L2, or came back when its tail was hot already."""
         if not hasattr(self, "bench"):
@@ -503,6 +547,7 @@ class Machine(RuleBasedStateMachine):
             self.turn()
         self.bench.tiers.prefetches.finish_all()
         self.leases_expire(happens=True)
+        self.bench.l1.protections.expire(float("inf"))
         for _ in range(8):
             self.time_passes(40.0)
             self.all_calls_end()

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 
 from sidecar.admin import AdminServer
+from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.l1 import L1
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.quotas import Quotas
 from sidecar.config import Config
+from sidecar.handlers.protecting import Protecting, RecentLookups
 from sidecar.handlers.tenants import Tenants
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.clearing import Cleared
@@ -246,7 +248,9 @@ class Service:
         self.objects = Objects()
         self.prefetches = Prefetches()
         quotas = Quotas(1 << 30)
-        self.l1 = L1(1 << 30, POLICIES["IsolatedLRU"](quotas))
+        self.l1 = L1(1 << 30, POLICIES["IsolatedLRU"](quotas), protect_ratio=2 * ALIGNMENT / 2**30)
+        self.recent = RecentLookups()
+        self.protecting = Protecting(self.l1, self.recent)
         self.tenants = Tenants(self.l1, [], (), lambda: None)
         self.samples = Samples()
 
@@ -255,7 +259,13 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         tenants = self.tenants.rows()
-        return {**SNAPSHOT, "workers": self.workers, "l2": self.l2, "tenants": tenants}
+        return {
+            **SNAPSHOT,
+            "workers": self.workers,
+            "l2": self.l2,
+            "tenants": tenants,
+            "protected": {},
+        }
 
     def problems(self) -> list[str]:
         return self.wrong

@@ -148,7 +148,9 @@ class Bench:
         slot = HEADER_BYTES + OBJECT_BYTES
         self.arena = page_aligned(slots * slot)
         quotas = Quotas(slots * slot)
-        self.l1 = L1(slots * slot, POLICIES[eviction](quotas), headroom=HEADER_BYTES)
+        self.l1 = L1(
+            slots * slot, POLICIES[eviction](quotas), headroom=HEADER_BYTES, protect_ratio=0.5
+        )
         self.l1.grow(0, slots * slot)
         self.leases = Leases()
         self.telemetry = Telemetry(enabled=False)

@@ -36,6 +36,7 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "l1_keep_seconds": ("0", 0.0, "never"),
     "l1_write_ttl_seconds": ("1.5", 1.5, "0"),
     "l1_read_ttl_seconds": ("2", 2.0, "inf"),
+    "l1_protect_ratio": ("0.25", 0.25, "0.6"),
     "eviction_policy": ("noop", "noop", "FIFO"),
     "eviction_trigger_watermark": ("1", 1.0, "1.01"),
     "eviction_ratio": ("0.5", 0.5, "nan"),

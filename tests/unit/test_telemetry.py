@@ -81,6 +81,8 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "registered_workers": ("gauge", set()),
     "native_engines": ("gauge", set()),
     "live_leases": ("gauge", set()),
+    "l1_protections": ("gauge", set()),
+    "l1_protected_bytes": ("gauge", set()),
     "l2_store_deferred_chunks": ("counter", set()),
     "l2_write_amplification": ("gauge", {"l2_name"}),
     "tenant_usage_bytes": ("gauge", {"cache_salt", "tier"}),
