@@ -97,6 +97,13 @@ SNAPSHOT = {
         "total_bytes": 1024,
         "populated_bytes": 512,
     },
+    "kept": {
+        "seconds": 0.0,
+        "failed": False,
+        "undigested_objects": 0,
+        "unproven_objects": 0,
+        "others_bytes": 0,
+    },
     "eviction": {"policy": "LRU", "trigger_watermark": 0.8, "ratio": 0.2},
     "read_ttl_seconds": 300,
     "write_ttl_seconds": 600,
