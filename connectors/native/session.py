@@ -102,7 +102,8 @@ class Session:
         if self._connection is None or len(self._asked) >= MOST_ASKED:
             return False
         if not self._connection.send(wire.request(uid, operation, payload)):
-            self._stall("does not read what it is sent")
+            if not self._connection.ended():
+                self._stall("does not read what it is sent")
             return False
         self._asked[uid] = _Question(operation, due, then)
         self._next_due = min(self._next_due, due)

@@ -1,0 +1,253 @@
+"""`python -m tests.e2e.native_campaign`: vLLM's own connector over the sidecar, case by case.
+
+Each case of a model: cold, the worker restarted, warm, with prompts of many lengths and prefixes
+of them; every answer must be the computed one. (MLA: that of the engine before over the same
+prefix. vLLM's CPU build computes a prompt otherwise over a prefix than as a whole there, with any
+connector, and turns its own prefix cache off.) `faults`: two engines under load share a sidecar
+that is killed, stopped and started again with another size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from examples.demo.engine import Engine
+from examples.demo.model import make_model
+from tests.support.native_vllm import (
+    Answer,
+    ask,
+    loaded,
+    native_engine,
+    no_lmcache,
+    nothing_is_held,
+    objects,
+)
+from tests.support.server import Server, wait_until
+from tests.support.tiny_models import WINDOW, make_hybrid_model, make_latent_model
+
+from .conftest import prompt
+
+HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "512")
+SETTLE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, vLLM's flags, and how many of its blocks are a chunk.
+
+    `exact`: what is computed over a prefix is what is computed as a whole.
+    """
+
+    make: Callable[[Path], Path]
+    flags: tuple[str, ...] = ()
+    blocks_per_chunk: int = 1
+    lengths: tuple[int, ...] = (100, 700, 1500, 3500)
+    exact: bool = True
+
+
+def _plain(folder: Path) -> Path:
+    return make_model(folder, hidden=256, layers=4)
+
+
+CASES = {
+    "plain": Case(_plain),
+    "own prefix cache": Case(_plain, ("--enable-prefix-caching",), 2),
+    "small GPU cache": Case(_plain, ("--num-gpu-blocks-override", "40"), 2),
+    "sliding window": Case(make_hybrid_model, HYBRID, 1, (WINDOW - 84, 4 * WINDOW + 84, 3500)),
+    "sliding window, chunks of 2": Case(make_hybrid_model, HYBRID, 2, (WINDOW - 84, 1620, 3500)),
+    "MLA": Case(make_latent_model, exact=False),
+}
+
+
+@dataclass
+class Findings:
+    """What went wrong, as lines."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def check(self, right: bool, what: str) -> None:
+        if not right:
+            print("  WRONG:", what, flush=True)
+            self.lines.append(what)
+
+
+def run_case(name: str, case: Case, folder: Path, findings: Findings) -> None:
+    model = case.make(folder / "model")
+    texts = [prompt(f"{name} {length}", length) for length in case.lengths]
+    prefixes = [texts[-1][: n * len(texts[-1]) // 4] for n in (1, 2, 3)]
+    server = Server(folder, l1_size_gb=2)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.start()
+        with engine_of(server, model, folder / "cold.log", case) as engine:
+            cold = [ask(engine, text) for text in texts]
+            settle(server)
+            if not case.exact:
+                cold = [ask(engine, text) for text in texts]
+            found = [ask(engine, prefix) for prefix in prefixes]
+        with engine_of(server, model, folder / "warm.log", case) as engine:
+            for text, computed in zip(texts, cold, strict=True):
+                before = loaded(engine)
+                answer = ask(engine, text)
+                hits = loaded(engine) - before
+                print(f"  {name}: {len(text)} tokens, {hits} loaded", flush=True)
+                findings.check(answer == computed, f"{name}: {len(text)} tokens, {hits} loaded")
+                long = len(text) > 128 * case.blocks_per_chunk + 1
+                findings.check(hits > 0 or not long, f"{name}: {len(text)} tokens, no hit")
+            wait_until(lambda: nothing_is_held(server), "all pins are given back", 60)
+            if case.exact:
+                clear(server)
+            for prefix, over in zip(prefixes, found, strict=True):
+                findings.check(ask(engine, prefix) == over, f"{name}: prefix of {len(prefix)}")
+
+
+@contextmanager
+def engine_of(
+    server: Server, model: Path, log: Path, case: Case, cores: str | None = None
+) -> Iterator[Engine]:
+    made = native_engine(
+        server, model, log, *case.flags, cores=cores, blocks_per_chunk=case.blocks_per_chunk
+    )
+    with made as engine:
+        yield engine
+
+
+def settle(server: Server) -> None:
+    """Until no more is stored."""
+    before = -1
+    while (now := objects(server)) != before:
+        before = now
+        time.sleep(1.0)
+
+
+def clear(server: Server) -> None:
+    server.request("/cache/clear", {"tier": "l1", "force": True})
+
+
+def run_faults(minutes: float, folder: Path, seed: int, findings: Findings) -> None:
+    """Kills, stops and restarts at random moments; no request fails, waits or is wrong."""
+    chance, case = random.Random(seed), Case(_plain, (), 2)
+    model = case.make(folder / "model")
+    texts = [prompt(f"Text {n}", 400 + 300 * n) for n in range(8)]
+    server = Server(folder, l1_size_gb=0.25)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.start()
+        engines = [
+            stack.enter_context(engine_of(server, model, folder / f"{n}.log", case, str(n)))
+            for n in (0, 1)
+        ]
+        expected = {text: ask(engines[0], text) for text in texts}
+        clear(server)
+        load = _Load(engines, texts, expected, findings)
+        ends, events = time.monotonic() + 60 * minutes, 0
+        with load:
+            while time.monotonic() < ends:
+                time.sleep(chance.uniform(0.5, 4.0))
+                events += 1
+                _harm(server, chance)
+        before = sum(map(loaded, engines))
+        wait_until(lambda: _hit_again(engines, texts, before), "hits in the end", SETTLE_SECONDS)
+        wait_until(lambda: nothing_is_held(server), "all pins are given back", 60)
+        print(f"  faults: {events} events, {load.count} requests, slowest {load.slowest:.1f} s")
+
+
+def _harm(server: Server, chance: random.Random) -> None:
+    assert server.process is not None
+    match chance.choice(["kill", "stop", "restart"]):
+        case "kill":
+            server.kill()
+            time.sleep(chance.uniform(0.0, 3.0))
+            server.start()
+        case "stop":
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(chance.choice([0.2, 1.0, 5.0, 15.0]))
+            server.process.send_signal(signal.SIGCONT)
+        case _:
+            server.stop()
+            at = server._flags.index("--l1-size-gb") + 1
+            server._flags[at] = chance.choice(["0.1", "0.25", "0.5"])
+            server.start()
+
+
+def _hit_again(engines: list[Engine], texts: list[str], before: int) -> bool:
+    for engine, text in itertools.product(engines, texts):
+        ask(engine, text)
+    return sum(map(loaded, engines)) > before
+
+
+class _Load:
+    """Two clients an engine that ask without end, within a `with` block."""
+
+    def __init__(
+        self,
+        engines: list[Engine],
+        texts: list[str],
+        expected: dict[str, Answer],
+        findings: Findings,
+    ) -> None:
+        self.count, self.slowest = 0, 0.0
+        self._texts, self._expected, self._findings = texts, expected, findings
+        self._stop = threading.Event()
+        clients = [engine for engine in engines for _ in range(2)]
+        self._threads = [threading.Thread(target=self._client, args=(e,)) for e in clients]
+
+    def _client(self, engine: Engine) -> None:
+        for text in itertools.cycle(self._texts):
+            if self._stop.is_set():
+                return
+            begun = time.monotonic()
+            try:
+                answer = ask(engine, text)
+            except Exception as error:
+                self._findings.check(False, f"a request failed: {error!r}")
+                return
+            self.count += 1
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+            right = answer == self._expected[text]
+            self._findings.check(right, f"a wrong answer to {text[:6]}")
+
+    def __enter__(self) -> _Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.native_campaign", description=__doc__
+    )
+    parser.add_argument("--only", action="append", choices=[*CASES, "faults"], help="this case")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of faults")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    findings = Findings()
+    for name in options.only or [*CASES, "faults"]:
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as directory, no_lmcache(Path(directory)):
+            if name == "faults":
+                run_faults(options.minutes, Path(directory), options.seed, findings)
+            else:
+                run_case(name, CASES[name], Path(directory), findings)
+    print(f"{len(findings.lines)} findings")
+    return 1 if findings.lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
