@@ -12,9 +12,10 @@ from typing import Any, get_args
 
 import pytest
 
-from connectors import lmcache_v1, roles
+from connectors import lmcache_v1, nixl, roles
 from connectors.lmcache_mp import CacheServer, kv_transfer_config
 from connectors.nixl import Nixl
+from connectors.offloading import NativeServer
 from connectors.roles import Role
 from connectors.worker import DEFAULT_PORTS, Program, Worker, command
 from sidecar.commands.doctor import worker
@@ -27,6 +28,7 @@ from tests.support.models import DEEPSEEK_V3, GEMMA3_4B
 Config = dict[str, Any]
 CLIENT = kv_transfer_config(CacheServer())
 PAIR = roles.prefill(CacheServer(), Nixl())
+NATIVE = roles.aggregated(NativeServer())
 SEED = {"PYTHONHASHSEED": "0"}
 EVENTS = ("--kv-events-config", '{"enable_kv_cache_events": true, "publisher": "zmq"}')
 MODULE = "kv_connector_module_path"
@@ -56,6 +58,12 @@ def settings(**changes: Any) -> Config:
     return client(kv_connector_extra_config={**CLIENT["kv_connector_extra_config"], **extra})
 
 
+def native(**changes: Any) -> Config:
+    """vLLM's own connector over the sidecar, with other settings."""
+    extra = {**NATIVE["kv_connector_extra_config"], **changes}
+    return {**NATIVE, "kv_connector_extra_config": extra}
+
+
 def examined(
     line: list[str], *options: str, environ: Mapping[str, str] | None = None, **surroundings: Any
 ) -> list[Finding]:
@@ -66,11 +74,13 @@ def examined(
     return [finding for finding in found if finding.level != "ok"]
 
 
-def of_role(role: Role, program: Program, handoff: roles.Handoff) -> list[str]:
+def of_role(
+    role: Role, program: Program, handoff: roles.Handoff, server: roles.Server
+) -> list[str]:
     made = Worker(
         model="m",
         role=role,
-        config=roles.kv_transfer_config(role, CacheServer(), Nixl(), handoff),
+        config=roles.kv_transfer_config(role, server, Nixl(), handoff),
         program=program,
         ports=DEFAULT_PORTS[role],
         nixl=Nixl(),
@@ -81,11 +91,14 @@ def of_role(role: Role, program: Program, handoff: roles.Handoff) -> list[str]:
 @pytest.mark.parametrize("program", get_args(Program))
 @pytest.mark.parametrize("handoff", get_args(roles.Handoff))
 @pytest.mark.parametrize("role", ["aggregated", "prefill", "decode"])
+@pytest.mark.parametrize("server", [CacheServer(), NativeServer()], ids=["lmcache", "native"])
 def test_our_own_commands_have_no_trap(
-    role: Role, handoff: roles.Handoff, program: Program
+    role: Role, handoff: roles.Handoff, program: Program, server: roles.Server
 ) -> None:
+    if isinstance(server, NativeServer) and (handoff, program) == ("cache", "dynamo"):
+        pytest.skip("Dynamo has no protocol for that")
     inherited = {"PROMETHEUS_MULTIPROC_DIR": "/tmp/x", "DYN_CONNECTOR": "lmcache"}
-    found = examined(of_role(role, program, handoff), environ=inherited)
+    found = examined(of_role(role, program, handoff, server), environ=inherited)
     # vLLM has no roles on its command line, so this one looks like a worker without a cache.
     if (role, handoff, program) == ("decode", "nixl", "vllm"):
         assert [f.why for f in found] == ["the worker does not use the sidecar"]
@@ -113,6 +126,38 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "not a list of connectors",
     ),
     ("none", vllm(None), {}, "warning", "no LMCacheMPConnector"),
+    (
+        "native, in the worker",
+        vllm(native(spec_name="CPUOffloadingSpec")),
+        {},
+        "warning",
+        "OffloadingConnector keeps its cache inside the worker",
+    ),
+    ("native, no module", vllm(native(spec_module_path=None)), {}, "problem", "it is None"),
+    ("native, a typo", vllm(native(**{"kv_sidecar.ulr": "x"})), {}, "problem", "kv_sidecar.ulr"),
+    (
+        "native, elsewhere",
+        vllm(roles.aggregated(NativeServer(port=6666))),
+        {},
+        "problem",
+        "the worker connects to tcp://127.0.0.1:6666",
+    ),
+    ("native, no seed", vllm(NATIVE), {"environ": {}}, "problem", "PYTHONHASHSEED is not set"),
+    (
+        "native, second",
+        vllm(
+            {
+                "kv_connector": "MultiConnector",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": {
+                    "connectors": [nixl.kv_transfer_config("kv_producer", Nixl()), NATIVE]
+                },
+            }
+        ),
+        {},
+        "warning",
+        "comes before OffloadingConnector",
+    ),
     ("in-process", vllm(V1), {}, "warning", "keeps its cache inside the worker"),
     ("no module", vllm(client(**{MODULE: None})), {}, "warning", f"no {MODULE}"),
     (

@@ -4,13 +4,21 @@ from collections.abc import Iterator
 
 from sidecar.commands.doctor.finding import Finding, ok
 from sidecar.commands.doctor.surroundings import Surroundings
-from sidecar.commands.doctor.worker import addresses, flags, transfer, variables, wrong_kv
+from sidecar.commands.doctor.worker import (
+    addresses,
+    flags,
+    native,
+    transfer,
+    variables,
+    wrong_kv,
+)
 from sidecar.commands.doctor.worker.invocation import Invocation
 
 CHECKS = (
     *wrong_kv.CHECKS,
     *transfer.CHECKS,
     *addresses.CHECKS,
+    *native.CHECKS,
     *flags.CHECKS,
     *variables.CHECKS,
 )

@@ -69,8 +69,7 @@ def address(worker: Invocation, around: Surroundings) -> Finding | None:
             why = "lmcache's client connects by IPv4 only, and waits"
             return problem("address", url, why, "an IPv4 address or ipc://; serve --host *")
     host, port = around.config.host, around.config.port
-    is_unix = host.startswith("ipc://")
-    if any(_meets(url, f"{host}:{port}" if is_unix else str(port), is_unix) for url in urls):
+    if any(meets_place(url, host, port) for url in urls):
         return None
     listens = f"{in_url(host)}:{port}"
     return problem(
@@ -151,11 +150,12 @@ def _urls(worker: Invocation) -> list[str]:
     return [f"{host}:{settings.get(f'{_PREFIX}port', _DEFAULT_PORT)}"]
 
 
-def _meets(url: str, place: str, is_unix: bool) -> bool:
-    """Hosts have several names: for TCP only the port is compared."""
-    if is_unix or url.startswith("ipc://"):
-        return url.strip() == place
-    return str(urlsplit(url if "://" in url else f"tcp://{url}").netloc.rpartition(":")[2]) == place
+def meets_place(url: str, host: str, port: int) -> bool:
+    """Whether `url` leads to who listens there. Hosts have several names: of TCP only the port."""
+    if host.startswith("ipc://") or url.startswith("ipc://"):
+        return url.strip() == f"{host}:{port}"
+    netloc = urlsplit(url if "://" in url else f"tcp://{url}").netloc
+    return netloc.rpartition(":")[2] == str(port)
 
 
 CHECKS = (right_place, known, address, transfer_mode, name_of_the_mode, virtual_memory, timeout)

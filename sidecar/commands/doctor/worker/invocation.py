@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
-from connectors import lmcache_mp
+from connectors import lmcache_mp, offloading
 from connectors.arguments import by_name, is_off
 from connectors.roles import Role
 from connectors.versions import Need
@@ -81,6 +81,13 @@ class Invocation:
     def client(self) -> Config | None:
         """The sidecar's client."""
         return self.connector(lmcache_mp.NAME)
+
+    @property
+    def native(self) -> Config | None:
+        """vLLM's own connector, where its objects are the sidecar's."""
+        config = self.connector(offloading.NAME)
+        ours = config is not None and extra(config).get("spec_name") == offloading.SPEC
+        return config if ours else None
 
     @property
     def client_extra(self) -> Config:

@@ -1,6 +1,6 @@
 """`--kv-transfer-config`: which connectors, and what they do when something fails."""
 
-from connectors import lmcache_mp, lmcache_v1, nixl
+from connectors import lmcache_mp, lmcache_v1, nixl, offloading
 from connectors.versions import meets
 from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
@@ -21,14 +21,12 @@ def readable(worker: Invocation, around: Surroundings) -> Finding | None:
 
 def uses_the_sidecar(worker: Invocation, around: Surroundings) -> Finding | None:
     """A worker that never asks the sidecar. A decode worker may do without."""
-    if worker.unreadable or worker.unread or worker.client:
+    if worker.unreadable or worker.unread or worker.client or worker.native:
         return None
     if worker.value("--disaggregation-mode") == "decode":
         return None
-    if worker.connector(lmcache_v1.NAME):
-        what = f"{lmcache_v1.NAME} keeps its cache inside the worker"
-    else:
-        what = f"no {lmcache_mp.NAME}"
+    inside = [name for name in (lmcache_v1.NAME, offloading.NAME) if worker.connector(name)]
+    what = f"{inside[0]} keeps its cache inside the worker" if inside else f"no {lmcache_mp.NAME}"
     return warning(_NAME, what, "the worker does not use the sidecar", _OURS)
 
 
