@@ -62,4 +62,4 @@ def _unregister_cuda(address: int) -> None:
 
 
 def _runtime() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    return torch.cuda.cudart()
