@@ -223,6 +223,22 @@ def test_a_failing_l2_and_its_recovery(
     traffic.close()
 
 
+def test_tenants_with_a_quota_are_shown(
+    new_server: Callable[..., Server], open_page: Callable[..., Watched]
+) -> None:
+    server = new_server("--eviction-policy", "IsolatedLRU").start()
+    page = open_page(server).page
+    expect(page.locator("#workers .empty")).to_be_visible()
+    expect(page.locator("#tenants-panel")).to_be_hidden()
+    assert server.request("/quota/%3Cb%3Eteam", {"limit_gb": 0.125}, "PUT")[0] == 200
+    rows = page.locator("#tenants tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("<b>team")
+    expect(rows).to_contain_text("128 MiB")
+    assert server.request("/quota/%3Cb%3Eteam", None, "DELETE")[0] == 200
+    expect(page.locator("#tenants-panel")).to_be_hidden()
+
+
 def test_it_outlives_a_restart_of_the_server(
     own_server: Server, open_page: Callable[..., Watched]
 ) -> None:
