@@ -19,25 +19,27 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "replay",
         help="what caches of other sizes and policies would hit, from a trace",
-        description="Replay a trace of requests (--record-lookups, or Mooncake's format, also "
-        "gzipped) against caches: percent of all tokens that are hits, beside the best possible.",
+        usage="%(prog)s TRACE [OPTION...]",
+        description="Percent of tokens that are hits in caches of some sizes (docs/sizing.md).",
     )
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="the file")
+    parser.add_argument(
+        "trace", type=Path, metavar="TRACE", help="of serve --record-lookups, or Mooncake's"
+    )
     parser.add_argument(
         "--policies", type=checked(list_of(_policy)), default=["LRU", "ARC"],
-        metavar="NAME,...", help=f"of {', '.join(_POLICIES)} (default LRU,ARC)",
+        metavar="NAME,...", help="as of serve (default LRU,ARC)",
     )  # fmt: skip
     parser.add_argument(
         "--bytes-per-token", type=checked(integer(1, 2**40)), metavar="BYTES",
-        help="of all ranks, as `kv-sidecar size` tells: then sizes are GiB",
+        help="as `kv-sidecar size` tells: then sizes are GiB",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", type=checked(list_of(size_gib)), metavar="GIB,...",
-        help="of the cache; needs --bytes-per-token (default: 1/64 of the trace's tokens to all)",
+        help="needs --bytes-per-token; default: 1/64 of the tokens to all",
     )  # fmt: skip
     parser.add_argument(
         "--chunk-size", type=checked(list_of(integer(1, 1_048_576))), metavar="TOKENS,...",
-        help="default: what an id of the trace stands for",
+        help="default: what an id stands for",
     )  # fmt: skip
     for name in _DEFAULTS:
         parser.add_argument(

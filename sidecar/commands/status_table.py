@@ -42,6 +42,7 @@ def lines(status: Json, found: Hits | None) -> list[str]:
                 ("health", _health(status)),
                 ("L1", _l1(status["storage_manager"]["l1_manager"])),
                 *([("kept", _kept(status["kept"]))] if status["kept"]["seconds"] else []),
+                *([("protected", _protected(status))] if status["protected"]["count"] else []),
                 ("hits", _hits(found)),
                 ("requests", _requests(status)),
                 *([("refused", _refused(status))] if status["refusals"] else []),
@@ -52,6 +53,7 @@ def lines(status: Json, found: Hits | None) -> list[str]:
         *_engines(status["engines"]),
         "",
         *_adapters(status["storage_manager"]["l2_adapters"]),
+        *_tenants(status["tenants"]),
     ]
 
 
@@ -97,6 +99,12 @@ def _kept(kept: Json) -> str:
     return ", ".join(parts)
 
 
+def _protected(status: Json) -> str:
+    found = status["protected"]
+    of_all = f"{amount(found['used_bytes'])} of {amount(found['limit_bytes'])}"
+    return f"{of_all} that may be, {found['count']} prompts"
+
+
 def _hits(found: Hits | None) -> str:
     if found is None:
         return "no lookups yet, or no metrics"
@@ -117,6 +125,22 @@ def _requests(status: Json) -> str:
 def _refused(status: Json) -> str:
     by_count = sorted(status["refusals"].items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {reason}" for reason, count in by_count)
+
+
+def _tenants(tenants: Sequence[Json]) -> list[str]:
+    """Those with a quota: what they have of it in each tier."""
+    if not tenants:
+        return []
+    tiers = list(tenants[0]["tiers"])
+    rows = [
+        (tenant["name"], *(_quota(tenant["tiers"][tier]) for tier in tiers)) for tenant in tenants
+    ]
+    return ["", *columns([("TENANT", *(tier.upper() for tier in tiers)), *rows])]
+
+
+def _quota(usage: Json) -> str:
+    limit = usage["limit"]
+    return amount(usage["used"]) + ("" if limit is None else f" of {amount(limit)}")
 
 
 def _workers(workers: Sequence[Json]) -> list[str]:

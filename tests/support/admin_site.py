@@ -97,6 +97,8 @@ SNAPSHOT = {
         "total_bytes": 1024,
         "populated_bytes": 512,
     },
+    "tenants": [],
+    "protected": {"count": 0, "used_bytes": 0, "limit_bytes": 0},
     "kept": {
         "seconds": 0.0,
         "failed": False,
@@ -113,7 +115,6 @@ SNAPSHOT = {
     "refusals": {"bad_blocks": 2},
     "latest_refusals": [REFUSAL],
     "engines": [],
-    "tenants": [],
     "workers": [HANDLE, ENGINE_DRIVEN],
     "l2": [],
     "reap": {"timeout": 120, "grace": 3600},
@@ -271,7 +272,7 @@ class Service:
             "workers": self.workers,
             "l2": self.l2,
             "tenants": tenants,
-            "protected": {},
+            "protected": self.protecting.totals(),
         }
 
     def problems(self) -> list[str]:

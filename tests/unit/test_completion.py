@@ -80,7 +80,7 @@ def test_another_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> Non
 
 # Those with more options than lines have them in groups.
 _LONG = {"serve", "doctor", "worker-args"}
-_SHORT = {"status", "wait", "size", "completion", "connector", "lmcache-config"}
+_SHORT = {"status", "wait", "size", "replay", "completion", "connector", "lmcache-config"}
 _KINDS = ("in-process", "shared", "producer", "consumer")
 
 

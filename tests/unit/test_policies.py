@@ -219,6 +219,27 @@ def test_nobody_has_more_than_the_quota(
         assert not order or quotas.share(order[0].space.key.cache_salt) * 1.05 >= most
 
 
+@pytest.mark.parametrize("policy", ISOLATED)
+@settings(deadline=None)
+@given(
+    limits=st.dictionaries(st.sampled_from("abc"), st.integers(1, 14)),
+    requests=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(1, 5))),
+)
+def test_nobody_loses_to_who_has_more(
+    policy: str, limits: dict[str, int], requests: list[tuple[str, int, int]]
+) -> None:
+    """Of the limit, that is: but for the one object that makes it so."""
+    cache = Cache(12, policy, limits)
+    quotas = cache.l1.quotas
+    for salt, name, chunks in requests:
+        before = {other: quotas.used(other) for other in "abc" if other != salt}
+        cache.request(prompt(f"{name}", chunks), of(salt))
+        more = (quotas.used(salt) - ALIGNMENT) / quotas.limit(salt)
+        for other, used in before.items():
+            if quotas.used(other) < used:
+                assert (quotas.used(other) + ALIGNMENT) / quotas.limit(other) > more
+
+
 def test_a_quota_that_is_lowered_is_enforced_in_turns() -> None:
     cache = Cache(20, "IsolatedLRU")
     cache.request(prompt("p", 16), of("a"))

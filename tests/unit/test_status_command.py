@@ -34,6 +34,18 @@ def url(site: Site) -> str:
     return f"http://127.0.0.1:{site.server.port}"
 
 
+def test_tenants_and_what_is_protected() -> None:
+    assert not [text for text in table() if text.startswith(("TENANT", "protected"))]
+    tiers = {"l1": {"used": 2**20, "limit": 2**30}, "fs": {"used": 0, "limit": None}}
+    protected = {"count": 2, "used_bytes": 2**20, "limit_bytes": 2**21}
+    found = table(tenants=[{"name": "a", "tiers": tiers}], protected=protected)
+    assert line(found, "protected").split("  ")[-1].strip() == (
+        "1 MiB of 2 MiB that may be, 2 prompts"
+    )
+    assert line(found, "TENANT").split() == ["TENANT", "L1", "FS"]
+    assert line(found, "a ").split() == ["a", "1", "MiB", "of", "1", "GiB", "0", "B"]
+
+
 def test_health_and_uptime() -> None:
     assert line(table(), "health").startswith("health    healthy, up 1d 2h, kv-sidecar ")
     assert "UNHEALTHY: the copy pool hangs, up" in line(table(unhealthy="the copy pool hangs"), "h")
