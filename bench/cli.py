@@ -15,14 +15,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, disk, idle, l2, native, plot, replay, report, servers
+from bench import cases, crowd, disk, idle, l2, mixed, native, plot, replay, report, servers
 from bench.cases import Pools
 from bench.common import unlink_segments
 from bench.figures import Samples, rows
 from bench.servers import Server
 
 CASES = (
-    *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native", "idle"),
+    *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native"),
+    *("crowd16", "idle"),
     *("replay", "l2"),
 )
 # These start servers of their own, for the last round only.
@@ -40,6 +41,7 @@ class Settings:
     repeats: int
     small_repeats: int
     idle_seconds: float
+    crowd_seconds: int
     l1_gb: int
     l2_dir: str
     l2_groups: int
@@ -116,6 +118,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         repeats=4 if quick else 8,
         small_repeats=20 if quick else 50,
         idle_seconds=5 if quick else 20,
+        crowd_seconds=5 if quick else 15,
         l1_gb=6,
         l2_dir=os.path.abspath(options.l2_dir),
         l2_groups=2 if quick else 3,
@@ -193,6 +196,8 @@ def _one_case(case: str, server: Server, settings: Settings, pools: Pools) -> Sa
         return cases.lookup(url, pools, settings.repeats)
     if case == "lookup4":
         return crowd.lookups(url, 4, settings.repeats)
+    if case == "crowd16":
+        return mixed.measure(url, settings.crowd_seconds)
     if case in ("small", "small4"):
         return crowd.small(url, 4 if case == "small4" else 1, settings.small_repeats)
     return {}

@@ -17,10 +17,12 @@ _REFERENCES = {MEMCPY: "memcpy", FIO_READ: "fio", FIO_WRITE: "fio"}
 class Target:
     """Bounds on our median; those that are None do not count.
 
+    Ours must be at least `times_peer` times the peer's, or at most `of_peer` times it.
     `reference` is a figure of our own: ours must be `times_reference` times that.
     """
 
     times_peer: float | None = None
+    of_peer: float | None = None
     at_most: float | None = None
     at_least: float | None = None
     reference: str | None = None
@@ -30,6 +32,8 @@ class Target:
         parts = []
         if self.times_peer is not None:
             parts.append(f">= {self.times_peer:g}x peer")
+        if self.of_peer is not None:
+            parts.append(f"<= {self.of_peer:.2g}x peer")
         if self.reference is not None:
             times = "" if self.times_reference == 1 else f"{self.times_reference:g}x "
             parts.append(f">= {times}{_REFERENCES[self.reference]}")
@@ -44,6 +48,8 @@ class Target:
         checks: list[bool | None] = []
         if self.times_peer is not None:
             checks.append(None if peer is None else ours >= self.times_peer * peer)
+        if self.of_peer is not None:
+            checks.append(None if peer is None else ours <= self.of_peer * peer)
         if self.reference is not None:
             checks.append(None if reference is None else ours >= self.times_reference * reference)
         if self.at_most is not None:
@@ -138,6 +144,31 @@ FIGURES = [
     Figure("idle_cpu", "idle: CPU, percent of a core", "%", "idle", Target(at_most=0.1)),
 ]
 
+
+def _crowd16() -> list[Figure]:
+    """Of sixteen workers that store, load, look up and ping, all at once."""
+    figures = [
+        Figure(
+            "crowd16_rate",
+            "16 workers, 4 MiB stores and loads, lookups of 2k tokens: operations",
+            "1/s",
+            "crowd16",
+            Target(times_peer=1),
+            higher_is_better=True,
+        ),
+        _rate("crowd16_moved", "  bytes of stores and loads", "crowd16"),
+    ]
+    for name in ("store", "load", "lookup", "ping"):
+        third = Target(of_peer=1 / 3) if name == "ping" else Target()
+        figures += [
+            Figure(f"crowd16_{name}_p50", f"  {name}, p50", "ms", "crowd16"),
+            Figure(f"crowd16_{name}_p99", f"  {name}, p99", "ms", "crowd16", third),
+            Figure(f"crowd16_{name}_max", f"  {name}, the longest", "ms", "crowd16"),
+        ]
+    return figures
+
+
+FIGURES += _crowd16()
 
 L2 = {
     "fs": "fs, the peer with its defaults",

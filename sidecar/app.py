@@ -41,7 +41,7 @@ from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
 from sidecar.handlers.samples import SAMPLE_SECONDS
-from sidecar.limits import check_threads, raise_descriptor_limit
+from sidecar.limits import check_threads, go_first, raise_descriptor_limit
 from sidecar.loop import Loop
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import AdapterUnusable
@@ -132,6 +132,7 @@ class App:
         """Serve until a signal."""
         try:
             self._start()
+            go_first()
             self._loop.run()
             self._close()
         finally:

@@ -1,8 +1,11 @@
-"""What the operating system grants this process: descriptors and threads."""
+"""What the operating system grants this process: descriptors, threads, and priority."""
 
+import os
 import resource
 import threading
+from contextlib import suppress
 
+_FIRST = -10  # nice
 # Beyond, the kernel's table alone takes megabytes, and some libraries have one of their own.
 _MOST_DESCRIPTORS = 1 << 20
 
@@ -13,6 +16,19 @@ def raise_descriptor_limit() -> None:
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def go_first() -> None:
+    """Have the calling thread run before others that are ready to, where the system allows it.
+
+    It needs little of a CPU and everybody waits for it: where workers keep all CPUs busy it would
+    wait for its turn five times as long as it runs. Threads and processes that it starts do not
+    have its priority. It takes CAP_SYS_NICE, or a limit (systemd's LimitNICE=-10).
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)
+        policy = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(threading.get_native_id(), policy, os.sched_param(0))
 
 
 def check_threads(count: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.cache.l1 import L1
 from sidecar.cache.policies.lru import LRU
+from sidecar.handlers import protecting
 from sidecar.wire.tokens import TokenLists
 from tests.support.node import CHUNK, WORKERS, Node
 from tests.support.tiers import SPACE, Bench, Memory, hash_of
@@ -56,9 +57,12 @@ def churn(node: Node, mode: str, rounds: range) -> None:
 
 
 @pytest.mark.parametrize("mode", WORKERS)
-def test_nothing_is_left_for_the_collector(mode: str, by_hand: None) -> None:
+def test_nothing_is_left_for_the_collector(
+    mode: str, by_hand: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = Node(Bench(Memory(), slots=4 * CHUNKS, settings={"num_workers": 1}).start())
-    # Requests are remembered up to a bound: one that is reached at once.
+    # Requests are remembered up to bounds: such as are reached at once.
+    monkeypatch.setattr(protecting, "_REMEMBERED_CHUNKS", CHUNKS)
     node.core.tokens = TokenLists(1 << 20, CHUNK, max_bytes=4096)
     churn(node, mode, range(30))
     gc.collect()
