@@ -5,8 +5,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
-from vllm.v1.kv_offload.base import LookupResult
-
 from connectors.native import wire
 from connectors.native.lookups import Lookups, has_pins
 from connectors.native.session import Session
@@ -36,17 +34,17 @@ class Loads:
         # By what name each request was looked up last; it stores under that name.
         self._names: OrderedDict[str, str] = OrderedDict()
 
-    def look_up(self, request: str, key: bytes, end: int, now: float) -> LookupResult:
-        """What is known of a key of `request`, whose chunk ends at token `end`."""
+    def open(self, request: str, now: float) -> Lookups | None:
+        """What is known for `request`, to be asked until the next poll; None: nothing can be."""
         if not self._session.usable:
-            return LookupResult.RETRY if self._session.hopeful else LookupResult.MISS
+            return None
         lookups = self._lookups.get(request)
         if lookups is None:
             name = self._new_name(request)
             lookups = Lookups(name, self._session.era, now + self._budget)
             self._lookups[request] = lookups
         self._to_ask[request] = None
-        return lookups.result(key, end, now)
+        return lookups
 
     def name_of(self, request: str) -> str:
         """What `request` is to publish under: the sidecar knows the order of its sequence by it."""

@@ -3,7 +3,7 @@
 A key is vLLM's: the hash of a chunk and, in its last four bytes, the group.
 """
 
-import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -124,17 +124,15 @@ def has_pins(said: list[list[int]] | None) -> bool:
 
 def _ascending(ends: list[int]) -> bool:
     """vLLM asks for a prefix in its order, and for all else from the end."""
-    return all(a < b for a, b in itertools.pairwise(ends))
+    return ends == sorted(set(ends))
 
 
 def _by_group(keys: dict[bytes, int] | dict[bytes, None]) -> dict[int, list[bytes]]:
-    groups: dict[int, list[bytes]] = {}
+    groups: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for key in keys:
-        group = groups.setdefault(group_of(key), [])
-        # What is left out is asked for by a later pass.
-        if len(group) < MOST_HASHES:
-            group.append(key)
-    return groups
+        groups[key[-GROUP_BYTES:]].append(key)
+    # What is left out is asked for by a later pass.
+    return {group_of(suffix): found[:MOST_HASHES] for suffix, found in groups.items()}
 
 
 def _add(asked: _Asked, group: int, keys: list[bytes], *, windowed: bool, load: bool) -> None:

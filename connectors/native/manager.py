@@ -22,6 +22,7 @@ from vllm.v1.kv_offload.base import (
 from connectors.native import wire
 from connectors.native.connection import Connection
 from connectors.native.loads import Loads
+from connectors.native.lookups import Lookups
 from connectors.native.session import Session
 from connectors.native.stores import Stores
 from connectors.native.transfer import ArenaSlots
@@ -47,8 +48,10 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         self._session = Session(introduce, connect, self, clock)
         self._stores = Stores(self._session, object_bytes)
         self._loads = Loads(self._session, budget, self._stores.expect)
-        # The request that is being looked up. What it was told holds until its load is prepared.
+        # The request that is being looked up, and what is known for it. There is no poll within
+        # its pass: what it was told holds until its load is prepared.
         self._pass = ""
+        self._known: Lookups | None = None
         self._now = clock()
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -58,10 +61,12 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
     def lookup(self, key: bytes, req_context: ReqContext) -> LookupResult:
         request = req_context.req_id
         if request != self._pass:
-            self._pass = request
             self._poll()
+            self._pass, self._known = request, self._loads.open(request, self._now)
+        if self._known is None:
+            return LookupResult.RETRY if self._session.hopeful else LookupResult.MISS
         end = req_context.get_offload_key_position(key) or 0
-        return self._loads.look_up(request, key, end, self._now)
+        return self._known.result(key, end, self._now)
 
     def get_load_source(self, key: bytes, req_context: ReqContext) -> Any:
         """From where a hit came, as vLLM 0.32 and newer count it."""
@@ -102,7 +107,6 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Send what this step gathered. In 0.31 and 0.32 stores are planned after this."""
-        self._pass = ""
         self._poll()
         for request in context.new_req_ids:
             self._loads.decided(request)
@@ -146,5 +150,6 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         self._stores.disconnected()
 
     def _poll(self) -> None:
+        self._pass, self._known = "", None
         self._now = self._clock()
         self._session.poll()

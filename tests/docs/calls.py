@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import yaml
 
-from connectors import roles
+from connectors import offloading, roles
 from connectors.lmcache_mp import CacheServer
+from connectors.offloading import NativeServer
 from launch import options
 from scripts import gpu_wheels
 from sidecar.config import load
@@ -45,7 +46,8 @@ def _vllm(words: Words) -> None:
 
 def _sidecars_client(words: Words) -> None:
     given = json.loads(words[words.index("--kv-transfer-config") + 1])
-    made = roles.aggregated(CacheServer())
+    native = given["kv_connector"] == offloading.NAME
+    made = roles.aggregated(NativeServer() if native else CacheServer())
     assert given == made | {"kv_connector_extra_config": given["kv_connector_extra_config"]}
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 from examples.demo.engine import Engine
 from examples.demo.model import make_model
@@ -33,7 +34,7 @@ from tests.support.native_vllm import (
     nothing_is_held,
     objects,
 )
-from tests.support.server import Server, wait_until
+from tests.support.server import REPO, Server, wait_until
 from tests.support.tiny_models import WINDOW, make_hybrid_model, make_latent_model
 
 from .conftest import prompt
@@ -46,7 +47,8 @@ SETTLE_SECONDS = 120.0
 class Case:
     """A model, vLLM's flags, and how many of its blocks are a chunk.
 
-    `exact`: what is computed over a prefix is what is computed as a whole.
+    `exact`: what is computed over a prefix is what is computed as a whole. `environment`: whose
+    vLLM, below `.venv`.
     """
 
     make: Callable[[Path], Path]
@@ -54,6 +56,8 @@ class Case:
     blocks_per_chunk: int = 1
     lengths: tuple[int, ...] = (100, 700, 1500, 3500)
     exact: bool = True
+    environment: str = ""
+    cores: str | None = None
 
 
 def _plain(folder: Path) -> Path:
@@ -67,6 +71,8 @@ CASES = {
     "sliding window": Case(make_hybrid_model, HYBRID, 1, (WINDOW - 84, 4 * WINDOW + 84, 3500)),
     "sliding window, chunks of 2": Case(make_hybrid_model, HYBRID, 2, (WINDOW - 84, 1620, 3500)),
     "MLA": Case(make_latent_model, exact=False),
+    "TP 2": Case(_plain, ("--tensor-parallel-size", "2"), 2, cores="0|1"),
+    "Dynamo's vLLM": Case(_plain, (), 2, environment="dynamo"),
 }
 
 
@@ -116,10 +122,17 @@ def run_case(name: str, case: Case, folder: Path, findings: Findings) -> None:
 def engine_of(
     server: Server, model: Path, log: Path, case: Case, cores: str | None = None
 ) -> Iterator[Engine]:
-    made = native_engine(
-        server, model, log, *case.flags, cores=cores, blocks_per_chunk=case.blocks_per_chunk
-    )
-    with made as engine:
+    with ExitStack() as stack:
+        python = sys.executable
+        if case.environment:
+            python = str(REPO / ".venv" / case.environment / "bin" / "python")
+        with patch.object(sys, "executable", python):
+            engine = stack.enter_context(
+                native_engine(
+                    server, model, log, *case.flags,
+                    cores=cores or case.cores, blocks_per_chunk=case.blocks_per_chunk,
+                )
+            )  # fmt: skip
         yield engine
 
 

@@ -118,12 +118,12 @@ def test_a_sidecar_that_stops_dies_and_returns_is_a_cache_that_misses(setup: Set
     assert setup.ask(text)[0] == answer
     assert setup.ask(text)[0] == answer
     server.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: setup.ask(text) == (answer, 1200 // CHUNK * CHUNK), "hits again", 60)
+    wait_until(lambda: setup.ask(text) == (answer, 1200 // CHUNK * CHUNK), "hits again", 180)
 
     server.kill()
     assert setup.ask(text) == (answer, 0)
     server.start()
-    wait_until(lambda: setup.ask(text) == (answer, 1200 // CHUNK * CHUNK), "hits again", 60)
+    wait_until(lambda: setup.ask(text) == (answer, 1200 // CHUNK * CHUNK), "hits again", 180)
     [engine] = engines(server)
     assert engine["ready"]
     wait_until(lambda: nothing_is_held(server), "all pins are given back")

@@ -16,7 +16,7 @@ from connectors import roles
 from connectors.offloading import NativeServer
 from examples.counters import counter
 from examples.demo.engine import MODEL_NAME, Engine, start_engine
-from tests.support.server import Server
+from tests.support.server import REPO, Server
 
 MAX_TOKENS = 12
 # vLLM's blocks on a CPU have 128 tokens.
@@ -71,7 +71,9 @@ def no_lmcache(folder: Path) -> Iterator[None]:
         "(pathlib.Path(__file__).parent / 'looked_for').touch()\n"
         "raise ModuleNotFoundError('lmcache is not installed here', name='lmcache')\n"
     )
-    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(
+        filter(None, [str(package.parent), str(REPO), os.environ.get("PYTHONPATH", "")])
+    )
     with patch.dict(os.environ, {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}):
         yield
     assert not (package / "looked_for").exists()
