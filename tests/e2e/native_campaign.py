@@ -35,11 +35,18 @@ from tests.support.native_vllm import (
     objects,
 )
 from tests.support.server import REPO, Server, wait_until
-from tests.support.tiny_models import WINDOW, make_hybrid_model, make_latent_model
+from tests.support.tiny_models import (
+    WINDOW,
+    make_hybrid_model,
+    make_latent_model,
+    make_recurrent_model,
+)
 
 from .conftest import prompt
 
 HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "512")
+# States are kept where vLLM's own prefix cache is on.
+RECURRENT = ("--no-disable-hybrid-kv-cache-manager", "--enable-prefix-caching")
 SETTLE_SECONDS = 120.0
 
 
@@ -71,6 +78,7 @@ CASES = {
     "sliding window": Case(make_hybrid_model, HYBRID, 1, (WINDOW - 84, 4 * WINDOW + 84, 3500)),
     "sliding window, chunks of 2": Case(make_hybrid_model, HYBRID, 2, (WINDOW - 84, 1620, 3500)),
     "MLA": Case(make_latent_model, exact=False),
+    "recurrent": Case(make_recurrent_model, RECURRENT),
     "TP 2": Case(_plain, ("--tensor-parallel-size", "2"), 2, cores="0|1"),
     "Dynamo's vLLM": Case(_plain, (), 2, environment="dynamo"),
 }

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from examples.demo.model import (
     HEAD_SIZE,
+    VOCABULARY,
     Shapes,
     common_config,
     mlp_shapes,
@@ -25,6 +26,7 @@ LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention") * 2
 # vLLM's groups have as many layers as there are of the rarest kind: two, and twice two here.
 HYBRID_GROUPS = 3
 LATENT_LAYERS = 4
+RECURRENT_TYPES = ("conv", "full_attention") * 2
 # DeepSeek's own sizes, which kernels on GPUs are made for.
 LATENT, NOPE, ROPE, VALUE = 512, 128, 64, 128
 # Wide, which makes the attention sharp: what is said then depends on the context.
@@ -75,6 +77,61 @@ def make_latent_model(directory: Path) -> Path:
         prefix = f"model.layers.{layer}"
         layers |= _latent_attention(f"{prefix}.self_attn") | mlp_shapes(prefix, config)
     return write_model(directory, config, with_ends(layers, HIDDEN))
+
+
+def make_recurrent_model(directory: Path) -> Path:
+    """An LFM2 of 6 MB: layers whose state is the last tokens' (vLLM: Mamba), and attention."""
+    inner = HIDDEN * 11 // 4
+    config = {
+        **common_config(HIDDEN, len(RECURRENT_TYPES)),
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "layer_types": RECURRENT_TYPES,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "conv_dim": HIDDEN,
+        "block_dim": HIDDEN,
+        "block_ff_dim": inner,
+        "block_multiple_of": 1,
+        "block_auto_adjust_ff_dim": False,
+        "block_ffn_dim_multiplier": 1.0,
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "tie_embedding": True,
+    }
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.embedding_norm.weight": (HIDDEN,),
+    }
+    for layer, kind in enumerate(RECURRENT_TYPES):
+        prefix = f"model.layers.{layer}"
+        shapes |= _convolution(prefix) if kind == "conv" else _plain_attention(prefix)
+        for name in ("operator", "ffn"):
+            shapes[f"{prefix}.{name}_norm.weight"] = (HIDDEN,)
+        for name, shape in (
+            ("w1", (inner, HIDDEN)),
+            ("w2", (HIDDEN, inner)),
+            ("w3", (inner, HIDDEN)),
+        ):
+            shapes[f"{prefix}.feed_forward.{name}.weight"] = shape
+    return write_model(directory, config, shapes)
+
+
+def _convolution(prefix: str) -> Shapes:
+    return {
+        f"{prefix}.conv.conv.weight": (HIDDEN, 1, 3),
+        f"{prefix}.conv.in_proj.weight": (3 * HIDDEN, HIDDEN),
+        f"{prefix}.conv.out_proj.weight": (HIDDEN, HIDDEN),
+    }
+
+
+def _plain_attention(prefix: str) -> Shapes:
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return {
+        **{f"{prefix}.self_attn.{name}.weight": (HIDDEN, HIDDEN) for name in projections},
+        f"{prefix}.self_attn.q_layernorm.weight": (HEAD_SIZE,),
+        f"{prefix}.self_attn.k_layernorm.weight": (HEAD_SIZE,),
+    }
 
 
 def make_adapter(directory: Path, number: int) -> Path:
