@@ -64,20 +64,6 @@ def real_bytes(memory: Memory) -> int:
     return sum(map(len, memory.records.values()))
 
 
-def test_a_clear_while_an_object_is_written_keeps_the_accounts() -> None:
-    """Less than nothing used would let the backend outgrow its capacity from then on."""
-    memory = Memory()
-    bench = Bench(memory).start()
-    memory.before = gate = Gate("store")
-    bench.store(1, 2)
-    bench.run_until(gate.reached.is_set)
-    bench.l1.clear(force=True)
-    bench.tiers.clear()
-    gate.open.set()
-    quiet(bench)
-    assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory) == 0
-
-
 def test_what_is_stored_again_after_a_clear_is_written() -> None:
     """The write of the first one was queued, and goes with the clear."""
     memory = Memory()
@@ -186,23 +172,6 @@ def test_a_store_does_not_wait_for_a_hung_backend() -> None:
     assert not waited_for
 
 
-def test_an_object_is_loaded_again_while_a_stuck_call_still_has_it() -> None:
-    """Two calls load one object, into slots of their own; each of them ends for itself."""
-    memory = filled(1)
-    memory.before = gate = Gate("load")
-    policy = replace(DEFAULTS, timeout_seconds=0.3)
-    bench = Bench(memory, policy=policy, settings={"timeout_seconds": 0.1}).start()
-    assert bench.lookup(1) == 0
-    bench.tick()
-    bench.begin("again", 1)
-    turn_for(bench, 0.1)
-    gate.open.set()
-    bench.run_until(lambda: "again" in bench.results)
-    quiet(bench)
-    assert bench.tiers.loads.in_flight(bench.tiers.backends[0]) == (0, 0)
-    assert bench.lookup(1) == 1
-
-
 def test_hundreds_of_lookups_that_wait_their_turn() -> None:
     """All of them are misses in the end, one after the other and not one inside the other."""
     memory = filled(1)
@@ -216,45 +185,6 @@ def test_hundreds_of_lookups_that_wait_their_turn() -> None:
     bench.run_until(lambda: len(bench.results) == count + 1)
     assert bench.tiers.prefetches.active == 0
     assert bench.leases.live == 1
-
-
-def test_an_object_that_comes_back_while_its_eviction_is_under_way() -> None:
-    """Whatever comes last wins: the catalog says what the backend has."""
-    memory = Memory()
-    settings = {"max_capacity_gb": 2 * RECORD_BYTES / 2**30, "num_workers": 4}
-    bench = Bench(memory, settings=settings).start()
-    one, _ = bench.store(1, 2)
-    bench.settle()
-    memory.before = gate = Gate("delete", count=1)
-    bench.store(3)
-    bench.run_until(gate.reached.is_set)
-    bench.l1.discard(one)
-    bench.store(1)
-    turn_for(bench, 0.3)
-    gate.open.set()
-    quiet(bench)
-    catalog = bench.tiers.backends[0].catalog
-    assert set(catalog.names()) == set(memory.records)
-    assert catalog.used_bytes == real_bytes(memory)
-
-
-def test_a_good_object_that_comes_while_a_bad_one_is_put_aside() -> None:
-    """What is put aside is the bad one."""
-    memory = filled(1)
-    data = bytearray(memory.records[name(1)])
-    data[-1] ^= 1
-    memory.records[name(1)] = bytes(data)
-    bench = Bench(memory, settings={"num_workers": 4}).start()
-    memory.before = gate = Gate("set_aside")
-    assert bench.lookup(1) == 0
-    bench.run_until(gate.reached.is_set)
-    bench.run_until(lambda: not bench.l1.writing)
-    (entry,) = bench.store(1)
-    turn_for(bench, 0.3)
-    gate.open.set()
-    quiet(bench)
-    bench.l1.discard(entry)
-    assert bench.lookup(1) == 1
 
 
 def test_an_object_that_cannot_be_read_is_written_again() -> None:
@@ -275,34 +205,6 @@ def test_an_object_that_cannot_be_read_is_written_again() -> None:
     assert memory.calls.count("store") == stores + 1
 
 
-def test_a_delete_that_fails_is_not_forgotten() -> None:
-    """Files that nobody counts would fill the disk, and what outlives a clear comes back."""
-    memory = Memory()
-    settings = {"max_capacity_gb": 2 * RECORD_BYTES / 2**30, "num_workers": 2}
-    bench = Bench(memory, settings=settings).start()
-    bench.store(1, 2)
-    bench.settle()
-
-    def before(op: str, _: ObjectName | None) -> None:
-        if op == "delete":
-            raise TierError("EIO")
-
-    memory.before = before
-    bench.store(3)
-    quiet(bench)
-    bench.tiers.clear()
-    quiet(bench)
-    memory.before = lambda op, _: None
-    end = time.monotonic() + 20
-    while memory.records and time.monotonic() < end:
-        bench.tick()
-        turn_for(bench, 0.05)
-    bench.store(4)
-    bench.settle()
-    assert {each.hash for each in memory.records} == {name(4).hash}
-    assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory)
-
-
 def test_what_is_superseded_is_not_forgotten() -> None:
     """If the fuller object is not kept in the end, the old one is still on the disk, and counts."""
     memory = Memory()
@@ -320,36 +222,6 @@ def test_what_is_superseded_is_not_forgotten() -> None:
     bench.store(1)
     quiet(bench)
     assert bench.tiers.backends[0].catalog.used_bytes == real_bytes(memory)
-
-
-def test_an_object_that_vanishes_while_its_delete_fails() -> None:
-    """Two calls tell of one object at once: that it is not there, and that it cannot be removed."""
-    memory = filled(1)
-    load, delete = Gate("load"), Gate("delete")
-
-    def before(op: str, which: ObjectName | None) -> None:
-        load(op, which)
-        delete(op, which)
-        if op == "delete":
-            raise TierError("EIO")
-
-    memory.before = before
-    bench = Bench(memory).start()
-    bench.begin("r", 1)
-    bench.run_until(load.reached.is_set)
-    bench.tiers.clear()
-    bench.run_until(delete.reached.is_set)
-    memory.records.clear()
-    load.open.set()
-    bench.run_until(lambda: "r" in bench.results)
-    turn_for(bench, 0.2)
-    delete.open.set()
-    turn_for(bench, 0.2)
-    memory.before = lambda op, _: None
-    bench.tick()
-    bench.store(1)
-    bench.settle()
-    assert {each.hash for each in memory.records} == {name(1).hash}
 
 
 def test_a_rank_does_not_evict_what_another_has_found() -> None:

@@ -27,18 +27,23 @@ from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policy import ABOVE_COLD
 from sidecar.cache.protections import TooMuchToProtect
-from sidecar.tiers.base import TierError
-from sidecar.tiers.names import ObjectName
+from sidecar.tiers.backend import Backend
+from sidecar.tiers.base import NoSpace, TierError
+from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.node import CHUNK, EngineDrivenWorker, HandleWorker, Node
 from tests.support.raw import EVENT
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
 from tests.support.turned_threads import TurnedThreads
 
-EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "200"))
 SLOTS = 7  # fewer than there are objects
 CHUNKS = 4
-RARELY = st.sampled_from([False, False, False, True])
+DISTURBANCES = [
+    *("backends_fail", "disks_are_full", "workers_transfer", "calls_are_overdue", "time_passes"),
+    *("lookups_are_overdue", "leases_expire", "reservations_expire", "tick"),
+    *("the_engine_driven_worker_leaves", "the_handle_worker_is_forgotten"),
+]
 MAX_COPIES = 12  # the worker has blocks for so many
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -70,11 +75,28 @@ def content(space: SpaceKey | str, chunk_hash: bytes) -> Bytes:
 
 
 class Slow(Memory):
-    """Writes to the slot of a load until the call has returned."""
+    """Writes to the slot of a load until the call has returned.
+
+    `spoiled` are the names whose record is not what was stored under them.
+    """
 
     def __init__(self, threads: TurnedThreads, shared: bool = False) -> None:
         super().__init__(shared)
         self._threads = threads
+        self.spoiled: set[ObjectName] = set()
+
+    def store(self, name: ObjectName, record: Bytes) -> None:
+        super().store(name, record)
+        self.spoiled.discard(name)
+
+    def delete(self, names: Sequence[ObjectName]) -> None:
+        super().delete(names)
+        self.spoiled.difference_update(names)
+
+    @property
+    def whole(self) -> set[ObjectName]:
+        """The names under which there is what was stored."""
+        return self.records.keys() - self.spoiled
 
     def load(self, name: ObjectName, record: Bytes) -> None:
         super().load(name, record)
@@ -150,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         made = patch("sidecar.tiers.epochs.secrets.token_hex", lambda size: next(tags))
         self.cleanup.enter_context(made)
         self.adapters = [Slow(self.threads), Slow(self.threads, shared)]
-        self.failing = False
+        self.failure: TierError | None = None
         for adapter in self.adapters:
             adapter.before = self._mood
         policy = replace(
@@ -169,6 +191,7 @@ class Machine(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.copies: list[Copy] = []
         self.slots: list[Slots] = []
+        self.stored = set[tuple[str, bytes]]()  # and not cleared since: model and hash
         self.number = 0
         self.was_cleared = False
         if filled:
@@ -177,6 +200,7 @@ class Machine(RuleBasedStateMachine):
             for adapter in self.adapters:
                 for name in sorted(adapter.records)[::3]:
                     adapter.records[name] = _flipped(adapter.records[name], HEADER_BYTES + 5)
+                    adapter.spoiled.add(name)
 
     def _clock(self) -> float:
         self.seconds += 1e-6
@@ -193,8 +217,8 @@ class Machine(RuleBasedStateMachine):
             self.evict(SLOTS)
 
     def _mood(self, op: str, name: ObjectName | None) -> None:
-        if self.failing and op != "scan":
-            raise TierError("EIO")
+        if self.failure is not None and op not in ("scan", "read_mark", "write_mark"):
+            raise self.failure
 
     def _next(self) -> str:
         self.number += 1
@@ -210,6 +234,16 @@ class Machine(RuleBasedStateMachine):
     def store(self, tokens: list[int], start: int, count: int) -> None:
         self._begin_copy("store", self._next(), tokens, range(start, min(start + count, CHUNKS)))
 
+    @precondition(lambda self: not self.copies)
+    @rule(tokens=st.sampled_from(PROMPTS), count=st.integers(1, 4))
+    def store_and_find(self, tokens: list[int], count: int) -> None:
+        """As most requests do: so that there are promises to be kept in what comes next."""
+        self.store(tokens, 0, count)
+        while self.node.copies.waiting:
+            self.node.copies.run()
+        self.turn()
+        self.lookup(tokens, count, of_handle=True, asks_at_once=True)
+
     def _begin_copy(
         self, operation: str, request: str, tokens: list[int], chunks: range, promised: bool = False
     ) -> None:
@@ -219,6 +253,8 @@ class Machine(RuleBasedStateMachine):
         for block, chunk in zip(blocks, chunks, strict=True):
             full = content(worker.model, hashes_of(tokens)[chunk])
             worker.memory.blocks[block] = 0 if is_load else full
+            if not is_load:
+                self.stored.add((worker.model, hashes_of(tokens)[chunk]))
         key = worker.key(tokens, chunks.start, chunks.stop, request)
         more = [0] if is_load else []
         uid = self.node.call(operation, key, worker.number, [blocks], EVENT, *more)
@@ -229,6 +265,7 @@ class Machine(RuleBasedStateMachine):
     def a_copy_ends(self, data: st.DataObject, fails: int) -> None:
         self.handle.memory.fails = not fails
         self.node.copies.run(data.draw(st.integers(0, len(self.node.copies.waiting) - 1)))
+        self.handle.memory.fails = False
         if not fails:
             for copy in self.copies:
                 copy.must_succeed = False
@@ -241,6 +278,7 @@ class Machine(RuleBasedStateMachine):
         if slots:
             key = self.driven.key(tokens, start, end, request)
             self.slots.append(Slots(self.driven, key, slots, is_read=False))
+            self.stored.update((self.driven.model, chunk_hash) for chunk_hash, _ in slots)
 
     @precondition(lambda self: any(not s.is_read for s in self.slots))
     @rule(data=st.data())
@@ -262,7 +300,6 @@ class Machine(RuleBasedStateMachine):
         else:
             assert self.node.ask("commit_store", slots.key, number, b"") in (True, False)
 
-    @rule()
     def reservations_expire(self) -> None:
         self.node.service._engine_driven.expire(float("inf"))
 
@@ -328,11 +365,9 @@ class Machine(RuleBasedStateMachine):
             key = request.worker.key(request.tokens, 0, request.hits, request.name)
             self.node.ask("free_lookup_locks", {**key, "worker_id": None}, 1)
 
-    @rule(happens=RARELY)
-    def leases_expire(self, happens: bool) -> None:
-        if happens:
-            self.node.core.leases.expire(float("inf"))
-            self.requests.clear()
+    def leases_expire(self) -> None:
+        self.node.core.leases.expire(float("inf"))
+        self.requests.clear()
 
     # --- L2 ---
 
@@ -346,13 +381,6 @@ class Machine(RuleBasedStateMachine):
     def a_result_arrives(self, data: st.DataObject) -> None:
         self.threads.arrive(data.draw(st.integers(0, len(self.threads.ended) - 1)))
 
-    @precondition(lambda self: self.threads.waiting)
-    @rule()
-    def all_calls_run(self) -> None:
-        """But their results are on their way."""
-        while self.threads.waiting:
-            self.threads.run(0)
-
     @precondition(lambda self: self.threads.waiting or self.threads.ended)
     @rule()
     def all_calls_end(self) -> None:
@@ -364,35 +392,38 @@ class Machine(RuleBasedStateMachine):
                 self.threads.arrive(0)
                 self.turn()
 
-    @rule()
     def calls_are_overdue(self) -> None:
         for backend in self.bench.tiers.backends:
             backend.tick(time.monotonic() + 1000)
 
-    @rule(seconds=st.sampled_from([7.0, 40.0]))
-    def time_passes(self, seconds: float) -> None:
+    def time_passes(self, seconds: float = 40.0) -> None:
         self.seconds += seconds
 
-    @rule()
     def lookups_are_overdue(self) -> None:
         self.bench.fire_timers()
 
-    @rule()
     def tick(self) -> None:
         self.node.liveness.tick()
 
-    @rule(failing=st.sampled_from([True, False, False, False]))
-    def backends_fail(self, failing: bool) -> None:
-        self.failing = failing
+    def backends_fail(self) -> None:
+        self.failure = TierError("EIO") if self.failure is None else None
+
+    def disks_are_full(self) -> None:
+        self.failure = NoSpace("ENOSPC") if self.failure is None else None
+
+    def workers_transfer(self) -> None:
+        """Writes to L2 give way then, for a while."""
+        self.bench.busy = not self.bench.busy
 
     @precondition(lambda self: any(adapter.records for adapter in self.adapters))
     @rule(data=st.data(), how=st.sampled_from(["flip", "lose", "swap", "cut"]))
     def a_record_is_damaged(self, data: st.DataObject, how: str) -> None:
-        found = [adapter.records for adapter in self.adapters if adapter.records]
-        records = found[data.draw(st.integers(0, len(found) - 1))]
-        names = sorted(records)
+        found = [adapter for adapter in self.adapters if adapter.records]
+        adapter = found[data.draw(st.integers(0, len(found) - 1))]
+        records, names = adapter.records, sorted(adapter.records)
         name, other = (names[data.draw(st.integers(0, len(names) - 1))] for _ in range(2))
         record = records[name]
+        adapter.spoiled |= {name, other} if how == "swap" else {name}
         if how == "flip" and record:
             records[name] = _flipped(record, data.draw(st.integers(0, len(record) - 1)))
         elif how == "lose":
@@ -446,19 +477,25 @@ class Machine(RuleBasedStateMachine):
         self.node.call("clear", force)  # answered when it lasts
         self.was_cleared = True  # with what is protected
         assert not self.bench.l1.objects
+        self.stored = self._being_stored()
         if force:
             self.requests.clear()  # promises are not kept then
 
-    @precondition(lambda self: self.slots)
-    @rule()
+    def _being_stored(self) -> set[tuple[str, bytes]]:
+        """Of these nobody knows whether the clear or the store comes first."""
+        copies = [copy for copy in self.copies if not copy.is_load]
+        slots = [slots for slots in self.slots if not slots.is_read]
+        return {
+            *((c.worker.model, hashes_of(c.tokens)[n]) for c in copies for n in c.chunks),
+            *((s.worker.model, chunk_hash) for s in slots for chunk_hash, _ in s.slots),
+        }
+
     def the_engine_driven_worker_leaves(self) -> None:
         """By its own word, so it touches its slots no more."""
         self.node.ask("unregister_kv_cache_engine_driven_context", self.driven.number)
         self.slots.clear()
         self.driven.register()
 
-    @precondition(lambda self: self.copies)
-    @rule()
     def the_handle_worker_is_forgotten(self) -> None:
         """It registers again while its copies are under way; these are not reported as done."""
         instance = self.handle.instance
@@ -466,6 +503,11 @@ class Machine(RuleBasedStateMachine):
         self.node.service._registrations.forget(instance)
         self.copies.clear()
         self.handle.register()
+
+    @rule(what=st.sampled_from(DISTURBANCES))
+    def disturb(self, what: str) -> None:
+        """One rule for all that is rare, so that most steps are requests and calls of L2."""
+        getattr(self, what)()
 
     # --- What must be so after each step ---
 
@@ -499,6 +541,7 @@ class Machine(RuleBasedStateMachine):
             for chunk_hash, entry in space.ready.items():
                 stored = self.bench.arena[entry.offset : entry.offset + entry.size]
                 assert (stored == content(space.key, chunk_hash)).all()
+                assert (space.key.model_name, chunk_hash) in self.stored, "it outlived a clear"
 
     @invariant()
     def nobody_else_writes_to_a_workers_slot(self) -> None:
@@ -540,16 +583,16 @@ class Machine(RuleBasedStateMachine):
         """When everybody is through, nothing is held, and what a backend has whole is a hit."""
         if not hasattr(self, "bench"):
             return
-        self.failing = False
+        self.failure, self.bench.busy = None, False
         self.node.ask("unregister_kv_cache_engine_driven_context", self.driven.number)
         while self.node.copies.waiting:
             self.node.copies.run()
             self.turn()
         self.bench.tiers.prefetches.finish_all()
-        self.leases_expire(happens=True)
+        self.leases_expire()
         self.bench.l1.protections.expire(float("inf"))
         for _ in range(8):
-            self.time_passes(40.0)
+            self.time_passes()
             self.all_calls_end()
             self.calls_are_overdue()
             self.bench.tick()
@@ -559,13 +602,56 @@ class Machine(RuleBasedStateMachine):
         assert (bench.l1.held, bench.l1.writing, bench.leases.live, bench.leases.open) == (0,) * 4
         assert (bench.tiers.writes.objects, bench.tiers.writes.bytes) == (0, 0)
         bench.check()
+        for backend, adapter in zip(bench.tiers.backends, self.adapters, strict=True):
+            assert bench.tiers.loads.in_flight(backend) == (0, 0)
+            self._check_catalog(backend, adapter)
+        self._check_hits()
         self.node.close()
         self.cleanup.close()
+
+    def _check_catalog(self, backend: Backend, adapter: Slow) -> None:
+        """It names what the backend has, but for what was damaged behind its back."""
+        catalog, tag = backend.catalog, backend.epoch.tag or ""
+        known = {name._replace(epoch=tag): catalog.size(name) for name in catalog.names()}
+        assert catalog.used_bytes == sum(known.values())
+        assert all(known.get(name, len(adapter.records[name])) for name in adapter.whole)
+        if not adapter.shared:  # else the catalog is but a hint
+            assert {name.epoch for name in adapter.records} <= {tag}, "left over"
+            assert known.keys() <= adapter.whole | adapter.spoiled, "known, and not there"
+            assert adapter.whole <= known.keys(), "there, and never to be found or deleted"
+
+    def _check_hits(self) -> None:
+        """Whatever the backends have whole is a hit."""
+        assert self.handle.instance is not None
+        space = SpaceKey(self.handle.model, 1, 0, "", self.handle.instance.fingerprint)
+        for tokens in PROMPTS:
+            self.bench.l1.clear(force=True)
+            names = [object_name(space, chunk_hash) for chunk_hash in hashes_of(tokens)]
+            whole = [
+                any(
+                    name._replace(epoch=backend.epoch.tag or "") in adapter.whole
+                    for backend, adapter in zip(
+                        self.bench.tiers.backends, self.adapters, strict=True
+                    )
+                )
+                for name in names
+            ]
+            # A backend that was cut off gets one call first, to see whether it works again.
+            hits = max(self._hits(tokens) for _ in range(3))
+            assert hits >= [*whole, False].index(False)
+
+    def _hits(self, tokens: list[int]) -> int:
+        """Of a lookup from its begin to its end."""
+        self.lookup(tokens, CHUNKS, of_handle=True, asks_at_once=False)
+        self.all_calls_end()
+        hits: int = self.node.ask("query_prefetch_status", self.requests[-1].name)
+        self.leases_expire()
+        return hits
 
 
 Machine.TestCase.settings = settings(
     max_examples=EXAMPLES,
-    stateful_step_count=50,
+    stateful_step_count=100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
