@@ -119,7 +119,8 @@ class Prefetches:
         while True:
             while prefetch.arrived < lookup.hits:
                 chunk = prefetch.arrived
-                if not await _is_complete([e for of in lookup.objects for e in of[chunk]]):
+                entries = [entry for of_rank in lookup.objects for entry in of_rank[chunk]]
+                if not await _is_complete(entries):
                     return
                 prefetch.arrived += 1
             if plan.done:

@@ -23,7 +23,7 @@ from sidecar.tiers.names import ObjectName, object_name
 _CHUNKS_ASKED, _NAMES_ASKED = 32, 4096
 # How many objects are planned in one go: about 20 ms.
 _PLANNED_AT_ONCE = 1024
-# An object that is there or on its way; or where it is; or nothing.
+# An entry of the L1, complete or on its way; or the backends that have the object; or nothing.
 Located = Entry | list[Backend] | None
 
 
@@ -149,8 +149,9 @@ class Planner:
         objects = self._objects(prefetch, chunk_hash, places)
         if objects is not None:
             self._leases.extend(prefetch.lookup, chunk_hash, objects)
-            loaded = [e.settled or e.space.holds is not self._l1 for of in objects for e in of]
-            prefetch.from_l2.append(any(loaded))
+            entries = [entry for of_rank in objects for entry in of_rank]
+            is_loaded = any(e.settled or e.space.holds is not self._l1 for e in entries)
+            prefetch.from_l2.append(is_loaded)
         for entry in found:
             entry.space.holds.unlease(entry)
         return objects is not None
