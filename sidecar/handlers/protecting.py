@@ -15,9 +15,10 @@ _REMEMBERED_CHUNKS = 1 << 16
 
 
 class RecentLookups:
-    """The sequences of the last requests, by request id: 65,536 chunks of them."""
+    """The sequences of the last requests, by request id: `most` chunks of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _REMEMBERED_CHUNKS) -> None:
+        self._most = most
         self._sequences: OrderedDict[str, tuple[Scope, Sequence[bytes]]] = OrderedDict()
         self._chunks = 0
 
@@ -27,7 +28,7 @@ class RecentLookups:
         if hashes:
             self._sequences[request_id] = scope, hashes
             self._chunks += len(hashes)
-        while self._chunks > _REMEMBERED_CHUNKS:
+        while self._chunks > self._most:
             self._forget(next(iter(self._sequences)))
 
     def sequence(self, request_id: str) -> tuple[Scope, Sequence[bytes]]:

@@ -64,6 +64,7 @@ def test_nothing_is_left_for_the_collector(
     # Requests are remembered up to bounds: such as are reached at once.
     monkeypatch.setattr(protecting, "_REMEMBERED_CHUNKS", CHUNKS)
     node.core.tokens = TokenLists(1 << 20, CHUNK, max_bytes=4096)
+    node.core.recent._most = CHUNKS
     churn(node, mode, range(30))
     gc.collect()
     unreachable, blocks = [], []
