@@ -32,6 +32,9 @@ from connectors.native.transfer import ArenaSlots
 # stores.
 RESET_END_IS_TOLD: Final = hasattr(OffloadingManager, "on_reset_flushed")
 
+# A thousand requests may be looked up in one step: not each of them polls.
+POLL_SECONDS: Final = 0.0005
+
 
 class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
     """Plans for one engine with objects of `object_bytes`; lookups wait at most `budget` s."""
@@ -61,7 +64,8 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
     def lookup(self, key: bytes, req_context: ReqContext) -> LookupResult:
         request = req_context.req_id
         if request != self._pass:
-            self._poll()
+            if self._clock() - self._now >= POLL_SECONDS:
+                self._poll()
             self._pass, self._known = request, self._loads.open(request, self._now)
         if self._known is None:
             return LookupResult.RETRY if self._session.hopeful else LookupResult.MISS

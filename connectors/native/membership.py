@@ -70,7 +70,8 @@ class Membership:
                 self._live()
             except _Ended:
                 pass
-            except (_Refused, zmq.ZMQError, OSError, ValueError) as error:
+            except (_Refused, zmq.ZMQError, OSError, ValueError, RuntimeError) as error:
+                # RuntimeError: what torch says of a device.
                 self._complain(str(error))
                 pause = REFUSED_SECONDS
             finally:

@@ -112,11 +112,9 @@ class Engine:
     def store(self, group: int = 0) -> None:
         context, keys = self.request(group)
         self.end_step(context.req_id)
-        output = None
-        while output is None:
-            output = self.manager.prepare_store(keys, context)
-            self.end_step()
-        assert output.keys_to_store == keys
+        wait_until(self._has_slots, "slots are reserved")
+        output = self.manager.prepare_store(keys, context)
+        assert output is not None and output.keys_to_store == keys
         blocks = list(range(CHUNKS))
         self._copy(1, self.worker.submit_store, self._spec(blocks, group), output.store_spec)
         self.manager.complete_store(set(keys), context)
@@ -135,6 +133,10 @@ class Engine:
     def close(self) -> None:
         self.manager.shutdown()
         self.worker.shutdown()
+
+    def _has_slots(self) -> bool:
+        self.end_step()
+        return len(self.manager._stores._pool) >= CHUNKS
 
     def _spec(self, blocks: list[int], group: int) -> GPULoadStoreSpec:
         sizes = [0, 0]
