@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -236,3 +237,12 @@ def test_a_start_that_fails_costs_nothing(kept: Server, new_server: MakeServer) 
     site = Site(kept)
     site.check(1)
     site.close()
+
+
+def test_killed_again_and_again_under_load(new_server: MakeServer) -> None:
+    """A few rounds of `python -m tests.faults.kills`, which is for many."""
+    from tests.faults import kills
+
+    server = new_server(*KEEP, l1_size_gb=0.0625)
+    hits, inherited = kills.run(server, rounds=3, chance=random.Random(4))
+    assert hits and inherited
