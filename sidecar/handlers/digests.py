@@ -41,26 +41,32 @@ class Digests:
             if not waiting or core.copies.idle_seconds() < _PAUSE_SECONDS:
                 await core.flows.sleep(_PAUSE_SECONDS if waiting else 1.0)
                 continue
-            entries = self._next()
+            count, entries = self._next()
             digests: list[bytes] = []
             with core.pinned(entries):
                 work = partial(_digest_all, core.arena.bytes, entries, digests)
-                await called_back(partial(core.copies.submit, [work]))
-            for entry, digest in zip(entries, digests, strict=False):
+                done = await called_back(partial(core.copies.submit, [work]))
+            if not done:
+                continue
+            for entry, digest in zip(entries, digests, strict=True):
                 if entry.state is State.READY:
                     self._journal.proven(entry, digest)
+            for _ in range(min(count, len(waiting))):
+                waiting.popleft()  # only now: they are waiting until their digests are written
             await core.flows.sleep(0)
 
-    def _next(self) -> list[Entry]:
-        """What has been waiting longest and is still there."""
+    def _next(self) -> tuple[int, list[Entry]]:
+        """How many have been waiting longest, and those of them that are still there."""
         entries: list[Entry] = []
-        size, waiting = 0, self._journal.undigested
-        while waiting and size < _TURN_BYTES and len(entries) < _TURN_OBJECTS:
-            entry = waiting.popleft()
+        count = size = 0
+        for entry in self._journal.undigested:
+            if size >= _TURN_BYTES or len(entries) >= _TURN_OBJECTS:
+                break
+            count += 1
             if entry.state is State.READY:
                 entries.append(entry)
                 size += entry.size
-        return entries
+        return count, entries
 
 
 def _digest_all(arena: npt.NDArray[np.uint8], entries: list[Entry], digests: list[bytes]) -> None:
