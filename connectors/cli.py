@@ -38,8 +38,7 @@ def add_commands(commands: Any) -> None:
         "connector",
         help="print a role's --kv-transfer-config",
         usage="%(prog)s --role ROLE [OPTION...]",
-        epilog="What the worker's other options make of it, as --enable-lora, is not seen here: "
-        "`kv-sidecar doctor -- COMMAND` looks at the whole.",
+        epilog="`kv-sidecar doctor -- COMMAND` also looks at options like --enable-lora.",
     )
     worker = commands.add_parser(
         "worker-args",

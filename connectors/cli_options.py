@@ -16,9 +16,11 @@ from connectors.worker import Program
 def add_connector_options(parser: argparse.ArgumentParser) -> None:
     _add_role(parser.add_argument)
     _add_versions(parser.add_mutually_exclusive_group().add_argument)
-    _add_sidecar(parser.add_argument_group("sidecar").add_argument)
-    _add_native(parser.add_argument_group("with --client native").add_argument)
-    _add_transfer(parser.add_argument_group("transfer").add_argument)
+    _add_transfer(parser.add_argument)
+    # Each within a line: with a group or a blank line more the help does not fit a screen.
+    sidecar = parser.add_argument_group("sidecar; native: vLLM's own OffloadingConnector")
+    _add_sidecar(sidecar.add_argument)
+    _add_native(sidecar.add_argument)
 
 
 def _add_role(add: Callable[..., Any]) -> None:
@@ -63,7 +65,7 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
         choices=get_args(Client),
         default="lmcache",
         metavar="CLIENT",
-        help="lmcache (default), or native: vLLM's own OffloadingConnector",
+        help="lmcache (default), or native",
     )
     add("--host", default=server.host, help="or ipc:///PATH (default %(default)s)")
     add("--port", type=port, default=server.port, metavar="N", help="default %(default)s")
@@ -82,9 +84,9 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
 
 def _add_native(add: Callable[..., Any]) -> None:
     server, default = NativeServer(), "default %(default)d"
-    help = f"how long a request waits to know what is cached; {default}"
+    help = f"native: how long a lookup may take; {default}"
     add("--lookup-budget", type=int, default=server.budget_ms, metavar="MS", help=help)
-    help = f"of vLLM's, in what is stored as one; {default}"
+    help = f"native: vLLM's blocks in an object; {default}"
     add("--blocks-per-chunk", type=int, default=server.blocks_per_chunk, metavar="N", help=help)
 
 
