@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ import pytest
 
 from sidecar import shared_libraries
 from tests.support.server import SHM, Server
+
+with suppress(ModuleNotFoundError):  # a GPU machine may have pytest alone
+    from hypothesis import settings
+
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 # The files that take minutes, most of it waiting for servers that are dead or silent.
 LONG = ("test_adapter_faults.py", "test_launch.py", "test_monitoring.py", "test_page.py")

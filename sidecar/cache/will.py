@@ -4,11 +4,11 @@ Times are of the clock that counts from the machine's boot, sleep included: what
 not outlive that.
 """
 
+import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
-
-import msgspec
 
 _MAX_BYTES = 256
 
@@ -34,14 +34,17 @@ def now() -> float:
 def write(fd: int, will: Will) -> None:
     """Into the lock file `fd`, whose lock is held. Where that fails nothing is kept."""
     os.ftruncate(fd, 0)
-    os.pwrite(fd, msgspec.json.encode(asdict(will)) + b"\n", 0)
+    os.pwrite(fd, json.dumps(asdict(will)).encode() + b"\n", 0)
 
 
 def read(fd: int) -> Will:
     """What stands in the lock file `fd`; what is no will is none."""
     try:
-        return msgspec.json.decode(os.pread(fd, _MAX_BYTES, 0), type=Will)
-    except (msgspec.DecodeError, OSError):
+        said = json.loads(os.pread(fd, _MAX_BYTES, 0))
+        will = Will(**said)
+        times = [will.keep_seconds, *([] if will.since is None else [will.since])]
+        return will if all(map(math.isfinite, times)) else Will()
+    except (ValueError, TypeError, RecursionError, OSError):
         return Will()
 
 

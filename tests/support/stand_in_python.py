@@ -50,6 +50,8 @@ def main() -> None:
     if not frontend:
         serve_model()
     if fault == "die":
+        if memory_path().exists():
+            wait_until_noticed()
         time.sleep(1.5)
         print("RuntimeError: told to die", flush=True)
         os._exit(int(code))
@@ -69,6 +71,18 @@ def serve_model() -> None:
     directory = Path(os.environ["DYN_FILE_KV"])
     directory.mkdir(exist_ok=True)
     (directory / value("--served-model-name")).touch()
+
+
+def wait_until_noticed() -> None:
+    """Until the launcher has seen what is in /dev/shm, which it looks for once a second or so.
+
+    One that dies in its first moments leaves it; no worker that has loaded a model does so.
+    """
+    record, end = Path(os.environ["TMPDIR"]).with_name("stack.json"), time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        if record.is_file() and memory_path().name in record.read_text():
+            return
 
 
 def memory_path() -> Path:

@@ -47,7 +47,7 @@ def test_versions_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert problems[1].do == "pip install 'lmcache>=0.4.5'"
     # Nothing here needs them, but they could not do it.
     warned = [f.check for f in only(findings, "warning")]
-    assert warned == ["lmcache"] * 3 + ["ai-dynamo"] * 2
+    assert warned == ["lmcache"] * 3 + ["vllm"] + ["ai-dynamo"] * 2
 
 
 def test_an_old_client_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_the_command_prints_the_table_of_a_server(
     site.service.l2 = [ADAPTER]
     assert main(["status", "--url", url(site)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert line(lines, "health").startswith("health    healthy, up 0s")
+    assert line(lines, "health").startswith("health    healthy, up ")
     assert max(map(len, lines)) <= 100
 
 
