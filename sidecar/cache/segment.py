@@ -255,7 +255,10 @@ def kept() -> list[Kept]:
         segment = SHM_DIR / (SEGMENT_PREFIX + name)
         if not (_is_ours(lock_path) and _is_ours(segment)):
             continue
-        fd = lock(lock_path)
+        try:
+            fd = lock(lock_path)
+        except OSError:
+            continue  # gone meanwhile, or nothing can be locked there
         if fd is not None:
             left = will.read(fd).seconds_left
             os.close(fd)

@@ -188,11 +188,18 @@ def test_a_load_overtakes_a_long_store(gpu_site: GpuSite) -> None:
         quick = GpuWorker(other, "gpu", 2)
         quick.register()
         key = stored(quick, 1)
-        gpu_site.fail({"call": "stream", "delay": 0.1})
-        frames = gpu_site.client.frames("store", *long.request(key_of(2, 150), mixed(600)))
-        gpu_site.client.send(frames)
-        prove(quick, key)
-        assert gpu_site.server.leases() > 0, "the store had ended before"
+        # A busy machine may run the store to its end before it gets to the load.
+        overtook = any(_overtakes(gpu_site, long, quick, key, seed) for seed in range(2, 7))
+        assert overtook, "each store had ended before the load"
         quick.close()
-    gpu_site.fail()
-    assert gpu_site.answer(frames) == [b"", True]
+
+
+def _overtakes(site: GpuSite, long: GpuWorker, quick: GpuWorker, key: Any, seed: int) -> bool:
+    site.fail({"call": "stream", "delay": 0.1})
+    frames = site.client.frames("store", *long.request(key_of(seed, 150), mixed(600)))
+    site.client.send(frames)
+    prove(quick, key)
+    is_storing = site.server.leases() > 0
+    site.fail()
+    assert site.answer(frames) == [b"", True]
+    return is_storing

@@ -414,3 +414,18 @@ def test_the_kernel_tells_whether_anybody_else_has_it(name: str) -> None:
         other.wait()
     assert segment.is_alone()
     segment.remove()
+
+
+def test_nothing_is_told_of_what_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is removed in that moment, or the kernel has no locks."""
+    monkeypatch.setattr(segment_module, "_is_ours", lambda path: True)
+    monkeypatch.setattr(segment_module, "lock", no_lock)
+    (SHM_DIR / "kv_sidecar_lock_unlockable").touch()
+    try:
+        assert segment_module.kept() == []
+    finally:
+        (SHM_DIR / "kv_sidecar_lock_unlockable").unlink()
+
+
+def no_lock(path: Path) -> None:
+    raise OSError(errno.ENOSYS, "no locks here")
