@@ -12,76 +12,13 @@ import numpy as np
 import pytest
 
 from sidecar.cache.records import PAGE_BYTES, READY, RECORD_BYTES, TABLE_AT
-from tests.support.raw import RawClient, RawPool, RawWorker, make_key
-from tests.support.server import CHUNK_SIZE, SHM, Server, wait_until
+from tests.faults import kills
+from tests.support.kept import CHUNKS, KEEP, MODEL, Site, finish, key_of
+from tests.support.raw import ENGINE, RawClient
+from tests.support.server import SHM, Server, wait_until
 
-MODEL, CHUNKS = "kept", 4
-BLOCKS = CHUNKS * CHUNK_SIZE // RawPool.SLOTS
-SOURCE, TARGET = list(range(1, BLOCKS + 1)), list(range(BLOCKS + 1, 2 * BLOCKS + 1))
-ENGINE = {
-    "world_size": 1,
-    "block_size": 16,
-    "num_layers": 2,
-    "hidden_dim_size": 1024,
-    "dtype_str": "float16",
-    "use_mla": True,
-    "num_physical_slots": 64,
-}
-KEEP = ("--l1-keep-seconds", "600")
 MakeServer = Callable[..., Server]
 ENDS = pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-
-
-def tokens_of(number: int) -> list[int]:
-    return [number, *range(1, CHUNKS * CHUNK_SIZE)]
-
-
-def key_of(number: int, **others: Any) -> dict[str, Any]:
-    tokens = tokens_of(number)
-    return make_key(tokens, 0, len(tokens), model=MODEL, request=f"r{number}", **others)
-
-
-class Site:
-    """A handle-mode worker whose blocks differ for each prompt."""
-
-    def __init__(self, server: Server) -> None:
-        self.client = RawClient(server.url)
-        self.client.greet()
-        self.worker = RawWorker(self.client, MODEL, 7, RawPool(blocks=2 * BLOCKS + 1))
-        self.worker.register()
-
-    def fill(self, number: int) -> np.ndarray[Any, Any]:
-        shape = self.worker.pool.data[:, SOURCE].shape
-        return np.random.default_rng(number).integers(0, 1 << 16, shape, dtype=np.uint16)
-
-    def store(self, number: int) -> None:
-        self.worker.pool.data[:, SOURCE] = self.fill(number)
-        assert self.worker.store(key_of(number), SOURCE)[1] is True
-
-    def lookup(self, number: int) -> int:
-        found = int(self.worker.lookup(key_of(number, worker=None)))
-        if not found:
-            self.client.call("end_session", f"r{number}")
-        return found
-
-    def check(self, number: int) -> None:
-        """What was stored comes back, byte for byte."""
-        self.worker.pool.data[:, TARGET] = 0
-        assert self.lookup(number) == CHUNKS
-        assert self.worker.retrieve(key_of(number), TARGET)[1] is True
-        assert np.array_equal(self.worker.pool.data[:, TARGET], self.fill(number))
-        self.client.call("end_session", f"r{number}")
-
-    def close(self) -> None:
-        self.worker.pool.unlink()
-        self.client.close()
-
-
-def finish(server: Server, how: str) -> None:
-    if how == "SIGTERM":
-        assert server.terminate() == 0
-    else:
-        server.kill()
 
 
 @pytest.fixture
@@ -241,8 +178,6 @@ def test_a_start_that_fails_costs_nothing(kept: Server, new_server: MakeServer) 
 
 def test_killed_again_and_again_under_load(new_server: MakeServer) -> None:
     """A few rounds of `python -m tests.faults.kills`, which is for many."""
-    from tests.faults import kills
-
     server = new_server(*KEEP, l1_size_gb=0.0625)
     hits, inherited = kills.run(server, rounds=3, chance=random.Random(4))
     assert hits and inherited

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.faults import victim
-from tests.support.raw import RawClient, RawPool, RawWorker, make_key
+from tests.support.raw import ENGINE, RawClient, RawPool, RawWorker, make_key
 from tests.support.server import REPO, SHM, Server, shown, wait_until
 
 BOUND = 120.0  # seconds; generous, the server's own limits are a quarter of it
@@ -106,7 +106,7 @@ def expect_only_whole_objects(client: RawClient, dead: Victim) -> None:
 
 def expect_only_the_committed(client: RawClient, dead: Victim) -> None:
     """Slots that were reserved and never committed stay invisible."""
-    fields = {"instance_id": 72, "model_name": dead.model} | victim.ENGINE
+    fields = {"instance_id": 72, "model_name": dead.model} | ENGINE
     client.call("register_kv_cache_engine_driven_context", fields)
     heir = RawWorker(client, dead.model, 72, RawPool(blocks=1))
     for number in range(20):

@@ -8,20 +8,11 @@ from __future__ import annotations
 import itertools
 import sys
 
-from tests.support.raw import EVENT, RawClient, RawPool, RawWorker, make_key
+from tests.support.raw import ENGINE, EVENT, RawClient, RawPool, RawWorker, make_key
 
 SEED = 4711
 BLOCKS = list(range(1, 65))
 CHUNKS = 16
-ENGINE = {
-    "world_size": 1,
-    "block_size": 16,
-    "num_layers": 2,
-    "hidden_dim_size": 1024,
-    "dtype_str": "float16",
-    "use_mla": True,
-    "num_physical_slots": 64,
-}
 
 
 def request_tokens(number: int) -> list[int]:

@@ -37,6 +37,16 @@ OPERATIONS = {
     "get_experimental": 32,
 }
 EVENT = b"stub_ipc_handle"
+# The layout of an engine-driven worker that announces one, 4 KiB a token.
+ENGINE = {
+    "world_size": 1,
+    "block_size": 16,
+    "num_layers": 2,
+    "hidden_dim_size": 1024,
+    "dtype_str": "float16",
+    "use_mla": True,
+    "num_physical_slots": 64,
+}
 encode = msgspec.msgpack.encode
 decode = msgspec.msgpack.decode
 _segments = itertools.count()
