@@ -5,11 +5,10 @@ from typing import Any
 
 from connectors.errors import ConnectorError
 from connectors.lmcache_mp import CacheServer, bracketed
+from connectors.native.settings import BUDGET, MOST_BUDGET_MS, URL, Settings
 
 NAME = "OffloadingConnector"
 SPEC, MODULE = "SidecarOffloadingSpec", "connectors.native.spec"
-# What `connectors.native.settings` reads.
-URL, BUDGET = "kv_sidecar.url", "kv_sidecar.budget_ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +22,16 @@ class NativeServer:
 
     host: str = "tcp://127.0.0.1"
     port: int = 5555
-    budget_ms: int = 900
+    budget_ms: int = Settings.budget_ms
     blocks_per_chunk: int = 1
 
     def __post_init__(self) -> None:
         # What is no address of a sidecar is none for either client.
         CacheServer(host=self.host, port=self.port)
-        if not 0 < self.budget_ms <= 10_000:
-            raise ConnectorError(f"a budget of {self.budget_ms} ms is not within 1 and 10000")
+        if not 0 < self.budget_ms <= MOST_BUDGET_MS:
+            raise ConnectorError(
+                f"a budget of {self.budget_ms} ms is not within 1 and {MOST_BUDGET_MS}"
+            )
         if self.blocks_per_chunk < 1:
             raise ConnectorError("a chunk has at least one block")
 

@@ -23,7 +23,7 @@ from sidecar.cache.leases import Leases
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.quotas import Quotas
 from sidecar.cache.records import Head, head_of
-from sidecar.cache.recovery import inherited, open_journal, restore
+from sidecar.cache.recovery import Legacy, inherited, open_journal, restore
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
 from sidecar.engines.attachments import Attachments
@@ -111,8 +111,8 @@ class App:
         self._taken.callback(self._abandon)
         try:
             self._nodes = gpu_nodes()
-            self._head = self._build_head()
-            self._legacy = inherited(self._segment, self._head)
+            head = self._build_head() if keep else None
+            legacy = inherited(self._segment, head) if head is not None else None
             self._arena = Arena(self._segment, config.l1_transparent_hugepages, len(self._nodes))
             self._core = self._build_core()
             observe(self._core)
@@ -122,8 +122,8 @@ class App:
             self._listen()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
-            if keep:
-                self._inherit()
+            if head is not None:
+                self._inherit(head, legacy)
         except BaseException:
             self._taken.close()
             raise
@@ -160,17 +160,20 @@ class App:
         self._announce()
 
     def _build_head(self) -> Head:
-        config, size = self._config, self._segment.size
+        size = self._segment.size
         parts = [part.start for part in parts_of(size, len(self._nodes))]
-        headroom = HEADER_BYTES if config.l2_adapter else 0
-        return head_of(size, headroom, parts, config.chunk_size)
+        return head_of(size, self._headroom, parts, self._config.chunk_size)
 
-    def _inherit(self) -> None:
+    @property
+    def _headroom(self) -> int:
+        return HEADER_BYTES if self._config.l2_adapter else 0
+
+    def _inherit(self, head: Head, legacy: Legacy | None) -> None:
         """Write down for a successor what is in the L1, and begin with what is there already."""
-        legacy, self._legacy = self._legacy, None
-        journal = open_journal(self._segment, self._head, legacy)
-        self._core.l1.journal = journal
-        if legacy is not None:
+        journal = open_journal(self._segment, head, legacy)
+        if legacy is None:
+            self._core.l1.journal = journal
+        else:
             own_name_told = legacy.shared
             deadline = time.monotonic() + _LET_GO_SECONDS
             while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
@@ -190,7 +193,7 @@ class App:
         l1 = L1(
             self._arena.size,
             POLICIES[config.eviction_policy](Quotas(self._arena.size)),
-            headroom=self._head.headroom,
+            headroom=self._headroom,
             starts=[part.start for part in self._arena.parts],
             protect_ratio=config.l1_protect_ratio,
         )

@@ -7,6 +7,7 @@ from typing import Any, Final
 PREFIX: Final = "kv_sidecar."
 URL: Final = "kv_sidecar.url"
 BUDGET: Final = "kv_sidecar.budget_ms"
+MOST_BUDGET_MS: Final = 10_000
 _TRANSPORTS = ("tcp://", "ipc://")
 
 
@@ -28,6 +29,6 @@ class Settings:
         made = cls(url=extra.get(URL, cls.url), budget_ms=extra.get(BUDGET, cls.budget_ms))
         if not (isinstance(made.url, str) and made.url.startswith(_TRANSPORTS)):
             raise ValueError(f"{URL} is {made.url!r}: tcp://HOST:PORT or ipc:///PATH:PORT")
-        if type(made.budget_ms) is not int or not 0 < made.budget_ms <= 10_000:
-            raise ValueError(f"{BUDGET} is {made.budget_ms!r}: 1 to 10000")
+        if type(made.budget_ms) is not int or not 0 < made.budget_ms <= MOST_BUDGET_MS:
+            raise ValueError(f"{BUDGET} is {made.budget_ms!r}: 1 to {MOST_BUDGET_MS}")
         return made

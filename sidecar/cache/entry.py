@@ -1,5 +1,6 @@
 """One cached object and the space it lives in."""
 
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,6 +84,16 @@ class Space:
         self.key = key
         self.ready: Shards[Entry] = Shards()
         self.writing: dict[bytes, Entry] = {}
+
+    def prefix(self, hashes: Sequence[bytes]) -> "list[Entry]":
+        """The objects of a sequence's beginning, up to the first that is not there."""
+        found: list[Entry] = []
+        for chunk_hash in hashes:
+            entry = self.ready.get(chunk_hash)
+            if entry is None:
+                break
+            found.append(entry)
+        return found
 
 
 class Sizes(NamedTuple):

@@ -109,11 +109,8 @@ class L1(Holds):
         start = self._allocate(sizes.slot, near, key.cache_salt)
         if start is None:
             return None
-        space = self._spaces.get(key)
-        if space is None:
-            space = self._spaces[key] = Space(self, key)
-        entry = Entry(space, hash, start, sizes, missing)
-        space.writing[hash] = entry
+        entry = Entry(self._space_for(key), hash, start, sizes, missing)
+        entry.space.writing[hash] = entry
         self._slots.occupy(entry)
         self.journal.taken(entry)
         self.writing += 1
@@ -128,8 +125,7 @@ class L1(Holds):
             raise IllegalStep(f"rename: chunk {entry.hash.hex()} is {entry.state}")
         del entry.space.writing[entry.hash]
         self._forget_if_empty(entry.space)
-        entry.space = self._spaces.get(key) or self._spaces.setdefault(key, Space(self, key))
-        entry.hash = hash
+        entry.space, entry.hash = self._space_for(key), hash
         entry.space.writing[hash] = entry
 
     def commit(self, entry: Entry) -> None:
@@ -278,23 +274,6 @@ class L1(Holds):
         self.journal.rewrite(self._slots)
         return cleared
 
-    def _keep_quota(self, salt: str, size: int, limit: int) -> bool:
-        """Whether `size` more bytes are within the salt's quota, at the expense of its own."""
-        policy = self._policy
-        if not isinstance(policy, Isolated):
-            return True
-        while not self.quotas.has_room(salt, size):
-            if size > self.quotas.limit(salt) or not limit or not self._evict_of(policy, salt):
-                return False
-            limit -= 1
-        return True
-
-    def _evict_of(self, policy: Isolated, salt: str) -> bool:
-        victim = next(policy.candidates_of(salt), None)
-        if victim is not None:
-            self._evict(victim)
-        return victim is not None
-
     def inherit(
         self, key: SpaceKey, hash: bytes, start: int, sizes: Sizes, missing: frozenset[int]
     ) -> Entry:
@@ -336,6 +315,23 @@ class L1(Holds):
         for entry in list(self.unproven):
             self.disown(entry)
         self.journal.close(self._policy.candidates())
+
+    def _keep_quota(self, salt: str, size: int, limit: int) -> bool:
+        """Whether `size` more bytes are within the salt's quota, at the expense of its own."""
+        policy = self._policy
+        if not isinstance(policy, Isolated):
+            return True
+        while not self.quotas.has_room(salt, size):
+            if size > self.quotas.limit(salt) or not limit or not self._evict_of(policy, salt):
+                return False
+            limit -= 1
+        return True
+
+    def _evict_of(self, policy: Isolated, salt: str) -> bool:
+        victim = next(policy.candidates_of(salt), None)
+        if victim is not None:
+            self._evict(victim)
+        return victim is not None
 
     def _allocate(self, size: int, near: int | None, salt: str) -> int | None:
         if size > self.usable_bytes:
@@ -403,6 +399,12 @@ class L1(Holds):
         self.writing -= 1
         self._forget_if_empty(entry.space)
         entry.settle()
+
+    def _space_for(self, key: SpaceKey) -> Space:
+        space = self._spaces.get(key)
+        if space is None:
+            space = self._spaces[key] = Space(self, key)
+        return space
 
     def _forget_if_empty(self, space: Space) -> None:
         if not (space.ready or space.writing):

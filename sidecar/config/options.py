@@ -156,9 +156,7 @@ class Config:
     )
     eviction_policy: str = _option(
         "l1",
-        values.choice(
-            *EVICTION_POLICIES,
-        ),
+        values.choice(*EVICTION_POLICIES),
         "LRU",
         "LRU; ARC: what was asked for again outlives what was stored once; IsolatedLRU, "
         "IsolatedARC: each cache_salt by itself; noop: never evict, refuse stores when full",

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from sidecar.handlers.stores import Stores
 
 
+# Hashes and objects of all open lookups, each some 70 bytes.
+_MAX_HELD = 2**22
+
+
 class Session(NamedTuple):
     """A request that is under way: the connection that looked it up, and when."""
 
@@ -80,9 +84,8 @@ class Core:
     recent: RecentLookups = field(default_factory=RecentLookups)
     sessions: dict[str, Session] = field(default_factory=dict)  # by request id
     closing: bool = False
-    others_bytes: Callable[[], int] = lambda: (
-        0
-    )  # of slots that an earlier server's clients may touch
+    # Of slots that an earlier server's clients may touch.
+    others_bytes: Callable[[], int] = lambda: 0
 
     def now(self) -> float:
         """The cache's clock, in seconds."""
@@ -171,6 +174,14 @@ class Core:
             )
         except NotOwner as error:
             raise Refused("not_owner", str(error)) from None
+
+    def room_for_lookup(self, client: bytes, held: int) -> int | None:
+        """What a lookup that may hold so many hashes and objects weighs; None: too many are open.
+
+        Those that nobody has asked about give way to it.
+        """
+        weight = max(held, _MAX_HELD // self.config.max_pending_lookups)
+        return weight if self.leases.make_room(client, weight, _MAX_HELD) else None
 
     def refuse_when_closing(self) -> None:
         """Raises Refused once the server is on its way down: nothing new is begun then."""

@@ -17,8 +17,8 @@ from sidecar.handlers.core import Core
 
 # For so long there is nothing to copy: a pause. Then so much is read before others get their turn.
 _PAUSE_SECONDS = 0.02
-_TURN_BYTES = 32 << 20
-_TURN_OBJECTS = 256
+TURN_BYTES = 32 << 20
+TURN_OBJECTS = 256
 
 
 def digest_of(arena: npt.NDArray[np.uint8], entry: Entry) -> bytes:
@@ -60,7 +60,7 @@ class Digests:
         entries: list[Entry] = []
         count = size = 0
         for entry in self._journal.undigested:
-            if size >= _TURN_BYTES or len(entries) >= _TURN_OBJECTS:
+            if size >= TURN_BYTES or len(entries) >= TURN_OBJECTS:
                 break
             count += 1
             if entry.state is State.READY:

@@ -28,7 +28,7 @@ class EngineDriven:
         self._prepared = PreparedSlots(core.arena.size, core.attachments)
 
     def prepare_store(self, request: Request, key: CacheKey, instance_id: int) -> object:
-        """EngineDriven for the chunks of `[start, end)` that are to be written."""
+        """Slots for the chunks of `[start, end)` that are to be written."""
         core = self._core
         core.trace(request, key)
         core.telemetry.num_submitted_stores.add(1, DEVICE)
@@ -155,7 +155,7 @@ class EngineDriven:
         return self._prepared.instances()
 
     def held(self) -> int:
-        """EngineDriven that workers write to or read from now."""
+        """Slots that workers write to or read from now."""
         return self._prepared.slots
 
     def _withdraw(self, prepared: Prepared) -> None:
@@ -203,7 +203,7 @@ class EngineDriven:
             if entry is None:
                 core.telemetry.l1_allocation_failure_chunks.add(1, "l1_store", key.model_name)
                 continue
-            taken += entry.end - entry.start
+            taken += entry.slot_bytes
             entries.append(entry)
             indices.append(index)
         return entries, indices

@@ -13,11 +13,9 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.recovery import Restored
 from sidecar.flow import called_back
 from sidecar.handlers.core import Core
-from sidecar.handlers.digests import digest_of
+from sidecar.handlers.digests import TURN_BYTES, TURN_OBJECTS, digest_of
 
 log = logging.getLogger(__name__)
-_TURN_BYTES = 32 << 20
-_TURN_OBJECTS = 256
 
 
 class Inheritance:
@@ -75,7 +73,7 @@ class Inheritance:
         l1 = self._core.l1
         while proven and not self._core.closing:
             await self._core.flows.sleep(0)
-            for _ in range(min(_TURN_OBJECTS, len(proven))):
+            for _ in range(min(TURN_OBJECTS, len(proven))):
                 entry = proven.pop()
                 if entry.state is State.READY and entry.used_at == entry.stored_at:
                     l1.touch(entry.space.key, [entry.hash])
@@ -83,7 +81,7 @@ class Inheritance:
     def _next(self) -> list[tuple[Entry, bytes]]:
         turn: list[tuple[Entry, bytes]] = []
         size, waiting = 0, self._left.unproven
-        while waiting and size < _TURN_BYTES and len(turn) < _TURN_OBJECTS:
+        while waiting and size < TURN_BYTES and len(turn) < TURN_OBJECTS:
             entry, digest = waiting.pop()
             if entry.state is State.INHERITED:
                 turn.append((entry, digest))

@@ -23,8 +23,6 @@ _MAX_WAITS = 1024  # of one connection
 # What one lookup may find, over all ranks and layouts, and in how many of these: what is beyond is
 # a miss. More has no model, but a peer may register as if it had.
 _MAX_OBJECTS, _MAX_OBJECTS_A_CHUNK = 2**18, 2**12
-# Hashes and objects of all open lookups, each some 70 bytes.
-_MAX_HELD = 2**22
 Windows = frozenset[tuple[int, int]]
 
 
@@ -74,7 +72,9 @@ class Lookups:
         workers, why = self._workers(client, key, hashes)
         width = sum(map(len, workers))
         hashes = hashes[: _MAX_OBJECTS // max(1, width)]
-        weight = self._make_room(client, len(hashes) * (1 + width))
+        weight = core.room_for_lookup(client, len(hashes) * (1 + width))
+        if weight is None:
+            raise Refused("too_many_lookups")
         objects = self._prefix(key, hashes, workers)
         hits = len(objects[0]) if objects else 0
         deadline = core.now() + core.config.l1_read_ttl_seconds
@@ -146,13 +146,6 @@ class Lookups:
         self._core.leases.end_session(request_id, deadline)
         self._core.sessions.pop(request_id, None)
         self._core.tokens.forget(request_id)
-
-    def _make_room(self, client: bytes, held: int) -> int:
-        """What a lookup that may hold so many hashes and objects weighs. Raises Refused."""
-        weight = max(held, _MAX_HELD // self._core.config.max_pending_lookups)
-        if not self._core.leases.make_room(client, weight, _MAX_HELD):
-            raise Refused("too_many_lookups")
-        return weight
 
     def _finished(
         self,

@@ -16,6 +16,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.leases import Scope
 from sidecar.engines.attachments import Attachments
 from sidecar.engines.registry import Instance, shown
+from sidecar.handlers.shares import write_share
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Prepared:
     @property
     def nbytes(self) -> int:
         """Of the arena, headers included."""
-        return sum(entry.end - entry.start for entry in self.entries)
+        return sum(entry.slot_bytes for entry in self.entries)
 
 
 class PreparedSlots:
@@ -85,13 +86,8 @@ class PreparedSlots:
         return {prepared.client for prepared in self._all()}
 
     def write_share(self, client: bytes) -> int:
-        """How many bytes more this connection may prepare for writing.
-
-        With these it has as much as nobody has: one alone half of the L1, n of them 1 / (n + 1)
-        each. (This is how switches share a buffer, by "dynamic thresholds".)
-        """
-        free = self._capacity - self._written.total()
-        return max(0, free - self._written[client]) // 2
+        """How many bytes more this connection may prepare for writing."""
+        return write_share(self._capacity, self._written.total(), self._written[client])
 
     def may_read(self, client: bytes, nbytes: int) -> bool:
         """Whether this connection may prepare so much for reading: half of the L1, or one hit."""

@@ -101,13 +101,8 @@ class Protecting:
 
     def _found(self, scope: Scope, hashes: Sequence[bytes]) -> Iterator[Entry]:
         for space in self._l1.spaces():
-            if Scope(space.key.model_name, space.key.world_size, space.key.cache_salt) != scope:
-                continue
-            for chunk_hash in hashes:
-                entry = space.ready.get(chunk_hash)
-                if entry is None:
-                    break
-                yield entry
+            if Scope(space.key.model_name, space.key.world_size, space.key.cache_salt) == scope:
+                yield from space.prefix(hashes)
 
 
 def _shown(protection: Protection, now: float) -> Shown:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sidecar.cache.arena import ALIGNMENT
-from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.policies import POLICIES
@@ -36,7 +35,8 @@ def hit_chunks(requests: Sequence[Request], policy: str, chunks: int, eviction: 
 def _serve(l1: L1, request: Request) -> int:
     """What an engine does with a prompt: look up, load what is cached, store the rest."""
     key = SpaceKey("", 1, 0, request.tenant, b"")
-    found = _prefix(l1, key, request.hashes)
+    space = l1.space(key)
+    found = space.prefix(request.hashes) if space is not None else []
     for entry in found:
         l1.lease(entry)
     l1.touch(key, request.hashes[: len(found)])
@@ -47,16 +47,3 @@ def _serve(l1: L1, request: Request) -> int:
     for entry in found:
         l1.unlease(entry)
     return len(found)
-
-
-def _prefix(l1: L1, key: SpaceKey, hashes: Sequence[bytes]) -> list[Entry]:
-    space = l1.space(key)
-    if space is None:
-        return []
-    found = []
-    for chunk_hash in hashes:
-        entry = space.ready.get(chunk_hash)
-        if entry is None:
-            break
-        found.append(entry)
-    return found

@@ -39,7 +39,7 @@ class _Write:
 
     @property
     def bytes(self) -> int:
-        return self.entry.end - self.entry.start
+        return self.entry.slot_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from sidecar.handlers.core import Core
 from sidecar.tiers.names import object_name
 from sidecar.tiers.prefetch_plan import Want
 
-_MAX_HELD = 2**22  # hashes and objects of all open lookups
-
 
 class Below:
     """Loads from L2 for lookups of native engines. Loop thread only."""
@@ -35,14 +33,14 @@ class Below:
         Nothing where too many lookups are open.
         """
         core = self._core
-        weight = max(2 * len(hashes), _MAX_HELD // core.config.max_pending_lookups)
+        weight = core.room_for_lookup(client, 2 * len(hashes))
         # Its own kind of name: no request id of lmcache's clients is found under it.
         request_id, scope = f"\0native-{next(self._numbers)}", Scope(space.model_name, 0, "")
         deadline = core.now() + core.config.l1_read_ttl_seconds
         lookup = Lookup(
-            client, request_id, scope, [], [[]], 1, deadline, loading=True, weight=weight
+            client, request_id, scope, [], [[]], 1, deadline, loading=True, weight=weight or 0
         )
-        if core.leases.make_room(client, weight, _MAX_HELD):
+        if weight is not None:
             core.leases.add(lookup)
             wants = [[Want(space, size)]]
             core.tiers.prefetches.begin(lookup, wants, hashes, lambda prefetch, hits: hits)

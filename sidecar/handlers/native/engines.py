@@ -86,13 +86,13 @@ class Engine:
     def reserve(self, slot: int, entry: Entry) -> None:
         """The slot is the engine's to write to."""
         self.reserved[slot] = entry
-        self.reserved_bytes += entry.end - entry.start
+        self.reserved_bytes += entry.slot_bytes
 
     def take(self, slot: int) -> Entry | None:
         """The slot is not the engine's any more; None if it never was."""
         entry = self.reserved.pop(slot, None)
         if entry is not None:
-            self.reserved_bytes -= entry.end - entry.start
+            self.reserved_bytes -= entry.slot_bytes
         return entry
 
     def request(self, name: str) -> NativeRequest:

@@ -10,6 +10,7 @@ from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.native.below import Arrived, Below
 from sidecar.handlers.native.engines import Engine, Engines, NativeRequest
 from sidecar.handlers.native.membership import Membership
+from sidecar.handlers.shares import write_share
 from sidecar.telemetry.spans import NO_SPAN
 from sidecar.wire import native as wire
 from sidecar.wire.endpoint import Refused, Request
@@ -41,16 +42,14 @@ class Objects:
         slots, room = [], self._share(engine)
         space = SpaceKey(engine.attach.model, engine.attach.ranks, 0, "", _UNNAMED)
         for _ in range(ask.count):
-            entry = None
-            if room > 0:
-                name = next(self._names).to_bytes(_HASH_BYTES, "big")
-                entry = self._core.l1.reserve(space, name, engine.attach.object_bytes)
+            name = next(self._names).to_bytes(_HASH_BYTES, "big")
+            size = engine.attach.object_bytes
+            entry = self._core.l1.reserve(space, name, size) if room > 0 else None
             if entry is None:
-                self._core.telemetry.l1_allocation_failure_chunks.add(
-                    1, "l1_store", engine.attach.model
-                )
+                failures = self._core.telemetry.l1_allocation_failure_chunks
+                failures.add(1, "l1_store", engine.attach.model)
                 break
-            room -= entry.end - entry.start
+            room -= entry.slot_bytes
             engine.reserve(_slot(entry), entry)
             slots.append(_slot(entry))
         return slots
@@ -219,7 +218,7 @@ class Objects:
     def _pin(self, engine: Engine, known: NativeRequest, entry: Entry) -> int:
         """The slot of a hit, which is the request's from now on; a miss if it has its share."""
         if entry not in known.pins:
-            size = entry.end - entry.start
+            size = entry.slot_bytes
             if known.pins and engine.pinned_bytes + size > self._core.l1.capacity // 2:
                 return wire.MISS
             self._core.l1.pin(entry)
@@ -233,14 +232,13 @@ class Objects:
         self._core.l1.journal.read(known.pins)
         for entry in known.pins:
             self._core.l1.unpin(entry)
-            engine.pinned_bytes -= entry.end - entry.start
+            engine.pinned_bytes -= entry.slot_bytes
         known.pins.clear()
 
     def _share(self, engine: Engine) -> int:
-        """How many bytes more it may reserve: as much as it leaves free to others."""
-        total = sum(each.reserved_bytes for each in self._engines.by_session.values())
-        free = self._core.l1.capacity - total
-        return max(0, free - engine.reserved_bytes) // 2
+        """How many bytes more it may reserve."""
+        held = sum(each.reserved_bytes for each in self._engines.by_session.values())
+        return write_share(self._core.l1.capacity, held, engine.reserved_bytes)
 
     def _count(self, engine: Engine, ask: wire.NativeLookup, answer: list[list[int]]) -> None:
         telemetry, labels = self._core.telemetry, (engine.attach.model, "")

@@ -1,9 +1,9 @@
 """Workers that keep their KV by vLLM's own OffloadingConnector, with the sidecar behind it."""
 
 from connectors import offloading
-from connectors.native.settings import Settings
+from connectors.native.settings import URL, Settings
 from sidecar.addresses import in_url
-from sidecar.commands.doctor.finding import Finding, problem, warning
+from sidecar.commands.doctor.finding import Finding, problem
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.addresses import meets_place
 from sidecar.commands.doctor.worker.invocation import Invocation, extra
@@ -33,38 +33,11 @@ def settings(worker: Invocation, around: Surroundings) -> Finding | None:
         return None
     listens = f"{in_url(around.config.host)}:{around.config.port}"
     return problem(
-        "kv_sidecar.url",
+        URL,
         f"the worker connects to {url}, the sidecar listens on {listens}",
         "it goes on without the sidecar",
         "the sidecar's --host and --port (give those to doctor, or --config)",
     )
 
 
-def block_hashes(worker: Invocation, around: Surroundings) -> Finding | None:
-    """vLLM's block hashes begin with a random value where Python's hashes do."""
-    seed = worker.environ.get("PYTHONHASHSEED", "random")
-    if worker.native is None or seed.isdecimal():
-        return None
-    return problem(
-        "block hashes",
-        "PYTHONHASHSEED is not set",
-        "vLLM's block hashes begin with a random value: no other worker, and no later one, finds "
-        "what this one stores",
-        "PYTHONHASHSEED=0 for every worker",
-    )
-
-
-def first_connector(worker: Invocation, around: Surroundings) -> Finding | None:
-    """A MultiConnector loads from the first child that has something."""
-    names = [child["kv_connector"] for child in worker.connectors]
-    if worker.native is None or names[0] == offloading.NAME:
-        return None
-    return warning(
-        "connectors",
-        f"{names[0]} comes before {offloading.NAME}",
-        "a MultiConnector loads from the first that has something",
-        f"put {offloading.NAME} first",
-    )
-
-
-CHECKS = (module, settings, block_hashes, first_connector)
+CHECKS = (module, settings)

@@ -88,13 +88,15 @@ def role_of_nixl(worker: Invocation, around: Surroundings) -> Finding | None:
 def order_of_connectors(worker: Invocation, around: Surroundings) -> Finding | None:
     """A MultiConnector loads from the first child that has something."""
     names = [child["kv_connector"] for child in worker.connectors]
-    if lmcache_mp.NAME not in names[1:]:
+    ours = (lmcache_mp.NAME, offloading.NAME if worker.native else None)
+    late = next((name for name in names[1:] if name in ours), None)
+    if late is None:
         return None
     return warning(
         _NAME,
-        f"{names[0]} comes before {lmcache_mp.NAME}",
+        f"{names[0]} comes before {late}",
         "a MultiConnector loads from the first that has something",
-        f"put {lmcache_mp.NAME} first",
+        f"put {late} first",
     )
 
 

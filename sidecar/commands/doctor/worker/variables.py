@@ -28,6 +28,12 @@ def hash_seed(worker: Invocation, around: Surroundings) -> Finding | None:
     if worker.environ.get("PYTHONHASHSEED", "random").isdecimal():
         return None
     do = "PYTHONHASHSEED=0 for every worker"
+    if worker.native:
+        why = (
+            "vLLM's block hashes begin with a random value: no other worker, and no later one, "
+            "finds what this one stores"
+        )
+        return problem("block hashes", "PYTHONHASHSEED is not set", why, do)
     if worker.connector(lmcache_v1.NAME):
         why = f"the keys of {lmcache_v1.NAME} are hashes of Python's: no cache is shared"
         return problem("PYTHONHASHSEED", "not set", why, do)
