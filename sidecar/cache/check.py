@@ -26,7 +26,7 @@ def problems(l1: L1, leases: Leases) -> list[str]:
 def _index(l1: L1) -> Iterator[str]:
     spaces = l1.spaces()
     for space in spaces:
-        if not (space.ready or space.writing):
+        if space.is_empty:
             yield f"an empty space: {space.key}"
         for state, entries in ((State.READY, space.ready), (State.WRITING, space.writing)):
             for hash, entry in entries.items():
@@ -34,6 +34,9 @@ def _index(l1: L1) -> Iterator[str]:
                     yield f"{_name(entry)} stands among what is {state}"
                 if l1._slots.at(entry.start) is not entry:
                     yield f"{_name(entry)} has no slot"
+    inherited = Counter(entry.space for entry in l1._slots if entry.state is State.INHERITED)
+    if inherited != {space: space.inherited for space in spaces if space.inherited}:
+        yield "slots that were inherited are not what their spaces count"
     for what, count, found in (
         ("objects", l1.objects, sum(len(space.ready) for space in spaces)),
         ("writing", l1.writing, sum(len(space.writing) for space in spaces)),

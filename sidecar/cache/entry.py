@@ -75,15 +75,23 @@ class IllegalStep(AssertionError):
 
 
 class Space:
-    """The objects of one (model, rank, salt, layout), by chunk hash; `holds` counts their holds."""
+    """The objects of one (model, rank, salt, layout), by chunk hash; `holds` counts their holds.
 
-    __slots__ = ("holds", "key", "ready", "writing")
+    `inherited` is how many more have slots here, and are not to be found: State.INHERITED.
+    """
+
+    __slots__ = ("holds", "inherited", "key", "ready", "writing")
 
     def __init__(self, holds: "Holds", key: SpaceKey) -> None:
         self.holds = holds
         self.key = key
         self.ready: Shards[Entry] = Shards()
         self.writing: dict[bytes, Entry] = {}
+        self.inherited = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.ready or self.writing or self.inherited)
 
     def prefix(self, hashes: Sequence[bytes]) -> "list[Entry]":
         """The objects of a sequence's beginning, up to the first that is not there."""

@@ -119,10 +119,12 @@ class L1(Holds):
     def rename(self, entry: Entry, key: SpaceKey, hash: bytes) -> None:
         """`entry` is being written, and it is known only now as what.
 
-        The object must be neither there nor under way.
+        The object must be neither there nor under way, and of the salt that the slot counts for.
         """
         if entry.state is not State.WRITING or self.knows(key, hash):
             raise IllegalStep(f"rename: chunk {entry.hash.hex()} is {entry.state}")
+        if key.cache_salt != entry.space.key.cache_salt:
+            raise IllegalStep(f"rename: chunk {entry.hash.hex()} is of another salt")
         del entry.space.writing[entry.hash]
         self._forget_if_empty(entry.space)
         entry.space, entry.hash = self._space_for(key), hash
@@ -278,8 +280,8 @@ class L1(Holds):
         self, key: SpaceKey, hash: bytes, start: int, sizes: Sizes, missing: frozenset[int]
     ) -> Entry:
         """What was in a slot before this server was started. No such byte may be usable yet."""
-        space = self._spaces.get(key) or Space(self, key)
-        entry = Entry(space, hash, start, sizes, missing, state=State.INHERITED)
+        entry = Entry(self._space_for(key), hash, start, sizes, missing, state=State.INHERITED)
+        entry.space.inherited += 1
         self._slots.occupy(entry)
         return entry
 
@@ -296,8 +298,7 @@ class L1(Holds):
             return False
         entry.step("prove")
         self.unproven.pop(entry, None)
-        entry.space = self._spaces.get(key) or entry.space
-        self._spaces[key] = entry.space
+        entry.space.inherited -= 1
         entry.space.ready[entry.hash] = entry
         entry.stored_at = self._clock()
         self.objects += 1
@@ -309,6 +310,9 @@ class L1(Holds):
         entry.step("disown")
         self.unproven.pop(entry, None)
         self._free(entry)
+        # Not before: a space that is forgotten is one that no record names.
+        entry.space.inherited -= 1
+        self._forget_if_empty(entry.space)
 
     def leave(self) -> None:
         """Nothing changes any more: what is complete is a successor's to trust."""
@@ -407,6 +411,6 @@ class L1(Holds):
         return space
 
     def _forget_if_empty(self, space: Space) -> None:
-        if not (space.ready or space.writing):
+        if space.is_empty:
             del self._spaces[space.key]
             self.journal.forget(space.key)

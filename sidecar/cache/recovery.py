@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -141,6 +142,7 @@ def restore(l1: L1, journal: Journal, legacy: Legacy, is_alone: bool) -> Restore
         elif is_alone or (left.key is not None and not in_use):
             l1.disown(entry)
         else:
+            journal.taken(entry)  # nor is it an object to the next server
             restored.suspects.append(entry)
     return restored
 
@@ -166,6 +168,7 @@ def read_legacy(index: int, arena: int, ours: Head) -> Legacy:
     except OSError as error:
         raise Unusable(f"it cannot be read: {error.strerror}") from None
     _check_places(slots, pieces, ours)
+    slots = _without_twins(slots, head.clean)
     used = {slot.key for slot in slots}
     spaces = {key: number for number, key in numbers.items() if key in used}
     return Legacy(head.clean, head.shared, slots, spaces, pieces)
@@ -220,9 +223,27 @@ def _check_places(slots: Sequence[Left], pieces: Sequence[range], ours: Head) ->
             raise Unusable("a slot of its index is outside of its memory")
     if any(one.start + one.sizes.slot > next.start for one, next in pairwise(slots)):
         raise Unusable("two slots of its index overlap")
-    names = [(slot.key, slot.hash) for slot in slots if slot.key is not None]
-    if len(set(names)) < len(names):
-        raise Unusable("its index has an object twice")
+
+
+def _without_twins(slots: list[Left], clean: bool) -> list[Left]:
+    """An object of which there are two is the one that was stored last.
+
+    A killed server may not have got to what it had inherited of an object that was stored again.
+    Raises Unusable for two after a clean stop: what is not proven is given up by it.
+    """
+    last: dict[tuple[SpaceKey, bytes], Left] = {}
+    twins = set()
+    for slot in slots:
+        if slot.key is None:
+            continue
+        other = last.setdefault((slot.key, slot.hash), slot)
+        if other is slot:
+            continue
+        if clean or other.age == slot.age:
+            raise Unusable("its index has an object twice")
+        before, last[slot.key, slot.hash] = sorted((other, slot), key=attrgetter("age"))
+        twins.add(before.start)
+    return [slot._replace(key=None) if slot.start in twins else slot for slot in slots]
 
 
 def _blocks(fd: int, start: int, end: int, size: int) -> Iterator[tuple[int, bytes]]:
