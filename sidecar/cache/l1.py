@@ -208,13 +208,19 @@ class L1(Holds):
         entry.heat = Heat.HOT
 
     def evict(self, limit: int, down_to_bytes: int) -> int:
-        """Evict at most `limit` objects until `down_to_bytes` are used; how many went."""
+        """Evict at most `limit` objects until `down_to_bytes` are used; how many went.
+
+        Where one has to go, what was inherited and nobody has used since goes first.
+        """
         evicted = 0
         while evicted < limit and self.used_bytes > down_to_bytes:
             victim = next(iter(self._policy.candidates()), None)
             if victim is None:
                 break
-            self._evict(victim)
+            if self.unproven:
+                self.disown(next(iter(self.unproven)))
+            else:
+                self._evict(victim)
             evicted += 1
         return evicted
 

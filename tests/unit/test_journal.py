@@ -290,6 +290,18 @@ def test_what_is_unproven_gives_way_to_what_is_new(site: Site) -> None:
     os.close(journal._fd)
 
 
+def test_what_is_unproven_goes_before_what_is_in_use(site: Site) -> None:
+    for number in range(7):
+        site.journal.proven(store(site.l1, number), b"d" * 12)
+    left = site.succeed(is_alone=True)
+    assert site.l1.evict(1, 0) == 0  # the policy names nothing, so nothing has to go
+    new = store(site.l1, 50)
+    assert site.l1.evict(2, 0) == 2
+    assert [e.hash for e, _ in left.unproven if e.state is State.GONE] == [hash_of(0), hash_of(1)]
+    assert site.l1.evict(10, 0) == 6 and new.state is State.GONE
+    assert not problems(site.l1, Leases())
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_damaged_index_is_refused_or_says_nothing_wrong(arena: int, data: st.DataObject) -> None:
