@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The server alone. docs/images.md has the build arguments.
+# The server alone. docs/run.md has the build arguments.
 #   docker build -t kv-sidecar .
 ARG BASE=docker.io/library/python:3.12-slim-bookworm
 

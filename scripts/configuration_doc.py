@@ -33,7 +33,7 @@ variable `KV_SIDECAR_CONFIG`) and an environment variable. A flag wins over the 
 environment over the file. `kv-sidecar serve --print-config` shows what holds and where it came
 from; `GET /config` on the admin port shows what a running server has. A wrong option is one line
 and exit code 2; an unknown `KV_SIDECAR_*` variable is a warning. Nothing can be changed while the
-server runs: restart it ([operations.md](operations.md)).
+server runs: restart it ([operations.md](operate.md#operations)).
 
 Names are those of `lmcache server` where it has the option; [migrating.md](migrating.md) lists its
 other flags. [configs/](../configs/sidecar.yaml) has a file with all options, and profiles.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the pictures of docs/dashboard.md: a real server under real traffic, in a real browser.
+"""Make the pictures of docs/operate.md: a real server under real traffic, in a real browser.
 
     .venv/bin/python -m scripts.screenshots [--minutes 15] [--to docs/images]
 

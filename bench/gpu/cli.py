@@ -128,7 +128,7 @@ def _wanted(options: argparse.Namespace) -> Sequence[str]:
 
 
 def _report(run: Run) -> None:
-    """The summary that docs/benchmarks.md has room for."""
+    """The summary that docs/understand.md has room for."""
     title = f"\n{torch.cuda.get_device_name(0)}, {report.machine()['cpu']}, {run.date[:10]}"
     print(title, *_tables(run), sep="\n\n", end="\n\n")
     print(f"written: {run.target}", file=sys.stderr)

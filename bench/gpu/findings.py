@@ -50,7 +50,7 @@ def line(finding: Finding) -> str:
 
 
 def markdown(findings: Iterable[Finding]) -> str:
-    """A table for docs/benchmarks.md, in the order of the checks."""
+    """A table for docs/understand.md, in the order of the checks."""
     lines = ["| check | figure | measured | expected | by | |", "|--:|---|--:|---|---|---|"]
     for finding in sorted(findings, key=lambda finding: finding.expected.check):
         expected = finding.expected

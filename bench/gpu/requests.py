@@ -99,7 +99,7 @@ def line(row: Row) -> str:
 
 
 def markdown(found: Iterable[Row]) -> str:
-    """A table for docs/benchmarks.md; GB/s."""
+    """A table for docs/understand.md; GB/s."""
     lines = ["| requests | workers | | plain | peer | ours | |", "|---|--:|---|--:|--:|--:|---|"]
     for row in found:
         rates = [f"{row[name]:.1f}" if name in row else "-" for name in _SERVERS]

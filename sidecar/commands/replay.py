@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "replay",
         help="what caches of other sizes and policies would hit, from a trace",
         usage="%(prog)s TRACE [OPTION...]",
-        description="Percent of tokens that are hits in caches of some sizes (docs/sizing.md).",
+        description="Percent of tokens that are hits in caches of some sizes (docs/operate.md).",
     )
     parser.add_argument(
         "trace", type=Path, metavar="TRACE", help="of serve --record-lookups, or Mooncake's"

@@ -167,7 +167,7 @@ class Config:
             "option": Option(
                 parse_quotas,
                 'what tenants may have, as JSON by cache_salt: {"a": "25%", "b": {"l1": 8, "l2": '
-                '"10%"}}, GiB or shares; may be repeated (docs/sizing.md)',
+                '"10%"}}, GiB or shares; may be repeated (docs/operate.md)',
                 "l1",
                 is_json=True,
             )

@@ -21,6 +21,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-def test_every_page_is_in_the_index() -> None:
-    links = {(REPO / link.partition("#")[0]) for link in _LINK.findall(prose(REPO / "README.md"))}
-    assert {page for page in PAGES if page.parent.name == "docs"} <= links
+def test_every_page_is_found_from_the_readme() -> None:
+    index = REPO / "docs" / "index.md"
+    assert index in _linked(REPO / "README.md")
+    assert {page for page in PAGES if page.parent == index.parent} <= {index, *_linked(index)}
+
+
+def _linked(page: Path) -> set[Path]:
+    return {page.parent / link.partition("#")[0] for link in _LINK.findall(prose(page))}

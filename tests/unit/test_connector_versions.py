@@ -21,7 +21,7 @@ from connectors.worker import Program, needs
 from sidecar.cli import main
 from tests.support.releases import RELEASES, folder
 
-DOCS = Path(__file__).parents[2] / "docs" / "connectors.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference.md"
 CURRENT: dict[Package, str | None] = {
     "vllm": "0.31.0+cpu",
     "lmcache": "0.5.6",

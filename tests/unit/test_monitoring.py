@@ -74,7 +74,7 @@ def test_an_alert_says_what_to_do_and_where_to_read_on(name: str) -> None:
 
 
 def test_the_runbook_has_no_alert_that_is_gone() -> None:
-    text = (REPO / "docs" / "monitoring.md").read_text()
+    text = (REPO / "docs" / "operate.md").read_text()
     assert set(re.findall(r"\bKVSidecar\w+", text)) == set(ALERTS)
 
 

@@ -137,7 +137,7 @@ def test_the_best_knows_what_comes() -> None:
 
 
 def test_what_we_recommend_is_nowhere_worse_than_lru_on_conversations() -> None:
-    """1,200 requests that were published; docs/sizing.md has both traces at all sizes."""
+    """1,200 requests that were published; docs/operate.md has both traces at all sizes."""
     lines = read(CONVERSATION)
     requests = in_chunks(lines, 1024)
     gain = []

@@ -1,4 +1,4 @@
-"""What was found, as tables for docs/benchmarks.md."""
+"""What was found, as tables for docs/understand.md."""
 
 from __future__ import annotations
 
