@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from sidecar.cache.changes import Changes, Medium
 from sidecar.cache.entry import Entry, Heat, IllegalStep, Sizes, Space, State, sizes_of
 from sidecar.cache.holds import Holds
 from sidecar.cache.journal import UNKEPT, Journal, Unkept
@@ -55,6 +56,7 @@ class L1(Holds):
         self.objects = 0
         self.writing = 0
         self.quotas = policy.quotas if isinstance(policy, Isolated) else Quotas(capacity)
+        self.changes = Changes()
         self.protections = Protections(self, int(protect_ratio * capacity))
         self._slots = Slots(starts, self.quotas)
         self._policy = policy
@@ -153,6 +155,8 @@ class L1(Holds):
             if entry.place < 0:
                 raise IllegalStep(f"chunk {entry.hash.hex()} is not of the sequence it came with")
             entry.settle()
+        if self.changes.on:
+            self.changes.stored(Medium.CPU, key, [entry.hash for entry in entries])
 
     def touch(self, key: SpaceKey, hashes: Sequence[bytes]) -> None:
         """A worker has used the sequence whose first chunks are `hashes`.
@@ -266,6 +270,8 @@ class L1(Holds):
                 else:
                     entry.state = State.GONE
                     vacated.append(entry)
+            if self.changes.on:
+                self.changes.removed(Medium.CPU, space.key, list(space.ready))
             space.ready = Shards()
             self._forget_if_empty(space)
         for entry in self._promised if force else ():
@@ -309,6 +315,7 @@ class L1(Holds):
         entry.stored_at = self._clock()
         self.objects += 1
         self.touch(key, [entry.hash])
+        self.changes.stored(Medium.CPU, key, [entry.hash])
         return True
 
     def disown(self, entry: Entry) -> None:
@@ -386,6 +393,7 @@ class L1(Holds):
         else:
             self.journal.erase(entry)
         del entry.space.ready[entry.hash]
+        self.changes.removed(Medium.CPU, entry.space.key, [entry.hash])
         self.objects -= 1
         self._forget_if_empty(entry.space)
         if not (entry.leases or entry.pins):

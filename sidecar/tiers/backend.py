@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sidecar.cache.changes import Changes
 from sidecar.flow import Outcome
 from sidecar.telemetry import Telemetry
 from sidecar.tiers.base import Adapter, Corrupt, Found, Missing, Relocated, TierError
@@ -36,13 +37,13 @@ class Backend:
 
     def __init__(
         self, index: int, label: str, settings: AdapterSettings, adapter: Adapter, post: Post,
-        telemetry: Telemetry,
+        telemetry: Telemetry, changes: Changes,
     ) -> None:  # fmt: skip
         self.index, self.label = index, label
         self.settings = settings
         self.adapter = adapter
         self.telemetry = telemetry
-        self.catalog = Catalog(settings.capacity_bytes, settings.eviction)
+        self.catalog = Catalog(settings.capacity_bytes, settings.eviction, changes)
         self._marks = Marks(adapter, label)
         self.epoch = Epoch(self._marks)  # what is asked of it is not older than a clear
         self.scanned = False

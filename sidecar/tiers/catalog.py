@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from sidecar.cache.changes import Changes, Medium
 from sidecar.cache.quotas import UNLIMITED
 from sidecar.tiers.base import Found
-from sidecar.tiers.names import ObjectName
+from sidecar.tiers.names import ObjectName, parse_space
 from sidecar.tiers.settings import EvictionSettings
 from sidecar.tiers.tenants import Tenants, salt_of
 
@@ -32,7 +33,8 @@ class Catalog:
     `left_over` bytes are of earlier epochs and cannot be removed. For one thread.
     """
 
-    def __init__(self, capacity: int | None, eviction: EvictionSettings) -> None:
+    def __init__(self, capacity: int | None, eviction: EvictionSettings, changes: Changes) -> None:
+        self._changes = changes
         self.reserved = self.left_over = 0
         self.doomed: dict[ObjectName, Doomed] = {}
         # Not what is wanted, or could not be read: to be stored again when there is a chance.
@@ -88,6 +90,7 @@ class Catalog:
         self._kept_bytes += size
         if self.tenants is not None:
             self.tenants.add(name, size)
+        self._tell([name], stored=True)
 
     def touch(self, name: ObjectName) -> None:
         """It was used now."""
@@ -112,6 +115,7 @@ class Catalog:
     def sweep(self) -> dict[ObjectName, int]:
         """Forget everything: all that was there, with its size. There may be millions."""
         swept = self._sizes
+        self._tell(list(swept), stored=False)
         swept.update((name, doomed.size) for name, doomed in self.doomed.items())
         self._sizes, self._kept_bytes, self._stuck_bytes = OrderedDict(), 0, 0
         self._spaces.clear()
@@ -154,6 +158,7 @@ class Catalog:
                 self._move(name, last=False)
                 self._recovered[name] = None
                 self._kept_bytes += size
+                self._tell([name], stored=True)
 
     def order_recovered(self, names: Iterable[ObjectName]) -> None:
         """Put recovered objects in the order of their use: `names`, the newest first."""
@@ -217,7 +222,20 @@ class Catalog:
             del self._spaces[name.space]
         self._recovered.pop(name, None)
         self.suspects.discard(name)
+        self._tell([name], stored=False)
         return size
+
+    def _tell(self, names: Sequence[ObjectName], stored: bool) -> None:
+        """Note a change, where the name of the space tells whose objects these are."""
+        if not self._changes.on:
+            return
+        tell = self._changes.stored if stored else self._changes.removed
+        by_space: dict[str, list[bytes]] = {}
+        for name in names:
+            by_space.setdefault(name.space, []).append(name.hash)
+        for space, hashes in by_space.items():
+            if (key := parse_space(space)) is not None:
+                tell(Medium.STORAGE, key, hashes)
 
 
 def _first(

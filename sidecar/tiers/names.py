@@ -66,6 +66,7 @@ def object_name(space: SpaceKey, chunk_hash: bytes) -> ObjectName:
     return ObjectName(space_name(space), chunk_hash)
 
 
+@lru_cache(maxsize=4096)
 def parse_space(name: str) -> SpaceKey | None:
     """The space that is called `name`; None if it is called by a digest, or is none."""
     match = _NAMED.fullmatch(name)

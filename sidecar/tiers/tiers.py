@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from sidecar.cache.changes import Changes
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
@@ -76,7 +77,7 @@ class Tiers:
         self._later = around.later
         self.bypass: Bypass | None = None
         self._reuse = Reuse() if policy.reused else None
-        self.backends = _open(settings, arena, around, telemetry)
+        self.backends = _open(settings, arena, around, telemetry, l1.changes)
         self.loads = Loads(
             l1, arena, self.backends, telemetry, around.flows, not policy.retain, self._promote
         )
@@ -239,14 +240,18 @@ class Tiers:
 
 
 def _open(
-    settings: Sequence[AdapterSettings], arena: Bytes, around: ServerHooks, telemetry: Telemetry
-) -> list[Backend]:
+    settings: Sequence[AdapterSettings], arena: Bytes, around: ServerHooks, telemetry: Telemetry,
+    changes: Changes,
+) -> list[Backend]:  # fmt: skip
     backends: list[Backend] = []
     try:
         for index, label in enumerate(labels(settings)):
             adapter = settings[index].build()
             adapter.open(arena)
-            backends.append(Backend(index, label, settings[index], adapter, around.post, telemetry))
+            backend = Backend(
+                index, label, settings[index], adapter, around.post, telemetry, changes
+            )
+            backends.append(backend)
     except AdapterUnusable as error:
         for backend in backends:
             backend.adapter.close()

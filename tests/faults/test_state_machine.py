@@ -34,6 +34,7 @@ from sidecar.tiers.record import HEADER_BYTES
 from tests.support.node import CHUNK, EngineDrivenWorker, HandleWorker, Node
 from tests.support.raw import EVENT
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
+from tests.support.told import Told
 from tests.support.turned_threads import TurnedThreads
 
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "200"))
@@ -185,6 +186,7 @@ class Machine(RuleBasedStateMachine):
         self.bench = Bench(
             *self.adapters, slots=SLOTS, policy=policy, settings=limits, eviction=eviction
         )
+        self.told = Told(self.bench.l1)
         self.node = Node(self.bench)
         self.handle, self.driven = HandleWorker(self.node, 1), EngineDrivenWorker(self.node, 2)
         self.bench.tiers.start()
@@ -526,6 +528,11 @@ class Machine(RuleBasedStateMachine):
                 if done and copy.is_load:
                     expected = content(copy.worker.model, hashes_of(copy.tokens)[chunk])
                     assert (copy.worker.memory.blocks[block] == expected).all()
+
+    @invariant()
+    def readers_of_the_changes_know_what_is_there(self) -> None:
+        if hasattr(self, "bench"):
+            self.told.check(self.bench.l1, self.bench.tiers.backends)
 
     @invariant()
     def all_accounts_are_true(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sidecar.cache.arena import ALIGNMENT
+from sidecar.cache.changes import Changes
 from sidecar.cache.keys import SpaceKey
 from sidecar.config import ConfigError, load
 from sidecar.config.quotas import Amount, Quota, parse, written
@@ -73,7 +74,7 @@ def name(salt: str, number: int) -> ObjectName:
 
 
 def catalog(capacity: int) -> Catalog:
-    return Catalog(capacity, EvictionSettings(eviction_policy="IsolatedLRU"))
+    return Catalog(capacity, EvictionSettings(eviction_policy="IsolatedLRU"), Changes())
 
 
 def test_in_l2_a_tenant_over_its_quota_loses_its_own() -> None:

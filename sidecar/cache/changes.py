@@ -1,0 +1,78 @@
+"""The last changes of what the node holds, for those who tell routers: each reads at its own pace.
+
+Nothing is noted until somebody begins to read.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import islice
+from typing import NamedTuple
+
+from sidecar.cache.keys import SpaceKey
+from sidecar.flow import Outcome
+
+_MOST = 1 << 16
+
+
+class Medium(StrEnum):
+    """Where an object is, by vLLM's names: in the L1, or in a tier below."""
+
+    CPU = "CPU"
+    STORAGE = "STORAGE"
+
+
+class Change(NamedTuple):
+    """The objects `hashes` of `space` can be loaded from `medium` from now on, or not any more."""
+
+    stored: bool
+    medium: Medium
+    space: SpaceKey
+    hashes: Sequence[bytes]
+
+
+class Page(NamedTuple):
+    """Some changes in their order, and where to read on. `lost`: some are missing before them."""
+
+    changes: list[Change]
+    cursor: int
+    lost: bool
+
+
+class Changes:
+    """A log of `most` changes. Loop thread only."""
+
+    def __init__(self, most: int = _MOST) -> None:
+        self.on = False
+        self._log: deque[Change] = deque(maxlen=most)
+        self._next = 0
+        self._news: Outcome[None] = Outcome()
+
+    def begin(self) -> int:
+        """A cursor that reads what happens from now on."""
+        self.on = True
+        return self._next
+
+    def stored(self, medium: Medium, space: SpaceKey, hashes: Sequence[bytes]) -> None:
+        self._append(Change(True, medium, space, hashes))
+
+    def removed(self, medium: Medium, space: SpaceKey, hashes: Sequence[bytes]) -> None:
+        self._append(Change(False, medium, space, hashes))
+
+    def since(self, cursor: int, most: int) -> Page:
+        """At most `most` changes from `cursor` on."""
+        first = self._next - len(self._log)
+        start = min(max(cursor, first), self._next)
+        changes = list(islice(self._log, start - first, start - first + most))
+        return Page(changes, start + len(changes), cursor != start)
+
+    def news(self) -> Outcome[None]:
+        """An outcome that is set with the next change."""
+        return self._news
+
+    def _append(self, change: Change) -> None:
+        if self.on and change.hashes:
+            self._log.append(change)
+            self._next += 1
+            news, self._news = self._news, Outcome()
+            news.set(None)
