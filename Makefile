@@ -13,7 +13,7 @@ HEAVY ?= tests/e2e tests/images tests/gpu
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench gpu gpu-quick k8s images lint fmt generate clean
+.PHONY: help install demo test bench gpu gpu-quick k8s images docs lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -25,6 +25,7 @@ help:
 	@echo "make gpu-quick the same in nine minutes, with a driver, Python and numpy alone"
 	@echo "               (WHEELS=folder of scripts/gpu_wheels.py, SECONDS=540, FROM=0)"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
+	@echo "make docs      the documentation as a site with search: build/site/index.html"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
 	@echo "make generate  the files that are made from others: dashboard, rules, docs"
@@ -39,7 +40,7 @@ demo:
 	@$(RUN) -m examples.demo $(if $(KEEP),--keep)
 
 test: lint
-	$(venv) base dev engine clients storage k8s browser dynamo images
+	$(venv) base dev engine clients storage k8s docs browser dynamo images
 	$(RUN) -m pytest --timeout=600 -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(if $(HEAVY),$(RUN) -m pytest --timeout=600 $(HEAVY))
 	.venv/dynamo/bin/python -m pytest -q tests/unit/test_connectors_golden.py
@@ -65,6 +66,11 @@ k8s:
 images:
 	$(venv) base dev images
 	$(RUN) -m pytest --timeout=1200 tests/images
+
+docs:
+	$(venv) base docs
+	@$(RUN) -m sphinx -W --keep-going -q docs build/site
+	@echo "build/site/index.html"
 
 lint:
 	$(venv) base dev

