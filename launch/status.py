@@ -19,6 +19,8 @@ _METRICS = (
     "lookup_hit_tokens_total",
     "l1_memory_usage_bytes",
 )
+# Supervisor's words for a program that has a process.
+_ALIVE = ("STARTING", "RUNNING")
 _COLUMNS = ("program", "state", "pid", "up", "restarts", "health", "ports")
 
 
@@ -62,16 +64,23 @@ def report(directory: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(entry: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    runs = info.get("statename") == "RUNNING"
+    state = info.get("statename", "GONE")
     return {
         "program": entry["name"],
-        "state": info.get("statename", "GONE").lower(),
+        "state": state.lower(),
         "pid": info.get("pid", 0),
-        "up": int(time.time() - info["start"]) if runs else 0,
+        "up": int(time.time() - info["start"]) if state == "RUNNING" else 0,
         "restarts": entry["restarts"],
-        "health": health.unready(Check(**entry["check"])) or "ready",
+        "health": said(health.unready(Check(**entry["check"])), state),
         "ports": entry["ports"],
     }
+
+
+def said(unready: str, state: str) -> str:
+    """A program's health in words: one that runs and does not listen yet is starting."""
+    if unready == admin.REFUSED and state in _ALIVE:
+        return "starting"
+    return unready or "ready"
 
 
 def _cache(url: str) -> dict[str, float]:

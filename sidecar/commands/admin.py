@@ -1,12 +1,16 @@
 """Talking to a running server's admin port, as a command does: JSON in, one line of reason out."""
 
+import errno
 import json
+import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import Any
 
 URL = "http://127.0.0.1:8080"
+# What `reason` says where nothing listens.
+REFUSED = os.strerror(errno.ECONNREFUSED)
 # Whatever `http_proxy` says: no proxy knows a server of this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -46,6 +50,5 @@ def reason(error: Exception) -> str:
             return str(next(filter(None, told), error))
         except (OSError, HTTPException, ValueError, AttributeError):
             return str(error)
-    if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
-    return str(error) or type(error).__name__
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

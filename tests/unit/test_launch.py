@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from launch import cli, hardware, options, processes, shared_memory
+from launch import cli, hardware, options, processes, shared_memory, status
 from launch.build import build
 from launch.errors import StackError, UsageError
-from launch.plan import Stack
+from launch.health import unready
+from launch.plan import Check, Stack
 from launch.ports import Ports
 from launch.render import files
 from launch.run_directory import RunDirectory
@@ -459,6 +460,14 @@ def test_status_of_a_stack_that_has_no_programs_yet(
     with RunDirectory(tmp_path / "s").held():
         assert cli.main(["status"]) == 1
     assert capsys.readouterr().out == "s is being prepared: nothing of it runs yet\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "health"), [("RUNNING", "starting"), ("EXITED", "Connection refused")]
+)
+def test_what_runs_and_does_not_listen_is_starting(state: str, health: str) -> None:
+    nobody = Check("http://127.0.0.1:1")
+    assert status.said(unready(nobody), state) == health
 
 
 @pytest.mark.parametrize(
