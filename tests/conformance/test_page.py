@@ -39,6 +39,8 @@ PROMPTS, AGAIN = 5, 4
 REFUSED = "net::ERR_CONNECTION_REFUSED"
 # Texts whose contrast with what is behind them is less than WCAG's AA asks for.
 FAINT = Path(__file__).with_name("faint_texts.js").read_text()
+# Labels of charts that lie where lines are drawn, or on another label, or are cut off.
+CROSSED = Path(__file__).with_name("crossed_texts.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,8 @@ def test_it_is_readable(
     expect(panel(page, "Workers").get_by_role("cell").first).to_contain_text(MODEL)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(FAINT) == []
+    expect(page.locator(".chart text").first).to_be_visible()
+    assert page.evaluate(CROSSED) == []
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", ground)) / 3
     assert (brightness > 128) == (scheme == "light")

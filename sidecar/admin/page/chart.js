@@ -5,7 +5,8 @@ import { clock } from "./format.js";
 import { niceTop, stack } from "./scale.js";
 
 const HEIGHT = 132;
-const TOP = 16; // for the label of the highest value
+const LEFT = 64; // for the values, so that no line crosses them
+const TOP = 8; // for half the label of the highest value
 const BOTTOM = 20; // for the time
 // How much time is shown, as far as the history goes back, and which minutes are marked.
 const SPANS = [
@@ -69,7 +70,11 @@ export class Chart {
   }
 
   x(age) {
-    return this.width * (1 - age / this.span.seconds);
+    return LEFT + (this.width - LEFT) * (1 - age / this.span.seconds);
+  }
+
+  age(x) {
+    return this.span.seconds * (1 - (x - LEFT) / (this.width - LEFT));
   }
 
   y(value) {
@@ -79,18 +84,17 @@ export class Chart {
   grid() {
     return [0, this.scale / 2, this.scale].map((value) => {
       const y = this.y(value);
-      return svg("line", { class: "rule", x1: 0, x2: this.width, y1: y, y2: y });
+      return svg("line", { class: "rule", x1: LEFT, x2: this.width, y1: y, y2: y });
     });
   }
 
-  /** Above the lines, or they would be crossed out. A scale of nothing has no values. */
+  /** Beside and below what is drawn. A scale of nothing has no values. */
   labels() {
     const values = this.drawn.top || this.highest ? [this.scale / 2, this.scale] : [];
     return [
-      ...values.map((value) => text(0, this.y(value) - 4, this.format(value), "start")),
-      ...this.span.marks.map((minutes, i) => {
-        const anchor = i === 0 ? "start" : minutes ? "middle" : "end";
-        const label = minutes ? `\u2212${minutes} min` : "now";
+      ...values.map((value) => text(LEFT - 6, this.y(value) + 4, this.format(value), "end")),
+      ...this.span.marks.map((minutes) => {
+        const [label, anchor] = minutes ? [`\u2212${minutes} min`, "middle"] : ["now", "end"];
         return text(this.x(60 * minutes), HEIGHT - 5, label, anchor);
       }),
     ];
@@ -182,7 +186,7 @@ export class Chart {
 
   /** Put the tip where there is more room beside `left`. */
   place(left) {
-    const onTheLeft = left > this.width / 2;
+    const onTheLeft = left > (LEFT + this.width) / 2;
     this.tip.style.left = onTheLeft ? "auto" : `${left + 10}px`;
     this.tip.style.right = onTheLeft ? `${this.width - left + 10}px` : "auto";
   }
@@ -200,8 +204,8 @@ export class Chart {
     const { node } = this;
     new ResizeObserver(() => this.paint()).observe(node);
     const point = (event) => {
-      const { left, width } = node.getBoundingClientRect();
-      if (this.drawn) this.select(this.span.seconds * (1 - (event.clientX - left) / width));
+      const { left } = node.getBoundingClientRect();
+      if (this.drawn) this.select(this.age(event.clientX - left));
     };
     node.addEventListener("pointermove", point);
     node.addEventListener("pointerdown", point);
