@@ -12,7 +12,10 @@ COPY connectors connectors
 COPY sidecar sidecar
 RUN python3 -m venv /opt/kv-sidecar \
     && /opt/kv-sidecar/bin/python -m pip install --no-cache-dir ".${EXTRAS}" \
-    && /opt/kv-sidecar/bin/python -m pip uninstall --yes pip
+    && /opt/kv-sidecar/bin/python -m pip uninstall --yes pip \
+    # Where workers of another image copy their client from, whatever this Python's version.
+    && ln -s "$(/opt/kv-sidecar/bin/python -I -c 'import connectors; print(*connectors.__path__)')" \
+         /opt/kv-sidecar/connectors
 
 FROM ${BASE}
 # Where the volumes go: the Unix socket, and L2. A volume made on them inherits their owner.

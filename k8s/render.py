@@ -1,6 +1,7 @@
 """Render every overlay with kubectl and check the result against Kubernetes' own schemas.
 
-`python -m k8s.render` writes values/sizes.env first, then build/k8s/OVERLAY.yaml.
+`python -m k8s.render` writes what is computed (values/sizes.env, native/configs.env) first, then
+build/k8s/OVERLAY.yaml.
 """
 
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
-from k8s import sizes
+from k8s import configs, sizes
 
 ROOT = Path(__file__).parent
 OVERLAYS = sorted(path.name for path in (ROOT / "overlays").iterdir())
@@ -69,6 +70,7 @@ def main() -> None:
     if kubectl() is None:
         sys.exit("kubectl is needed: install it, or npm, which brings one for x86_64")
     sizes.write()
+    configs.write()
     _BUILT.mkdir(parents=True, exist_ok=True)
     for overlay in OVERLAYS:
         text = render(overlay)

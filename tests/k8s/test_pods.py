@@ -6,7 +6,19 @@ import pytest
 
 from k8s.render import OVERLAYS, pods
 from sidecar import app
-from tests.support.manifests import CACHED, SERVERS, container, containers, documents, of_kind, pod
+from tests.support.manifests import (
+    CACHED,
+    NATIVE,
+    NODE,
+    SERVERS,
+    cached_worker,
+    container,
+    containers,
+    documents,
+    environment,
+    of_kind,
+    pod,
+)
 
 RESTRICTED_VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected"}
 
@@ -40,10 +52,12 @@ def test_pod_security_restricted_admits_a_pod_with_its_own_cache(overlay: str) -
         assert not any("hostPort" in port for port in each.get("ports", []))
 
 
-def test_the_nodes_cache_has_of_the_host_what_cuda_needs_and_its_disk() -> None:
-    cache = pod("vllm-node", "kv-cache")
+@pytest.mark.parametrize("overlay", NODE)
+def test_the_nodes_cache_has_of_the_host_what_cuda_needs_and_its_disk(overlay: str) -> None:
+    cache = pod(overlay, "kv-cache")
     spec = cache["spec"]
     assert not {"hostNetwork", "hostIPC"} & set(spec)
+    assert ("hostPID" in spec) == (overlay not in NATIVE)
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"]}
     assert paths == {"/dev/shm", "/var/lib/kv-sidecar"}
     for each in containers(cache):
@@ -68,8 +82,9 @@ def test_worker_and_cache_share_memory_socket_user_and_process_numbers(overlay: 
     assert cached["spec"]["shareProcessNamespace"] is True
 
 
-def test_worker_and_cache_of_a_node_share_its_memory_and_the_user() -> None:
-    cache, worker = pod("vllm-node", "kv-cache"), pod("vllm-node", "vllm-worker")
+@pytest.mark.parametrize("overlay", NODE)
+def test_worker_and_cache_of_a_node_share_its_memory_and_the_user(overlay: str) -> None:
+    cache, worker = pod(overlay, "kv-cache"), pod(overlay, "vllm-worker")
     server, main = container(cache, "kv-sidecar"), container(worker, "main")
 
     host = {"hostPath": {"path": "/dev/shm", "type": "Directory"}, "name": "dev-shm"}
@@ -77,7 +92,7 @@ def test_worker_and_cache_of_a_node_share_its_memory_and_the_user() -> None:
     assert context(worker, main)["runAsUser"] == context(cache, server)["runAsUser"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", sorted({*OVERLAYS} - {*NATIVE}))
 def test_a_cache_sees_gpus_and_takes_none(overlay: str) -> None:
     carrier = pod(overlay, SERVERS[overlay])
     server = container(carrier, "kv-sidecar")
@@ -91,6 +106,27 @@ def test_a_cache_sees_gpus_and_takes_none(overlay: str) -> None:
     )
     for amounts in server["resources"].values():
         assert "nvidia.com/gpu" not in amounts
+
+
+@pytest.mark.parametrize("overlay", NATIVE)
+def test_beside_workers_that_copy_themselves_a_cache_sees_no_gpu(overlay: str) -> None:
+    carrier = pod(overlay, SERVERS[overlay])
+    server = container(carrier, "kv-sidecar")
+    assert not [name for name in environment(overlay, server) if name.startswith("NVIDIA")]
+    assert "nvidia" not in str(server["resources"])
+    assert ("runtimeClassName" in carrier["spec"]) == (overlay in CACHED)  # the worker's
+
+
+@pytest.mark.parametrize("overlay", NATIVE)
+def test_the_client_comes_into_the_worker_before_it_starts(overlay: str) -> None:
+    worker = cached_worker(overlay)
+    main, client = container(worker, "main"), container(worker, "kv-connector")
+    path = environment(overlay, main)["PYTHONPATH"]
+
+    assert client in worker["spec"]["initContainers"] and "restartPolicy" not in client
+    assert client["command"][-1] == f"{path}/"
+    assert volume_of(worker, main, path) == volume_of(worker, client, path)
+    assert client["image"] == container(pod(overlay, SERVERS[overlay]), "kv-sidecar")["image"]
 
 
 @pytest.mark.parametrize("overlay", CACHED)
@@ -151,10 +187,9 @@ def test_selectors_find_their_pods_and_ports_are_theirs(overlay: str) -> None:
 def test_every_worker_has_one_disruption_budget(overlay: str) -> None:
     """Of two that match a pod, the API refuses every eviction."""
     budgets = of_kind(overlay, "PodDisruptionBudget")
-    name = CACHED.get(overlay, "vllm-worker")
     matching = [b for b in budgets if selected(overlay, b["spec"]["selector"])]
     assert len(matching) == len(budgets) == 1
-    assert selected(overlay, matching[0]["spec"]["selector"]) == [pod(overlay, name)]
+    assert selected(overlay, matching[0]["spec"]["selector"]) == [cached_worker(overlay)]
 
 
 def test_the_nodes_cache_serves_its_own_workers_alone() -> None:

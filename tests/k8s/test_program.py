@@ -11,13 +11,15 @@ import yaml
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
-from connectors.roles import Role
+from connectors.offloading import NativeServer
+from connectors.roles import Role, Server
 from connectors.worker import DEFAULT_PORTS, Command, Program, Worker, command
 from k8s.render import OVERLAYS, pods
 from sidecar.app import wire_url
 from sidecar.config import Loaded, load
 from tests.support.manifests import (
     CACHED,
+    NATIVE,
     SERVERS,
     argv,
     container,
@@ -32,16 +34,23 @@ from tests.support.manifests import (
 ROOT = Path(__file__).parents[2]
 IN_POD = CacheServer(host="ipc:///run/kv-sidecar/mp")
 ON_NODE = CacheServer(host="tcp://kv-cache")
+NATIVE_IN_POD = NativeServer(host=IN_POD.host)
+NATIVE_ON_NODE = NativeServer(host=ON_NODE.host)
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 # Of the container runtime, not of the program.
 FOREIGN = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
-WORKERS: list[tuple[str, str, Role, Program, CacheServer]] = [
+WORKERS: list[tuple[str, str, Role, Program, Server]] = [
     ("vllm-sidecar", "vllm-worker", "aggregated", "vllm", IN_POD),
     ("vllm-sidecar-persistent", "vllm-worker", "aggregated", "vllm", IN_POD),
     ("vllm-node", "vllm-worker", "aggregated", "vllm", ON_NODE),
     ("dynamo-agg", "worker", "aggregated", "dynamo", IN_POD),
     ("dynamo-disagg", "prefill", "prefill", "dynamo", IN_POD),
     ("dynamo-disagg", "decode", "decode", "dynamo", IN_POD),
+    ("vllm-sidecar-native", "vllm-worker", "aggregated", "vllm", NATIVE_IN_POD),
+    ("vllm-node-native", "vllm-worker", "aggregated", "vllm", NATIVE_ON_NODE),
+    ("dynamo-agg-native", "worker", "aggregated", "dynamo", NATIVE_IN_POD),
+    ("dynamo-disagg-native", "prefill", "prefill", "dynamo", NATIVE_IN_POD),
+    ("dynamo-disagg-native", "decode", "decode", "dynamo", NATIVE_IN_POD),
 ]
 
 
@@ -67,9 +76,13 @@ def test_the_server_knows_every_flag_and_variable(overlay: str) -> None:
 
 
 def test_the_container_is_the_same_in_every_pod() -> None:
-    """So test_server.py starts only one of them."""
+    """So test_server.py starts only one of them. What a native worker's has not is not ours."""
     first, *others = [{**server(overlay), "resources": {}} for overlay in CACHED]
-    assert others == [first] * 3
+    first["env"] = [entry for entry in first["env"] if entry["name"] not in FOREIGN]
+    for overlay, other in zip([*CACHED][1:], others, strict=True):
+        left = [entry for entry in other["env"] if entry["name"] not in FOREIGN]
+        assert (left == other["env"]) == (overlay in NATIVE)
+        assert {**other, "env": left} == first
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -104,7 +117,7 @@ def test_the_cache_stays_away_from_the_ports_of_its_pod(overlay: str) -> None:
     assert not {config.port, config.http_port, config.prometheus_port} & others
 
 
-def expected(role: Role, program: Program, cache: CacheServer, model: str) -> Command:
+def expected(role: Role, program: Program, cache: Server, model: str) -> Command:
     config = roles.kv_transfer_config(role, cache, Nixl())
     return command(
         Worker(
@@ -126,7 +139,7 @@ def parsed(words: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize(("overlay", "name", "role", "program", "cache"), WORKERS)
 def test_a_worker_is_started_as_connectors_would(
-    overlay: str, name: str, role: Role, program: Program, cache: CacheServer
+    overlay: str, name: str, role: Role, program: Program, cache: Server
 ) -> None:
     main = container(pod(overlay, name), "main")
     variables = environment(overlay, main)
@@ -136,7 +149,7 @@ def test_a_worker_is_started_as_connectors_would(
     # Dynamo's operator gives the port of its own probes.
     ours = {k: v for k, v in wanted.environment.items() if k != "DYN_SYSTEM_PORT"}
     assert ours.items() <= variables.items()
-    own = {"MODEL", "KV_TRANSFER_CONFIG", "USER", "HOME"}
+    own = {"MODEL", "KV_TRANSFER_CONFIG", "USER", "HOME", "PYTHONPATH"}
     assert set(variables) - own == set(ours)
 
 
@@ -150,12 +163,17 @@ def test_every_worker_was_compared() -> None:
     assert found == {(overlay, name) for overlay, name, *_ in WORKERS}
 
 
+@pytest.mark.parametrize(
+    ("overlay", "cache"), [("vllm-node", ON_NODE), ("vllm-node-native", NATIVE_ON_NODE)]
+)
 @pytest.mark.parametrize("role", ["aggregated", "prefill", "decode"])
-def test_the_ready_made_config_is_what_connectors_makes(role: Role) -> None:
-    (config_map,) = of_kind("vllm-node", "ConfigMap")
+def test_the_ready_made_config_is_what_connectors_makes(
+    overlay: str, cache: Server, role: Role
+) -> None:
+    (config_map,) = of_kind(overlay, "ConfigMap")
 
     assert config_map["metadata"]["name"] == "kv-transfer-config"
-    assert json.loads(config_map["data"][role]) == roles.kv_transfer_config(role, ON_NODE, Nixl())
+    assert json.loads(config_map["data"][role]) == roles.kv_transfer_config(role, cache, Nixl())
 
 
 def test_manifests_need_no_shell() -> None:

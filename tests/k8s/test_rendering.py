@@ -9,9 +9,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from k8s import render, sizes
+from k8s import configs, render, sizes
 from tests.support.manifests import (
     CACHED,
+    NATIVE,
+    NODE,
     SERVERS,
     container,
     containers,
@@ -19,6 +21,7 @@ from tests.support.manifests import (
     environment,
     of_kind,
 )
+from tests.support.server import REPO
 
 COMPONENT_KEYS = {"name", "type", "replicas", "sharedMemorySize", "podTemplate"}
 
@@ -54,11 +57,19 @@ def test_only_what_is_applied_is_rendered(overlay: str) -> None:
     assert len(names) == len(documents(overlay))
 
 
-def test_every_image_is_one_of_ours_with_a_tag() -> None:
-    for _, pod in all_pods():
+def test_every_image_is_ours_or_of_vllms_and_dynamos_releases_with_a_tag() -> None:
+    for overlay, pod in all_pods():
         for each in containers(pod):
-            assert each["image"].startswith("registry.example.com/kv-sidecar"), each["image"]
+            stock = overlay in NATIVE and each["name"] == "main"
+            assert each["image"].startswith("registry.example.com/kv-sidecar") != stock
             assert ":" in each["image"].rpartition("/")[2]
+
+
+def test_images_of_others_are_those_that_ours_are_built_from() -> None:
+    stock = {each["image"] for _, pod in all_pods() for each in containers(pod)}
+    told = (REPO / "Dockerfile.worker").read_text()
+    for image in stock:
+        assert "kv-sidecar" in image or f"BASE={image}" in told, image
 
 
 def test_every_mount_has_its_volume() -> None:
@@ -69,14 +80,14 @@ def test_every_mount_has_its_volume() -> None:
         assert volumes == set(mounts), (overlay, pod["metadata"]["name"])
 
 
-@pytest.mark.parametrize("overlay", ["dynamo-agg", "dynamo-disagg"])
+@pytest.mark.parametrize("overlay", [name for name in render.OVERLAYS if "dynamo" in name])
 def test_the_shape_that_dynamo_reads(overlay: str) -> None:
     """As in the examples of the ai-dynamo wheel, 1.6.1, `profiler/templates/dgd/vllm`."""
     (graph,) = of_kind(overlay, "DynamoGraphDeployment")
     assert graph["apiVersion"] == "nvidia.com/v1beta1"
     components = graph["spec"]["components"]
-    types = {"dynamo-agg": ["frontend", "worker"], "dynamo-disagg": ["frontend", "decode"]}
-    assert [each["type"] for each in components][:2] == types[overlay]
+    second = "decode" if "disagg" in overlay else "worker"
+    assert [each["type"] for each in components][:2] == ["frontend", second]
     for component in components:
         assert set(component) <= COMPONENT_KEYS
         (main,) = component["podTemplate"]["spec"]["containers"]
@@ -91,6 +102,10 @@ def test_the_shape_that_dynamo_reads(overlay: str) -> None:
 def test_sizes_are_those_of_the_values() -> None:
     values = sizes.read(sizes.VALUES / "values.env")
     assert sizes.read(sizes.VALUES / "sizes.env") == sizes.derived(values)
+
+
+def test_configs_are_those_of_the_connectors() -> None:
+    assert configs.FILE.read_text().splitlines()[1:] == configs.lines()
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +141,12 @@ def test_a_value_is_given_once(other: dict[str, Any], overlay: str) -> None:
         1200
     )
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-    if overlay != "vllm-node":
+    if overlay not in NODE:
         assert volumes["kv-shm"]["emptyDir"]["sizeLimit"] == "1208Gi"
     if overlay == "vllm-sidecar-persistent":
         (claim,) = [d for d in other[overlay] if d["kind"] == "PersistentVolumeClaim"]
         assert claim["spec"]["resources"]["requests"]["storage"] == "4201Gi"
-    elif overlay != "vllm-node":
+    elif overlay not in NODE:
         assert volumes["kv-l2"]["emptyDir"]["sizeLimit"] == "4201Gi"
         assert server["resources"]["requests"]["ephemeral-storage"] == "4201Gi"
     assert "Qwen" not in str(other[overlay])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -10,15 +11,30 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+import zmq
 
+from connectors import offloading
+from connectors.native.arena import Arenas
+from connectors.native.connection import Dealer
+from connectors.native.membership import Membership
+from connectors.native.settings import Settings
+from connectors.native.wire import Join
+from connectors.worker import connectors_of
+from tests.support import native
 from tests.support.faulty_adapter import FAULTY
-from tests.support.manifests import argv, environment, server
+from tests.support.manifests import (
+    argv,
+    cached_worker,
+    container,
+    environment,
+    server,
+)
 from tests.support.mock_adapter import MOCK
 from tests.support.raw import RawClient, RawWorker
 from tests.support.server import REPO, free_port, wait_until
@@ -46,20 +62,19 @@ class Container:
         self.socket = root / "run" / "kv-sidecar" / "mp:5555"
         if "--host=*" in words:
             flags += ["--port", str(free_port())]
-        rendered = {name: self._here(value) for name, value in {**variables, **changes}.items()}
+        rendered = {name: self.here(value) for name, value in {**variables, **changes}.items()}
         self.log = root / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", *map(self._here, words), *flags],
+                [sys.executable, "-m", "sidecar", *map(self.here, words), *flags],
                 env=os.environ | rendered | {"PYTHONPATH": str(REPO)},
                 stdout=log,
                 stderr=log,
             )
 
-    def _here(self, text: str) -> str:
-        for path, folder in self._paths.items():
-            text = text.replace(path, folder)
-        return text
+    def here(self, text: str) -> str:
+        """Paths of the container as those of this host."""
+        return _replaced(text, self._paths)
 
     def answer(self, probe: dict[str, Any]) -> str:
         """What the kubelet's HTTP request meets: a status code, `refused` or `timeout`."""
@@ -83,6 +98,12 @@ class Container:
                 self.process.wait(0.3)
                 return
         self.process.kill()
+
+
+def _replaced(text: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
 
 
 def rendered(overlay: str) -> Line:
@@ -138,6 +159,53 @@ def test_the_compose_files_command_line_starts_a_server(run: Callable[..., Conta
     wait_until(lambda: started.answer(probes("vllm-node")[0]) == "200", "healthy")
     started.process.terminate()
     assert started.process.wait(60) == 0, started.log.read_text()
+
+
+def test_the_client_that_is_copied_needs_no_package_of_ours(tmp_path: Path) -> None:
+    client = container(cached_worker("vllm-sidecar-native"), "kv-connector")
+    here = {"/opt/kv-sidecar/": f"{REPO}/", "/opt/kv-connector": str(tmp_path)}
+    words = [_replaced(word, here) for word in client["command"]]
+    for _ in range(2):  # the second is that of a node that has restarted
+        subprocess.run(words, check=True, timeout=60)
+
+    code = (
+        "import connectors.native.membership as client, connectors.offloading, sys; "
+        "print(client.__file__, any(m.startswith('sidecar') for m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == [f"{tmp_path}/connectors/native/membership.py", "False"], done
+    assert (tmp_path / f"{offloading.MODULE.replace('.', '/')}.py").exists()
+
+
+def test_a_worker_meets_its_cache_by_the_rendered_address(run: Callable[..., Container]) -> None:
+    """A worker's process by vLLM's own connector: it maps the arena, and its engine is ready."""
+    overlay = "vllm-sidecar-native"
+    started = run(rendered(overlay))
+    config = environment(overlay, container(cached_worker(overlay), "main"))["KV_TRANSFER_CONFIG"]
+    extra = connectors_of(json.loads(config))[offloading.NAME]
+    url = started.here(Settings.read(extra).url)
+    assert url == f"ipc://{started.socket}"
+    wait_until(lambda: started.answer(probes(overlay)[0]) == "200", "started")
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    engine = native.Engine(url)
+    (worker,) = engine.members
+    member = Membership(Join(**worker.ask), Arenas(), functools.partial(Dealer, context, url))
+    member.start()
+    try:
+        wait_until(lambda: engine.attach()["ready"], "the worker has the arena mapped")
+    finally:
+        member.stop()
+        worker.client.close()
+        engine.client.close()
+        context.term()
 
 
 def test_what_probes_meet_from_start_to_end(run: Callable[..., Container]) -> None:

@@ -69,16 +69,30 @@ def argv(overlay: str, container: Document) -> list[str]:
 
 CACHED = {
     "vllm-sidecar": "vllm-worker",
+    "vllm-sidecar-native": "vllm-worker",
     "vllm-sidecar-persistent": "vllm-worker",
     "dynamo-agg": "worker",
+    "dynamo-agg-native": "worker",
     "dynamo-disagg": "prefill",
+    "dynamo-disagg-native": "prefill",
 }
 """The pods with a cache of their own, by overlay."""
 
-SERVERS = {**CACHED, "vllm-node": "kv-cache"}
+NODE = ("vllm-node", "vllm-node-native")
+"""The overlays with one cache a node."""
+
+SERVERS = {**CACHED, **dict.fromkeys(NODE, "kv-cache")}
 """The pods in which a kv-sidecar runs, by overlay."""
 
+NATIVE = [overlay for overlay in OVERLAYS if overlay.endswith("-native")]
+"""Those whose workers use vLLM's own connector."""
+
 assert sorted(SERVERS) == OVERLAYS
+
+
+def cached_worker(overlay: str) -> Document:
+    """The pod of the worker that uses the cache, its own or the node's."""
+    return pod(overlay, CACHED.get(overlay, "vllm-worker"))
 
 
 def server(overlay: str) -> Document:
