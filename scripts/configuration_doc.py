@@ -33,9 +33,9 @@ variable `KV_SIDECAR_CONFIG`) and an environment variable. A flag wins over the 
 environment over the file. `kv-sidecar serve --print-config` shows what holds and where it came
 from; `GET /config` on the admin port shows what a running server has. A wrong option is one line
 and exit code 2; an unknown `KV_SIDECAR_*` variable is a warning. Nothing can be changed while the
-server runs: restart it ([operations.md](operate.md#operations)).
+server runs: [restart it](operate.md#stop-restart-upgrade).
 
-Names are those of `lmcache server` where it has the option; [migrating.md](migrating.md) lists its
+Names are those of `lmcache server` where it has the option; [migrating](migrating.md#flags) lists its
 other flags. [configs/](../configs/sidecar.yaml) has a file with all options, and profiles.
 """
 GROUPS = {
@@ -51,7 +51,7 @@ L2_HEAD = """
 
 `--l2-adapter` takes a JSON object with a `type` and the keys below; the flag may be repeated, the
 nearest first. In a YAML file the value may be a list of mappings. What the backends do, and with
-which they were tested: [l2.md](l2.md).
+which they were tested: [L2](l2.md#adapters).
 
 ### Keys of every adapter
 

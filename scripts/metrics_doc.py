@@ -34,7 +34,7 @@ under `other`. Every sample also has the labels `otel_scope_name`, `otel_scope_v
 `otel_scope_schema_url`; `target_info` has the version and `--instance-id` of the server.
 
 A histogram `x` is three metrics: `x_bucket` (with the label `le`), `x_sum` and `x_count`.
-What to watch, and alerts: [monitoring.md](operate.md#monitoring).
+Alerts on them, and a dashboard: [operate](operate.md#prometheus-and-grafana).
 """
 
 

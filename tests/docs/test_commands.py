@@ -1,13 +1,8 @@
 """Every command of the pages is run, by bash and as it stands, in a sandbox."""
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Thread
 
 import pytest
 
@@ -32,32 +27,6 @@ BLOCKS = [
     for number, block in enumerate(blocks(page))
     if block.language not in _NO_COMMANDS
 ]
-
-
-class _OpenAI(BaseHTTPRequestHandler):
-    """A server that lists the pages' model."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"id": "MODEL"}]}).encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def openai_port() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _OpenAI) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-@pytest.fixture
-def sandbox(openai_port: int) -> Iterator[Sandbox]:
-    with TemporaryDirectory(prefix="kvdocs") as root:
-        yield Sandbox(Path(root), openai_port)
 
 
 @pytest.mark.parametrize("text", BLOCKS)

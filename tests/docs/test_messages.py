@@ -34,7 +34,7 @@ def _quoted(section: str) -> list[str]:
 
 
 @cache
-def _texts(roots: tuple[Path, ...]) -> str:
+def texts(roots: tuple[Path, ...]) -> str:
     """All strings of the sources, with a hole for each value that is put into them."""
     files = (file for root in roots for file in root.rglob("*.py"))
     return "\n".join(_flat(text) for file in files for text in _strings(file))
@@ -54,7 +54,7 @@ def _strings(file: Path) -> Iterator[str]:
             yield node.value
 
 
-def _is_said(message: str, texts: str) -> bool:
+def is_said(message: str, texts: str) -> bool:
     """Whether one string has the message's words in this order."""
     words = [re.escape(part) for part in message.split("...")]
     return re.search("[^\n]*".join(words), texts) is not None
@@ -62,10 +62,10 @@ def _is_said(message: str, texts: str) -> bool:
 
 @pytest.mark.parametrize("section", _OURS)
 def test_our_messages_are_ours(section: str) -> None:
-    texts = _texts((REPO / "sidecar", REPO / "connectors", REPO / "launch"))
+    said = texts((REPO / "sidecar", REPO / "connectors", REPO / "launch"))
     assert _quoted(section)
     for message in _quoted(section):
-        assert _is_said(message, texts), message
+        assert is_said(message, said), message
 
 
 _THEIRS = {
@@ -84,10 +84,10 @@ def test_their_messages_are_theirs(section: str) -> None:
     root = _installed(package)
     if root is None:
         pytest.skip(f"needs {package}")
-    texts = _texts(tuple(root / folder for folder in folders))
+    said = texts(tuple(root / folder for folder in folders))
     assert _quoted(section)
     for message in _quoted(section):
-        assert _is_said(message, texts), message
+        assert is_said(message, said), message
 
 
 def _installed(package: str) -> Path | None:
