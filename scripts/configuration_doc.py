@@ -35,8 +35,8 @@ from; `GET /config` on the admin port shows what a running server has. A wrong o
 and exit code 2; an unknown `KV_SIDECAR_*` variable is a warning. Nothing can be changed while the
 server runs: [restart it](operate.md#stop-restart-upgrade).
 
-Names are those of `lmcache server` where it has the option; [migrating](migrating.md#flags) lists its
-other flags. [configs/](../configs/sidecar.yaml) has a file with all options, and profiles.
+Names are those of `lmcache server` where it has the option; [migrating](migrating.md#flags) lists
+its other flags. [configs/](../configs/sidecar.yaml) has a file with all options, and profiles.
 """
 GROUPS = {
     "mp": "The port that workers connect to, and transfers",
