@@ -6,14 +6,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 RUN := .venv/bin/python
 # With the CUDA builds of PyTorch and vLLM.
 GPU := .venv/gpu/bin/python
-TESTS ?= tests/unit tests/docs tests/k8s tests/conformance tests/faults
+TESTS ?= tests/unit tests/docs tests/k8s tests/dist tests/conformance tests/faults
 # These fill the machine by themselves.
 HEAVY ?= tests/e2e tests/images tests/gpu
 
 # $(call venv,GROUP...)
 venv = @$(or $(PYTHON),$(error Python 3.11 or newer is needed; name it with PYTHON=...)) scripts/install.py
 
-.PHONY: help install demo test bench gpu gpu-quick k8s images docs lint fmt generate clean
+.PHONY: help install demo test bench gpu gpu-quick k8s images docs dist lint fmt generate clean
 
 help:
 	@echo "make install   the server and the connectors into .venv: .venv/bin/kv-sidecar"
@@ -26,6 +26,7 @@ help:
 	@echo "               (WHEELS=folder of scripts/gpu_wheels.py, SECONDS=540, FROM=0)"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make docs      the documentation as a site with search: build/site/index.html"
+	@echo "make dist      the wheels and the sdist, into dist/"
 	@echo "make images    builds the container images and runs them (root, buildah, debootstrap)"
 	@echo "make lint      ruff, mypy, shellcheck, yamllint, hadolint;  make fmt formats"
 	@echo "make generate  the files that are made from others: dashboard, rules, docs"
@@ -71,6 +72,10 @@ docs:
 	$(venv) base docs
 	@$(RUN) -m sphinx -W --keep-going -q docs build/site
 	@echo "build/site/index.html"
+
+dist:
+	$(venv) base dev
+	@$(RUN) -m scripts.dist
 
 lint:
 	$(venv) base dev

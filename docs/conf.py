@@ -1,9 +1,10 @@
 """The site that `make docs` builds. Warnings are errors, such as a link that leads nowhere."""
 
 import re
-from importlib.metadata import version as installed
 
 from sphinx.application import Sphinx
+
+from connectors import __version__
 
 # The order in which people need the pages; a page that is not here fails the build.
 NAVIGATION = {
@@ -13,7 +14,7 @@ NAVIGATION = {
 }
 
 project = "kv-sidecar"
-version = release = installed("kv-sidecar")
+version = release = __version__
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 highlight_language = "bash"

@@ -46,7 +46,7 @@ def _launch(topology: Topology, arguments: Sequence[str]) -> int:
     if len(str(directory.temporary / str(uuid.UUID(int=0))).encode()) > 107:
         raise UsageError(f"{directory.path} is too long for Unix sockets: see LAUNCH_RUN_DIR")
     if importlib.util.find_spec("supervisor") is None:
-        raise UsageError("supervisor is not installed: pip install 'kv-sidecar[launch]'")
+        raise UsageError("supervisor is not installed: install kv-sidecar[launch]")
     if given.dry_run:
         stack = build(given, directory.path)
         show(stack, directory)

@@ -1,3 +1,3 @@
 """kv-sidecar: a KV-cache server for LLM engines that speaks the LMCache MP protocol."""
 
-__version__ = "0.1.0"
+from connectors import __version__ as __version__

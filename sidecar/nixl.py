@@ -17,9 +17,7 @@ def load() -> Any:
     try:
         api = importlib.import_module("nixl._api")
     except ImportError as error:
-        raise NixlMissing(
-            f"NIXL cannot be imported ({error}): pip install 'kv-sidecar[nixl]'"
-        ) from error
+        raise NixlMissing(f"NIXL cannot be imported ({error}): install kv-sidecar[nixl]") from error
     logger = logging.getLogger("nixl")
     logger.handlers.clear()
     logger.propagate = True

@@ -105,7 +105,7 @@ def _check(config: Config) -> None:
     if config.trace_sample_ratio and not config.otlp_endpoint:
         raise ConfigError("--trace-sample-ratio needs --otlp-endpoint, where the traces go")
     if config.otlp_endpoint and not _has_otlp_exporter():
-        raise ConfigError("--otlp-endpoint needs the OTLP exporter: pip install 'kv-sidecar[otlp]'")
+        raise ConfigError("--otlp-endpoint needs the OTLP exporter: install kv-sidecar[otlp]")
 
 
 def _check_quotas(config: Config) -> None:

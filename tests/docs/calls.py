@@ -8,13 +8,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import yaml
 
-from connectors import offloading, roles
+from connectors import __version__, offloading, roles
 from connectors.lmcache_mp import CacheServer
 from connectors.offloading import NativeServer
 from launch import options
@@ -119,6 +120,21 @@ def _help(module: str) -> str:
     return run.stdout
 
 
+def _pip(words: Words) -> None:
+    assert words[0] == "install"
+    for wheel in words[1:]:
+        match = re.fullmatch(r"dist/(\w+)-(.+)-py3-none-any\.whl(?:\[([\w,]+)\])?", wheel)
+        assert match, wheel
+        assert match[1] in ("kv_sidecar", "kv_sidecar_connectors"), wheel
+        assert match[2] == __version__
+        assert set((match[3] or "launch").split(",")) <= _extras()
+
+
+def _extras() -> set[str]:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    return set(project["optional-dependencies"])
+
+
 def _install(groups: Words) -> None:
     text = (REPO / "scripts" / "install.py").read_text()
     for group in groups:
@@ -145,6 +161,7 @@ class _Strict(argparse.ArgumentParser):
 _EXAMPLES = "tests/e2e/test_examples.py::test_the_second_offline_run_takes_what_the_first_stored"
 _DYNAMO = "tests/e2e/test_stacks.py::test_aggregated_output_from_the_cache"
 _STACK = "tests/faults/test_launch.py::test_a_stack_serves_shows_its_state_and_ends"
+_WHEEL = "tests/dist/test_dist.py::test_the_server_runs_from_its_wheel"
 PROGRAMS = {
     "vllm": Program(
         _vllm, "tests/e2e/test_vllm.py::test_the_cached_output_equals_the_computed_one"
@@ -160,6 +177,8 @@ PROGRAMS = {
     "python3": Program(_python, _DYNAMO),
     ".venv/bin/python": Program(_python, "no test: the benchmark takes minutes"),
     ".venv/gpu/bin/python": Program(_python, "no test: no GPU"),
+    "pip": Program(_pip, _WHEEL),
+    "pipx": Program(_pip, _WHEEL),
     "scripts/install.py": Program(_install, "no test: `make test` begins with it"),
     "scripts/gpu_wheels.py": Program(
         _wheels, "tests/unit/test_gpu_quick.py::test_what_is_collected"

@@ -22,7 +22,7 @@ from tests.support.server import free_port
 STAND_INS = (
     *("vllm", "lmcache", "docker", "kubectl", "make", "python", "python3", ".venv/bin/python"),
     ".venv/gpu/bin/python",
-    *("scripts/install.py", "scripts/gpu_wheels.py"),
+    *("pip", "pipx", "scripts/install.py", "scripts/gpu_wheels.py"),
     *("launch/agg.sh", "launch/disagg.sh", "launch/vllm.sh"),
     *("launch/status.sh", "launch/stop.sh"),
 )

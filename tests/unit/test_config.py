@@ -227,7 +227,7 @@ def test_values_that_contradict_each_other(arguments: list[str], message: str) -
 def test_otlp_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = problem(*SIZE, "--otlp-endpoint", "http://localhost:4317")
-    assert message == "--otlp-endpoint needs the OTLP exporter: pip install 'kv-sidecar[otlp]'"
+    assert message == "--otlp-endpoint needs the OTLP exporter: install kv-sidecar[otlp]"
 
 
 def test_switches_need_no_value_and_can_be_undone() -> None:

@@ -229,7 +229,7 @@ def test_without_nixl_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "nixl._api", None)
-    with pytest.raises(AdapterUnusable, match=r"pip install 'kv-sidecar\[nixl\]'"):
+    with pytest.raises(AdapterUnusable, match=r"install kv-sidecar\[nixl\]"):
         on_files(tmp_path).build().open(arena)
 
     adapter = settings(tmp_path).build()

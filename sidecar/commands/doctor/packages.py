@@ -45,7 +45,7 @@ def no_worker_here() -> Finding:
         "vllm",
         "a worker's command was given, but vLLM is not in this environment",
         "the worker's versions cannot be checked from here",
-        "run doctor with the worker's Python: pip install kv-sidecar, in its environment",
+        "install kv-sidecar in the worker's environment, and run its doctor there",
     )
 
 

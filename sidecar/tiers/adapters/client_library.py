@@ -15,7 +15,7 @@ def library(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise AdapterUnusable(f"{error}: pip install 'kv-sidecar[{extra}]'") from None
+        raise AdapterUnusable(f"{error}: install kv-sidecar[{extra}]") from None
     except ImportError as error:
         # The loader's own words name one library, the first that it misses.
         reason = shared_libraries.lack(module.partition(".")[0])

@@ -30,5 +30,5 @@ def _not_checked(reason: str) -> Finding:
         "arguments",
         "not checked: what --config and dotted options say",
         reason,
-        "run doctor with the worker's Python: pip install kv-sidecar, in its environment",
+        "install kv-sidecar in the worker's environment, and run its doctor there",
     )
