@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -156,8 +157,8 @@ def clear(server: Server) -> None:
     server.request("/cache/clear", {"tier": "l1", "force": True})
 
 
-def run_faults(minutes: float, folder: Path, seed: int, findings: Findings) -> None:
-    """Kills, stops and restarts at random moments; no request fails, waits or is wrong."""
+def run_faults(minutes: float, count: int, folder: Path, seed: int, findings: Findings) -> None:
+    """`count` kills, stops and restarts at random moments; no request fails, waits or is wrong."""
     chance, case = random.Random(seed), Case(_plain, (), 2)
     model = case.make(folder / "model")
     texts = [prompt(f"Text {n}", 400 + 300 * n) for n in range(8)]
@@ -172,34 +173,45 @@ def run_faults(minutes: float, folder: Path, seed: int, findings: Findings) -> N
         expected = {text: ask(engines[0], text) for text in texts}
         clear(server)
         load = _Load(engines, texts, expected, findings)
-        ends, events = time.monotonic() + 60 * minutes, 0
+        ends, harm = time.monotonic() + 60 * minutes, Counter[str]()
         with load:
-            while time.monotonic() < ends:
+            while harm.total() < count and time.monotonic() < ends:
                 time.sleep(chance.uniform(0.5, 4.0))
-                events += 1
-                _harm(server, chance)
+                harm[_harm(server, chance)] += 1
+                print(f"  {harm.total()} faults, {load.count} requests", flush=True)
         before = sum(map(loaded, engines))
         wait_until(lambda: _hit_again(engines, texts, before), "hits in the end", SETTLE_SECONDS)
         wait_until(lambda: nothing_is_held(server), "all pins are given back", 60)
-        print(f"  faults: {events} events, {load.count} requests, slowest {load.slowest:.1f} s")
+        print(f"  faults: {dict(harm)}, {load.count} requests, slowest {load.slowest:.1f} s")
+        for number, engine in enumerate(engines):
+            print(f"  engine {number}: {loaded(engine)} tokens loaded")
 
 
-def _harm(server: Server, chance: random.Random) -> None:
+def _harm(server: Server, chance: random.Random) -> str:
+    """One kind of fault, by chance, and its end; which it was."""
     assert server.process is not None
-    match chance.choice(["kill", "stop", "restart"]):
+    kind = chance.choice(["kill", "stop", "restart"])
+    match kind:
         case "kill":
             server.kill()
             time.sleep(chance.uniform(0.0, 3.0))
-            server.start()
+            _start(server)
         case "stop":
             server.process.send_signal(signal.SIGSTOP)
-            time.sleep(chance.choice([0.2, 1.0, 5.0, 15.0]))
+            time.sleep(chance.choice([0.2, 1.0, 5.0, 60.0]))
             server.process.send_signal(signal.SIGCONT)
         case _:
             server.stop()
             at = server._flags.index("--l1-size-gb") + 1
             server._flags[at] = chance.choice(["0.1", "0.25", "0.5"])
-            server.start()
+            _start(server)
+    return kind
+
+
+def _start(server: Server) -> None:
+    """However long that takes beside two engines at work on the same cores."""
+    server.spawn()
+    wait_until(server.healthy, "the sidecar serves", 600)
 
 
 def _hit_again(engines: list[Engine], texts: list[str], before: int) -> bool:
@@ -255,7 +267,8 @@ def main() -> int:
         prog="python -m tests.e2e.native_campaign", description=__doc__
     )
     parser.add_argument("--only", action="append", choices=[*CASES, "faults"], help="this case")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of faults")
+    parser.add_argument("--faults", type=int, default=50, help="how many, at the most")
+    parser.add_argument("--minutes", type=float, default=40.0, help="of faults, at the most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     findings = Findings()
@@ -263,7 +276,7 @@ def main() -> int:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as directory, no_lmcache(Path(directory)):
             if name == "faults":
-                run_faults(options.minutes, Path(directory), options.seed, findings)
+                run_faults(options.minutes, options.faults, Path(directory), options.seed, findings)
             else:
                 run_case(name, CASES[name], Path(directory), findings)
     print(f"{len(findings.lines)} findings")

@@ -1,20 +1,27 @@
 """vLLM's own connector over the sidecar, in a worker without lmcache.
 
-The engine has two LoRA adapters beside its model: what lmcache's client would mix up. More models,
-releases and faults: `python -m tests.e2e.native_campaign`.
+The engine has two LoRA adapters beside its model, and takes prompt embeddings: what lmcache's
+client would mix up. Its own cache holds little, so that it preempts. More models, releases and
+faults: `python -m tests.e2e.native_campaign`.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from examples.counters import counter
 from examples.demo.engine import MODEL_NAME, Engine
+from tests.support.l2 import fs_flags
 from tests.support.native_vllm import (
     BLOCK,
     Answer,
@@ -27,7 +34,7 @@ from tests.support.native_vllm import (
     objects,
 )
 from tests.support.server import Server, wait_until
-from tests.support.tiny_models import RANK, make_adapter
+from tests.support.tiny_models import HIDDEN, RANK, make_adapter
 
 from .conftest import prompt
 
@@ -36,6 +43,11 @@ pytestmark = pytest.mark.engine
 MODELS = (MODEL_NAME, "first", "second")
 TEXT = prompt("Rho", 1500)
 CHUNK = 2 * BLOCK
+# Of vLLM's own cache: what its longest prompt takes, and little more.
+BLOCKS = 36
+EMBEDDINGS = 600
+# Of the small one: four chunks, with their headers.
+L1_GB = 4 * (2 * 2**20 + 4096) / 2**30
 
 
 @dataclass
@@ -46,18 +58,19 @@ class Setup:
     engine: Engine
     cold: dict[str, Answer]
 
-    def ask(self, text: str, model: str = MODEL_NAME) -> tuple[Answer, int]:
-        """What `model` says, and how many tokens of the text were loaded for it."""
+    def ask(self, text: str | None, model: str = MODEL_NAME, **fields: str) -> tuple[Answer, int]:
+        """What `model` says, and how many tokens of the input were loaded for it."""
         before = loaded(self.engine)
-        answer = ask(self.engine, text, model=model)
+        answer = ask(self.engine, text, model=model, **fields)
         return answer, loaded(self.engine) - before
 
-    def ask_new(self, text: str) -> Answer:
-        """What is said of a text that nobody knows, once the sidecar has it."""
+    def ask_new(self, text: str | None, **fields: str) -> Answer:
+        """What is said of an input that nobody knows, once the sidecar has it."""
         before = objects(self.server)
-        answer, hits = self.ask(text)
+        answer, hits = self.ask(text, **fields)
         assert hits == 0
-        wait_until(lambda: objects(self.server) >= before + len(text) // CHUNK, "it is stored")
+        chunks = (len(text) if text else EMBEDDINGS) // CHUNK
+        wait_until(lambda: objects(self.server) >= before + chunks, "it is stored")
         return answer
 
 
@@ -69,6 +82,7 @@ def setup(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Set
     flags = [
         *("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2"),
         *("--lora-modules", *adapters),
+        *("--enable-prompt-embeds", "--num-gpu-blocks-override", str(BLOCKS)),
     ]
     server = Server(folder, l1_size_gb=1)
     with ExitStack() as stack:
@@ -108,6 +122,44 @@ def test_a_prompt_goes_on_from_its_prefix(setup: Setup) -> None:
     assert setup.ask(longer) == (answer, 0)
 
 
+def test_prompt_embeddings_are_told_apart(setup: Setup) -> None:
+    """Of one length, whose tokens are all alike; each finds its own again."""
+    computed = [setup.ask_new(None, prompt_embeds=embeddings(number)) for number in (0, 1)]
+    assert computed[0] != computed[1]
+
+    for number, answer in enumerate(computed):
+        found = setup.ask(None, prompt_embeds=embeddings(number))
+        assert found == (answer, EMBEDDINGS // CHUNK * CHUNK)
+
+
+def embeddings(number: int) -> str:
+    """EMBEDDINGS vectors as vLLM's API takes them; each `number` has others."""
+    random = torch.Generator().manual_seed(number)
+    encoded = io.BytesIO()
+    torch.save(torch.randn(EMBEDDINGS, HIDDEN, generator=random) * 0.08, encoded)
+    return base64.b64encode(encoded.getvalue()).decode()
+
+
+def test_what_was_preempted_comes_back(setup: Setup) -> None:
+    """Five prompts fill vLLM's cache to the last block, and each needs one more to go on."""
+    blocks = (BLOCKS - 1) // 5
+    texts = [prompt(f"Psi {n}", blocks * BLOCK - 4) for n in range(5)]
+    alone = [setup.ask_new(text) for text in texts]
+    before, hits = preemptions(setup.engine), loaded(setup.engine)
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        together = list(pool.map(lambda text: ask(setup.engine, text), texts))
+
+    assert together == alone
+    assert preemptions(setup.engine) > before
+    assert loaded(setup.engine) - hits >= len(texts) * (len(texts[0]) // CHUNK * CHUNK)
+    wait_until(lambda: nothing_is_held(setup.server), "all pins are given back")
+
+
+def preemptions(engine: Engine) -> int:
+    return counter(engine.url, "vllm:num_preemptions_total")
+
+
 def test_a_sidecar_that_stops_dies_and_returns_is_a_cache_that_misses(setup: Setup) -> None:
     """In the end there are hits again, without a restart of vLLM."""
     server, text = setup.server, prompt("Tau", 1200)
@@ -127,3 +179,33 @@ def test_a_sidecar_that_stops_dies_and_returns_is_a_cache_that_misses(setup: Set
     [engine] = engines(server)
     assert engine["ready"]
     wait_until(lambda: nothing_is_held(server), "all pins are given back")
+
+
+def test_an_l1_of_a_tenth_of_the_prompts_is_filled_from_l2(setup: Setup, tmp_path: Path) -> None:
+    """A new sidecar at the old one's address: vLLM goes on with it."""
+    texts, chunks = [prompt(f"Omega {n}", 2 * CHUNK + 10) for n in range(20)], 2
+    setup.server.stop()
+    server = Server(tmp_path, *fs_flags(tmp_path), port=setup.server.port, l1_size_gb=L1_GB)
+    try:
+        small = Setup(server.start(), setup.engine, {})
+        wait_until(lambda: small.ask(texts[0])[1], "it goes on", 180)
+        computed = []
+        for number, text in enumerate(texts):
+            computed.append(small.ask(text)[0])
+            kept = (number + 1) * chunks
+            wait_until(lambda kept=kept: total(server, "l2_objects") >= kept, "it is in L2")
+        assert total(server, "l2_objects") == len(texts) * chunks
+
+        before = total(server, "lookup_hit_l2_tokens_total")
+        for text, answer in zip(texts, computed, strict=True):
+            assert small.ask(text) == (answer, chunks * CHUNK)
+
+        from_l2 = total(server, "lookup_hit_l2_tokens_total") - before
+        assert from_l2 > len(texts) * chunks * CHUNK * 0.8
+        wait_until(lambda: nothing_is_held(server), "all pins are given back")
+    finally:
+        server.stop()
+
+
+def total(server: Server, name: str) -> int:
+    return int(server.metrics().total(f"lmcache_mp_{name}"))

@@ -38,7 +38,8 @@ class Answer:
         return all(abs(a - b) < 1e-3 for a, b in pairs)
 
 
-def ask(engine: Engine, text: str, **fields: Any) -> Answer:
+def ask(engine: Engine, text: str | None, **fields: Any) -> Answer:
+    """What is said of `text`, or of another input that `fields` have."""
     body = {
         "model": MODEL_NAME, "prompt": text, "max_tokens": MAX_TOKENS, "temperature": 0,
         "ignore_eos": True, "return_token_ids": True, "logprobs": 0, **fields,
