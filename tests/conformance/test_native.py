@@ -218,7 +218,10 @@ def test_l2_brings_what_the_l1_has_not(new_server: Callable[..., Server], tmp_pa
         clear_l1(server)
         assert engine.find("b", *NUMBERS, windowed=True) == [BELOW] * len(NUMBERS)
         assert engine.hits("b", 2, 3, windowed=True, load=True) == 2
+        before = server.metrics().total("lmcache_mp_lookup_hit_l2_keys_total")
         assert engine.hits("c", *NUMBERS, 99) == len(NUMBERS)
+        counted = server.metrics().total("lmcache_mp_lookup_hit_l2_keys_total") - before
+        assert counted == len(NUMBERS) - 2, "two were loaded before"
         clear_l1(server)
         found = engine.find("d", *NUMBERS, budget_ms=0)
         assert found == sorted(found, key=lambda slot: slot == MISS), "a prefix"

@@ -9,7 +9,7 @@ from sidecar.cache.leases import Lookup, Scope
 from sidecar.flow import Outcome, first
 from sidecar.handlers.core import Core
 from sidecar.tiers.names import object_name
-from sidecar.tiers.prefetch_plan import Want
+from sidecar.tiers.prefetch_plan import Prefetch, Want
 
 
 class Below:
@@ -40,25 +40,34 @@ class Below:
         lookup = Lookup(
             client, request_id, scope, [], [[]], 1, deadline, loading=True, weight=weight or 0
         )
+        from_l2: list[bool] = []
+
+        def finished(prefetch: Prefetch, hits: int) -> int:
+            from_l2.extend(prefetch.from_l2[:hits])
+            return hits
+
         if weight is not None:
             core.leases.add(lookup)
-            wants = [[Want(space, size)]]
-            core.tiers.prefetches.begin(lookup, wants, hashes, lambda prefetch, hits: hits)
+            core.tiers.prefetches.begin(lookup, [[Want(space, size)]], hashes, finished)
             loaded: Outcome[None] = Outcome()
             core.tiers.prefetches.when_loaded(lookup, lambda: loaded.set(None))
             await first(loaded, core.flows.sleep(seconds))
             core.tiers.prefetches.finish(lookup)
         else:
             lookup.ended.set(None)
-        return Arrived(core, lookup)
+        return Arrived(core, lookup, from_l2)
 
 
 class Arrived:
-    """The objects of the prefix that a lookup holds now. They may go once it lets go of them."""
+    """The objects of the prefix that a lookup holds now. They may go once it lets go of them.
 
-    def __init__(self, core: Core, lookup: Lookup) -> None:
+    `from_l2`: of each whether it was loaded, or had come into the L1 before.
+    """
+
+    def __init__(self, core: Core, lookup: Lookup, from_l2: Sequence[bool]) -> None:
         self._core = core
         self._lookup = lookup
+        self.from_l2 = from_l2
 
     @property
     def entries(self) -> list[Entry]:

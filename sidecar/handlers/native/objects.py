@@ -22,7 +22,7 @@ _UNNAMED = bytes(16)
 
 
 class Objects:
-    """native_reserve, native_publish, native_return, native_lookup, native_finish."""
+    """native_reserve, _publish, _return, _lookup and _finish."""
 
     def __init__(
         self, core: Core, engines: Engines, membership: Membership, eviction: Eviction
@@ -102,9 +102,10 @@ class Objects:
             self._in_l1(engine, known, group, names)
             for group, names in zip(ask.groups, hashes, strict=True)
         ]
+        from_l2 = 0
         if self._core.tiers.backends:
-            await self._from_below(engine, known, ask, hashes, answer)
-        self._count(engine, ask, answer)
+            from_l2 = await self._from_below(engine, known, ask, hashes, answer)
+        self._count(engine, ask, answer, from_l2)
         return answer
 
     def finish(self, request: Request, ask: wire.Finish) -> bool:
@@ -147,25 +148,31 @@ class Objects:
     async def _from_below(
         self, engine: Engine, known: NativeRequest, ask: wire.NativeLookup,
         hashes: list[list[bytes]], answer: list[list[int]],
-    ) -> None:  # fmt: skip
-        """Put into `answer` what L2 has, as far as that comes within the budget."""
+    ) -> int:  # fmt: skip
+        """Put into `answer` what L2 has, as far as that comes within the budget.
+
+        How many of the first group's hits were loaded.
+        """
         loads: list[tuple[list[int], int, Flow[Arrived]]] = []
         for group, names, slots in zip(ask.groups, hashes, answer, strict=True):
             space = engine.spaces[group.group]
             for first, last in self._missing(space, group, names, slots):
                 loads.append((slots, first, self._load(engine, space, names[first:last], ask)))
-        finished, known.waiting = known.finished, known.waiting + 1
+        from_l2, finished, known.waiting = 0, known.finished, known.waiting + 1
         try:
             for slots, first, load in loads:
                 arrived = await load
                 goes_on = known.finished == finished and not engine.lost
-                for at, entry in enumerate(arrived.entries if goes_on else (), first):
+                found = zip(arrived.entries if goes_on else (), arrived.from_l2, strict=False)
+                for at, (entry, was_below) in enumerate(found, first):
                     slots[at] = self._pin(engine, known, entry)
                     if slots[at] == wire.MISS:
                         break
+                    from_l2 += was_below and slots is answer[0]
                 arrived.let_go()
         finally:
             known.waiting -= 1
+        return from_l2
 
     def _missing(
         self, space: SpaceKey, group: wire.GroupLookup, names: list[bytes], slots: list[int]
@@ -240,7 +247,10 @@ class Objects:
         held = sum(each.reserved_bytes for each in self._engines.by_session.values())
         return write_share(self._core.l1.capacity, held, engine.reserved_bytes)
 
-    def _count(self, engine: Engine, ask: wire.NativeLookup, answer: list[list[int]]) -> None:
+    def _count(
+        self, engine: Engine, ask: wire.NativeLookup, answer: list[list[int]], from_l2: int
+    ) -> None:
+        """By the first group. `from_l2`: how many of its hits were loaded."""
         telemetry, labels = self._core.telemetry, (engine.attach.model, "")
         if not ask.groups or ask.groups[0].windowed:
             return
@@ -249,7 +259,12 @@ class Objects:
         telemetry.lookups_requests.add(1, *labels)
         telemetry.lookup_requested_tokens.add(len(answer[0]) * tokens, *labels)
         if hits:
+            from_l1 = hits - from_l2
             telemetry.lookup_hit_tokens.add(hits * tokens, *labels)
+            telemetry.lookup_hit_l1_tokens.add(from_l1 * tokens, *labels)
+            telemetry.lookup_hit_l1_keys.add(from_l1, *labels)
+            telemetry.lookup_hit_l2_tokens.add(from_l2 * tokens, *labels)
+            telemetry.lookup_hit_l2_keys.add(from_l2, *labels)
 
 
 def _slot(entry: Entry) -> int:
