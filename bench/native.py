@@ -30,6 +30,9 @@ _POLL_SECONDS = 0.01
 class _Owner:
     """A session tells it what it has lost; here that is a failure, and shows as one."""
 
+    def held(self) -> tuple[list[int], list[str]]:
+        return [], []
+
     def voided(self) -> None:
         pass
 

@@ -98,11 +98,14 @@ class Loads:
         self._finish(self._cut)
         self._cut.clear()
 
+    def held(self) -> list[str]:
+        """By what names requests have pins, or will have them."""
+        return [lookups.name for lookups in (*self._lookups.values(), *self._cut)]
+
     def voided(self) -> None:
         """All pins have ended. Loads that are under way go on in the old arena."""
         for request in [r for r, lookups in self._lookups.items() if not lookups.loading]:
             del self._lookups[request]
-        self._cut.clear()
 
     def disconnected(self) -> None:
         """Answers are lost, and there may be pins that are not known."""

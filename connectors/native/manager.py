@@ -134,7 +134,7 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
     def reset_cache(self) -> None:
         self._loads.reset()
         self._stores.reset()
-        self._session.owe(wire.CLEAR, True)
+        self._session.clear()
 
     def on_reset_flushed(self) -> None:
         self._loads.reset_has_ended()
@@ -142,6 +142,10 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         self._session.close()
+
+    def held(self) -> tuple[list[int], list[str]]:
+        """What a session asks its owner."""
+        return self._stores.held(), self._loads.held()
 
     def voided(self) -> None:
         """What a session tells its owner."""

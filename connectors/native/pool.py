@@ -40,6 +40,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self._free)
 
+    @property
+    def slots(self) -> list[int]:
+        return list(self._free)
+
     def expect(self, request: str, objects: int) -> None:
         """`request` will store this many, from now on."""
         objects = max(objects, 0)

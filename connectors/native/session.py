@@ -35,6 +35,9 @@ Then = Callable[[Sequence[bytes]], None]
 class Owner(Protocol):
     """Whom a session tells what becomes of it."""
 
+    def held(self) -> tuple[list[int], list[str]]:
+        """All slots and the names of all pins that are still used."""
+
     def voided(self) -> None:
         """All slots and pins of before have ended."""
 
@@ -74,6 +77,8 @@ class Session:
         self._asked: dict[int, _Question] = {}
         self._next_due = float("inf")
         self._owed: deque[tuple[str, Any]] = deque()
+        # How many clears were asked for, sent on this connection or before, and answered.
+        self._clears = self._clears_sent = self._clears_answered = 0
         self._attached = self._ready = self._stalled = False
         self._next_attempt = self._next_attach = self._next_ping = 0.0
         self._hope_until = float("inf")  # until the first attempt
@@ -84,7 +89,8 @@ class Session:
 
     @property
     def usable(self) -> bool:
-        return self._attached and self._ready and not self._stalled
+        cleared = self._clears_sent == self._clears
+        return self._attached and self._ready and not self._stalled and cleared
 
     @property
     def begun(self) -> bool:
@@ -110,8 +116,19 @@ class Session:
         return True
 
     def owe(self, operation: str, payload: Any) -> None:
-        """Send this as soon as possible, as long as the session lives: a slot or pin ends by it."""
+        """Send this as soon as possible, a slot or pin ends by it.
+
+        It may be lost with the connection: the next one begins with what is `held`.
+        """
         self._owed.append((operation, payload))
+        self._pay()
+
+    def clear(self) -> None:
+        """Have the sidecar forget all objects: this one, or whichever there is next.
+
+        Nothing is asked of a sidecar that has not been told.
+        """
+        self._clears += 1
         self._pay()
 
     def distrust(self, why: str) -> None:
@@ -128,7 +145,7 @@ class Session:
         if now >= self._next_due:
             self._look_for_overdue(now)
         if self._connection is not None and self._connection.ended():
-            self._lose(now)
+            self._lose(now, "has closed the connection" if self._attached else "is not there")
         if self._connection is None and now >= self._next_attempt:
             self._begin(now)
         elif not self._attached and now >= self._next_attach:
@@ -189,12 +206,25 @@ class Session:
             self._next_attach = self._clock() + REFUSED_SECONDS
             self._hope_until = 0.0
             return
-        if (said.server, said.session) != (self.server, self.number):
+        resumed = (said.server, said.session) == (self.server, self.number)
+        if not resumed:
             self._void()
             self.server, self.number = said.server, said.session
         self._attached = True
         self._next_ping = 0.0
+        if resumed:
+            self._resume()
         self._become(said.ready)
+
+    def _resume(self) -> None:
+        """Say all that is held: what the last connection lost is free by that.
+
+        No slot and no pin that is not named here may be named later.
+        """
+        self._owed.clear()
+        slots, requests = self._owner.held()
+        payload = wire.Resume(session=self.number, slots=slots, requests=requests)
+        self.ask(wire.RESUME, payload, self._clock() + ANSWER_SECONDS, _nothing)
 
     def _ping(self, now: float) -> None:
         if any(question.operation == wire.PING for question in self._asked.values()):
@@ -207,8 +237,7 @@ class Session:
         if said is not None and said.known and said.server == self.server:
             self._become(said.ready)
             return
-        self._void()
-        self._next_attach = 0.0
+        self._lose(self._clock(), "does not know this engine any more")
 
     def _become(self, ready: bool) -> None:
         if ready and not self._ready:
@@ -217,15 +246,27 @@ class Session:
         self._ready = ready
 
     def _pay(self) -> None:
+        if self._attached and not self._stalled:
+            self._send_clear()
         while self._owed and self._attached and not self._stalled:
             operation, payload = self._owed[0]
             if not self.ask(operation, payload, self._clock() + ANSWER_SECONDS, _nothing):
                 return
             self._owed.popleft()
 
-    def _lose(self, now: float) -> None:
+    def _send_clear(self) -> None:
+        clears = self._clears
+
+        def then(_: Sequence[bytes]) -> None:
+            self._clears_answered = clears
+
+        due = self._clock() + ANSWER_SECONDS
+        if self._clears_sent < clears and self.ask(wire.CLEAR, True, due, then):
+            self._clears_sent = clears
+
+    def _lose(self, now: float, why: str) -> None:
         worked = self._attached
-        self._complain("has closed the connection" if worked else "is not there")
+        self._complain(why)
         self._drop()
         self._owner.disconnected()
         self._hope_until = now + HOPE_SECONDS if worked else 0.0
@@ -237,6 +278,7 @@ class Session:
             self._connection.close()
         self._connection = None
         self._asked.clear()
+        self._clears_sent = self._clears_answered
         self._next_due = float("inf")
         self._attached = self._ready = self._stalled = False
 

@@ -116,15 +116,23 @@ class Stores:
         self._return(store.slot for store in self._cut if store.era == self._session.era)
         self._cut.clear()
 
+    def held(self) -> list[int]:
+        """All slots that a worker may write to, or will be told to write to.
+
+        Also those of an earlier session: it may have been the same to the sidecar.
+        """
+        writing = [store.slot for store in (*self._storing.values(), *self._cut)]
+        return self._pool.slots + writing
+
     def voided(self) -> None:
         """All slots have ended. Stores that are under way end in the old arena, and unseen."""
         self._pool.clear()
         self._present.clear()
-        self._cut.clear()
 
     def disconnected(self) -> None:
-        """The answer to a reservation is lost."""
+        """The answer to a reservation is lost, and perhaps what was published."""
         self._pool.refilling = False
+        self._present.clear()
 
     def _reserved(self, count: int, frames: Sequence[bytes], asked: float) -> None:
         self._pool.refilling = False

@@ -29,6 +29,7 @@ PUBLISH: Final = "native_publish"
 RETURN: Final = "native_return"
 LOOKUP: Final = "native_lookup"
 FINISH: Final = "native_finish"
+RESUME: Final = "native_resume"
 DETACH: Final = "native_detach"
 CLEAR: Final = "clear"
 
@@ -156,6 +157,18 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
     session: int
     requests: Sequence[tuple[str, bool]]
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """All slots that the engine has, and all requests that have pins; nothing else is still used.
+
+    Sent after a session went over to another connection: what was said on the one before, by either
+    side, may be lost.
+    """
+
+    session: int
+    slots: Sequence[int]
+    requests: Sequence[str]
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):

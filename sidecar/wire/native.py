@@ -21,6 +21,7 @@ BELOW: Final = -2  # in L2, and not asked for
 
 _MAX_HASHES = 2**16
 _MAX_ITEMS = 2**14
+_MAX_HELD = 2**20
 Secret = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 EngineId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -153,6 +154,17 @@ class Finish(msgspec.Struct):
     requests: Annotated[list[tuple[RequestId, bool]], Meta(max_length=_MAX_ITEMS)]
 
 
+class Resume(msgspec.Struct):
+    """After it has attached again: all that the engine has. What is not named is free.
+
+    It has not heard of that, or has said in vain that it is done with it.
+    """
+
+    session: Number
+    slots: Annotated[list[Number], Meta(max_length=_MAX_HELD)]
+    requests: Annotated[list[RequestId], Meta(max_length=_MAX_HELD)]
+
+
 class Detach(msgspec.Struct):
     """The engine ends. Its slots are free when its processes are gone."""
 
@@ -169,5 +181,6 @@ NATIVE: Final = (
     operation("native_return", Return, no=False),
     operation("native_lookup", NativeLookup, no=[]),
     operation("native_finish", Finish, no=False),
+    operation("native_resume", Resume, no=False),
     operation("native_detach", Detach, no=False),
 )

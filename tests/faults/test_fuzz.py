@@ -93,6 +93,7 @@ def native_seeds() -> list[tuple[Any, list[Any]]]:
         ("native_return", [session | {"slots": [1, 2]}]),
         ("native_lookup", [session | {"request": "r", "budget_ms": 5, "groups": [group, group]}]),
         ("native_finish", [session | {"requests": [["r", True]]}]),
+        ("native_resume", [session | {"slots": [1, 2], "requests": ["r"]}]),
         ("native_detach", [session]),
     ]
 

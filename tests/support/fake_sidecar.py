@@ -98,7 +98,8 @@ class FakeConnection:
 
 
 class FakeSidecar:
-    """`garbage` spoils the next answer; `replies_lost` tells that a client cannot know all."""
+    """`garbage` spoils the next answer; `replies_lost` tells that a client cannot know all, and
+    has not said since what it knows."""
 
     def __init__(self) -> None:
         self.lives = [Life(1)]
@@ -145,7 +146,6 @@ class FakeSidecar:
 
     def break_connection(self) -> None:
         if self.connection is not None and not self.connection.broken:
-            self.replies_lost = True
             self.connection.broken = True
             self.connection.answers.clear()
         self.held.clear()
@@ -242,6 +242,16 @@ class FakeSidecar:
         seat = self._seat(payload)
         for name, _ in payload["requests"] if seat else ():
             seat.pins.pop(name, None)
+        return seat is not None
+
+    def _native_resume(self, payload: dict[str, Any]) -> bool:
+        seat = self._seat(payload)
+        if seat is not None:
+            for slot in seat.reserved - set(payload["slots"]):
+                seat.reserved.discard(slot)
+                self.life.arena[slot] = None
+            seat.pins = {name: seat.pins.get(name, {}) for name in payload["requests"]}
+            self.replies_lost = False
         return seat is not None
 
     def _native_detach(self, payload: dict[str, Any]) -> bool:

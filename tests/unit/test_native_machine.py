@@ -19,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sidecar.cache.segment import SHM_DIR
 from tests.support.native import BELOW, MISS, block_hash
 from tests.support.owner_site import Site
-from tests.support.tiers import OBJECT_BYTES, Memory
+from tests.support.tiers import OBJECT_BYTES, PAGE, Memory
 
+SLOT_BYTES = PAGE + OBJECT_BYTES  # with its header
 SLOTS, RANKS, NUMBERS, GONE_SECONDS = 12, 2, 8, 35
 numbers = st.lists(st.integers(0, NUMBERS - 1), min_size=1, max_size=5, unique=True)
 _clients = (f"connection {n}".encode() for n in itertools.count())
@@ -182,14 +183,25 @@ class NativeDoor(RuleBasedStateMachine):
     @precondition(lambda self: self.engines)
     @rule(data=st.data(), seconds=st.sampled_from([0, 1, GONE_SECONDS]))
     def reconnect(self, data: st.DataObject, seconds: int) -> None:
-        """A scheduler loses its connection for a while. Its workers go on copying."""
+        """A scheduler loses its connection for a while, and what it was being told.
+
+        Its workers go on copying.
+        """
         engine = self.pick(data)
+        engine.call("reserve", count=2)
+        group = {"group": 0, "hashes": [block_hash(n) for n in range(NUMBERS)], "windowed": True}
+        engine.call("lookup", request="lost", budget_ms=5000, groups=[group])
         self.site.gone.add(engine.client)
         self.site.pass_time(seconds)
         if seconds >= GONE_SECONDS:  # the slots of before are its workers', who still run
             held = set(engine.written) | {s for r in engine.read.values() for s in r}
             self.dying.append((held, [os.dup(fd) for fd in engine.open]))
         engine.attach()
+        assert engine.call("resume", slots=list(engine.written), requests=list(engine.read))
+        told = self.site.node.service.snapshot()["engines"]
+        [mine] = [each for each in told if each["session"] == engine.session]
+        assert mine["reserved_bytes"] == len(engine.written) * SLOT_BYTES
+        assert mine["pinned_bytes"] == sum(map(len, engine.read.values())) * SLOT_BYTES
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data())

@@ -30,7 +30,7 @@ CHUNKS = 3
 FULL, WINDOW = 0, 1  # groups
 TROUBLES = (
     *("reset", "hold", "hold", "ranks", "garbage", "deaf", "break_connection", "restart"),
-    "forget",
+    *("forget", "lose_answers"),
 )
 GARBAGE = [b"\xc1", None, 7, "text", [], [[]], [[0]], [[-3, 0]], [2**40], [0, 0], [-1], {"a": 1}]
 ATTACH = wire.Attach(
@@ -277,6 +277,9 @@ class Machine(RuleBasedStateMachine):
             case "deaf":
                 sidecar.listens = ends
                 sidecar.break_connection()
+            case "lose_answers":
+                sidecar.deliver()
+                sidecar.break_connection()
             case _:
                 getattr(sidecar, kind)()
 
@@ -337,3 +340,43 @@ class TestManager(Machine.TestCase):
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
+
+
+@pytest.mark.parametrize("trouble", ["break_connection", "restart"])
+def test_a_reset_reaches_the_sidecar_whatever_happens(trouble: str) -> None:
+    """For what it has was made by a model that is no more: one that restarts may have it in L2."""
+    sidecar, now = FakeSidecar(), [1000.0]
+    manager = SidecarOffloadingManager(
+        lambda: ATTACH, sidecar.connect, OBJECT_BYTES, 0.9, lambda: now[0]
+    )
+
+    def step() -> None:
+        manager.on_schedule_end(ScheduleEndContext((), ()))
+        sidecar.deliver()
+        now[0] += 0.1
+
+    def look_up(name: str) -> LookupResult:
+        context = ReqContext(req_id=name)
+        while (said := manager.lookup(key(FULL, 1, 0), context)) is LookupResult.RETRY:
+            step()
+        manager.on_request_finished(context)
+        return said
+
+    def store() -> None:
+        sidecar.life.objects[content(key(FULL, 1, 0))] = 0
+        sidecar.life.arena[0] = content(key(FULL, 1, 0))
+
+    store()
+    step()
+    step()
+    assert look_up("before") is LookupResult.HIT
+    manager.reset_cache()
+    getattr(sidecar, trouble)()
+    store()
+
+    for number in range(30):
+        assert look_up(str(number)) is LookupResult.MISS
+        step()
+
+    assert manager._session.usable
+    assert not sidecar.life.objects and not sidecar.life.below

@@ -32,6 +32,7 @@ ASKED: dict[str, Any] = {
         groups=[client.Wanted(group=1, windowed=True, load=False, hashes=[HASH, HASH[:16]])],
     ),
     client.FINISH: client.Finish(session=1, requests=[("r/0", True)]),
+    client.RESUME: client.Resume(session=1, slots=SLOTS, requests=["r/0"]),
     client.DETACH: client.Detach(session=1),
 }  # fmt: skip
 ANSWERED = {

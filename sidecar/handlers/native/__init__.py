@@ -36,6 +36,7 @@ class Native:
             "native_return": objects.return_slots,
             "native_lookup": objects.lookup,
             "native_finish": objects.finish,
+            "native_resume": objects.resume,
         }
 
     def tick(self, now: float, is_connected: Callable[[bytes], bool]) -> None:

@@ -22,7 +22,7 @@ _UNNAMED = bytes(16)
 
 
 class Objects:
-    """native_reserve, _publish, _return, _lookup and _finish."""
+    """native_reserve, _publish, _return, _lookup, _finish and _resume."""
 
     def __init__(
         self, core: Core, engines: Engines, membership: Membership, eviction: Eviction
@@ -118,6 +118,23 @@ class Objects:
             if used:
                 self._use(engine, known)
             self._unpin(engine, known)
+        return True
+
+    def resume(self, request: Request, ask: wire.Resume) -> bool:
+        """All that the engine has after it has attached again; the rest of its own is free.
+
+        Only its present connection is heard, so what was asked for on an earlier one has been
+        answered before, or is refused.
+        """
+        engine = self._membership.engine(request, ask.session)
+        slots, requests = set(ask.slots), set(ask.requests)
+        for slot in [slot for slot in engine.reserved if slot not in slots]:
+            entry = engine.take(slot)
+            assert entry is not None
+            self._core.l1.abort(entry)
+        for name, known in engine.requests.items():
+            if name not in requests:
+                self._unpin(engine, known)
         return True
 
     def let_go(self, engine: Engine) -> None:

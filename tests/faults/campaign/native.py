@@ -20,6 +20,7 @@ def speaks_for_other_engines(target: Target) -> None:
             client.call("native_publish", {**ask, "request": "r", "items": items})
             client.call("native_return", {**ask, "slots": slots})
             client.call("native_finish", {**ask, "requests": [["r", False]]})
+            client.call("native_resume", {**ask, "slots": [], "requests": []})
             client.call("native_detach", ask)
             client.call("native_mapped", {"member": session, "server": bytes(16)})
             client.call("native_ping", {"session": session, "member": session})
