@@ -91,7 +91,11 @@ def _kubectl(words: Words) -> None:
         assert words[1] == "-k"
         assert (REPO / words[2] / "kustomization.yaml").is_file()
         return
-    assert list(words[:4]) == ["exec", "deploy/vllm-worker", "-c", "kv-sidecar"]
+    if words[0] == "set":
+        assert list(words[1:3]) == ["image", "pod/POD"] and words[3].startswith("kv-sidecar=")
+        return
+    assert words[0] == "exec" and words[1] in ("POD", "deploy/vllm-worker")
+    assert list(words[2:4]) == ["-c", "kv-sidecar"]
     worker = yaml.safe_load((REPO / "k8s" / "vllm" / "deployment.yaml").read_text())
     assert worker["metadata"]["name"] == "vllm-worker"
 

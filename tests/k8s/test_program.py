@@ -110,6 +110,14 @@ def test_ports_and_paths_are_those_of_the_server(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_l1_outlives_a_container_but_not_what_it_belongs_to(overlay: str) -> None:
+    """In a pod it goes with the pod's memory; on a node nobody would remove it."""
+    config = loaded(overlay).config
+    assert (config.l1_keep_seconds > 0) == (overlay in CACHED)
+    assert config.shm_name == "kv-sidecar" or overlay not in CACHED
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_cache_stays_away_from_the_ports_of_its_pod(overlay: str) -> None:
     """Of vLLM, of Dynamo's operator (system, nixl and the 7 after it, frontend, EPP), of NIXL."""
     others = {8000, 9002, 9090, *range(19090, 19098), 5600, 5620}

@@ -1,8 +1,11 @@
 """What kustomize makes of k8s/, and whether Kubernetes would accept it."""
 
 import copy
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -15,6 +18,7 @@ from tests.support.manifests import (
     NATIVE,
     NODE,
     SERVERS,
+    cached_worker,
     container,
     containers,
     documents,
@@ -70,6 +74,17 @@ def test_images_of_others_are_those_that_ours_are_built_from() -> None:
     told = (REPO / "Dockerfile.worker").read_text()
     for image in stock:
         assert "kv-sidecar" in image or f"BASE={image}" in told, image
+
+
+def test_the_caches_image_can_be_set_alone_in_a_pod(tmp_path: Path) -> None:
+    """As docs/run.md says for an update that keeps the L1."""
+    before, path = cached_worker("vllm-sidecar"), tmp_path / "pod.json"
+    path.write_text(json.dumps(before))
+    setting = ["set", "image", "--local", "-f", str(path), "kv-sidecar=new:1", "-o", "json"]
+    command = [str(render.kubectl()), *setting]
+    after = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    changed = [each for each in containers(after) if each not in containers(before)]
+    assert changed == [{**container(before, "kv-sidecar"), "image": "new:1"}]
 
 
 def test_every_mount_has_its_volume() -> None:

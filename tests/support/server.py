@@ -91,6 +91,7 @@ class Server:
         self.chunk_size = chunk_size
         self.log = directory / f"{self.shm_name}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.source = REPO  # whose code it runs; another version's for an upgrade
         self._flags = ["--host", "127.0.0.1", "--port", str(self.port)]
         self._flags += ["--http-host", "127.0.0.1", "--http-port", str(self.http_port)]
         self._flags += ["--l1-size-gb", str(l1_size_gb), "--chunk-size", str(chunk_size)]
@@ -99,11 +100,15 @@ class Server:
 
     def spawn(self) -> None:
         """Start the process and return at once."""
-        path = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH", "")]))
+        path = os.pathsep.join(filter(None, [str(self.source), os.environ.get("PYTHONPATH", "")]))
         env = os.environ | {"PYTHONPATH": path, "LMCACHE_TRACK_USAGE": "false"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*server_command(), *self._flags], stdout=log, stderr=log, env=env, cwd=REPO
+                [*server_command(), *self._flags],
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd=self.source,
             )
 
     def start(self) -> Server:
