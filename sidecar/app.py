@@ -37,6 +37,8 @@ from sidecar.handlers.digests import Digests
 from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.inheritance import Inheritance
+from sidecar.handlers.kv_events.chunks import Chunks
+from sidecar.handlers.kv_events.publication import Publication
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
@@ -50,6 +52,7 @@ from sidecar.tiers.tiers import ServerHooks, TierOptions, Tiers
 from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.generations import generation_of
 from sidecar.wire.peers import Peers
+from sidecar.wire.publisher import Publisher
 from sidecar.wire.tokens import TokenLists
 
 if TYPE_CHECKING:
@@ -120,6 +123,7 @@ class App:
             self._endpoint = self._build_endpoint()
             self._taken.callback(self._endpoint.close)
             self._listen()
+            self._publish_events()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
             if head is not None:
@@ -224,6 +228,7 @@ class App:
             tiers=tiers,
             lookup_log=self._lookup_log(),
             flows=self._loop.flows,
+            chunks=Chunks(config.chunk_size),
             past_l1=gds,
         )
 
@@ -267,6 +272,15 @@ class App:
         for port, release in ports.items():
             only = None if release == "auto" else generation_of(release)
             self._endpoint.bind(wire_url(config, port), config.ipc_mode, only)
+
+    def _publish_events(self) -> None:
+        config = self._config
+        if not config.kv_events_endpoint:
+            return
+        replayed = self._telemetry.kv_events_replayed.add
+        publisher = Publisher(config.kv_events_endpoint, config.kv_events_replay_endpoint, replayed)
+        self._taken.callback(publisher.close)
+        Publication(self._core, self._service.history, publisher, config.kv_events_pod)
 
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry

@@ -32,7 +32,7 @@ def document(snapshot: Mapping[str, Any], unhealthy: str | None, uptime_seconds:
             "registration_grace_seconds": snapshot["reap"]["grace"],
             "tracked_instances": len(workers),
         },
-        "kv_events": {"enabled": False, "subscribers": 0},
+        "kv_events": snapshot["kv_events"],
         "registered_gpu_ids": [worker["instance_id"] for worker in handles],
         "cache_context_meta": {str(w["instance_id"]): _cache_context(w) for w in handles},
         "registered_non_cuda_instance_ids": [w["instance_id"] for w in engine_driven],

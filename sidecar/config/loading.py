@@ -100,6 +100,10 @@ def _check(config: Config) -> None:
                 f"--host: the socket path {path} is longer than {UNIX_PATH_LIMIT} bytes"
             )
     _check_quotas(config)
+    if config.kv_events_replay_endpoint and not config.kv_events_endpoint:
+        raise ConfigError("--kv-events-replay-endpoint needs --kv-events-endpoint")
+    if config.kv_events_endpoint and not config.kv_event_log_size:
+        raise ConfigError("--kv-events-endpoint contradicts --kv-event-log-size 0")
     if config.disable_metrics and (config.prometheus_port or config.otlp_endpoint):
         raise ConfigError("--disable-metrics contradicts --prometheus-port and --otlp-endpoint")
     if config.trace_sample_ratio and not config.otlp_endpoint:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -247,6 +248,30 @@ class Config:
         values.file_path,
         "",
         "append who asked for what again to this file, without tokens, for `kv-sidecar replay`",
+    )
+    kv_event_log_size: int = _option(
+        "observability",
+        values.integer(0, 10_000_000),
+        32_768,
+        "KV events kept for workers that subscribe to them; 0: none are told (docs/routing.md)",
+    )
+    kv_events_endpoint: str = _option(
+        "observability",
+        values.socket_url,
+        "",
+        "publish KV events in vLLM's format on this socket, such as tcp://*:5557, for routers",
+    )
+    kv_events_replay_endpoint: str = _option(
+        "observability",
+        values.socket_url,
+        "",
+        "answer requests for missed KV events on this socket",
+    )
+    kv_events_pod: str = _option(
+        "observability",
+        values.identifier,
+        socket.gethostname,
+        "POD in kv@POD@MODEL, the topic of KV events; default the host's name",
     )
     log_level: str = _option(
         "observability",

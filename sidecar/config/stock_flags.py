@@ -65,7 +65,6 @@ REFUSED: dict[str, Refusal] = {
     "enable-dedup-content": _BLEND,
     "enable-blend-reorder": _BLEND,
     "enable": Refusal("the experimental transfer modules are not implemented"),
-    "kv-event-log-size": Refusal("KV-event subscriptions are not served", harmless="0"),
     "p2p-advertise-url": _P2P,
     "p2p-listen-url": _P2P,
     "p2p-lookup-timeout": _P2P,

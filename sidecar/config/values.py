@@ -187,6 +187,14 @@ def identifier(text: str) -> str:
     return text
 
 
+def socket_url(text: str) -> str:
+    """``tcp://HOST:PORT`` or ``ipc:///path`` to listen on; empty means none."""
+    is_tcp = re.fullmatch(r"tcp://(\*|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", text)
+    if text and not is_tcp and not re.fullmatch(r"ipc:///[^\0]*[^/\0]", text):
+        raise ValueError("is neither tcp://HOST:PORT nor ipc:///PATH")
+    return text
+
+
 def endpoint(text: str) -> str:
     """An http(s) URL with a host; empty means none."""
     if not text:

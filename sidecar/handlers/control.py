@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sidecar.handlers.core import Core
+from sidecar.handlers.kv_events.subscriptions import CAPABILITY
 from sidecar.handlers.withheld import Withheld
 from sidecar.tiers.clearing import Cleared
 from sidecar.wire.endpoint import DEFERRED, Refused, Request
@@ -27,8 +28,8 @@ class Control:
         return self._core.config.chunk_size
 
     def get_experimental(self, request: Request) -> list[str]:
-        """No experimental feature: a client that sees none of its own uses none."""
-        return []
+        """Of the features that a client may use, those that are served: it uses no others."""
+        return [CAPABILITY] if self._core.config.kv_event_log_size else []
 
     def ping(self, request: Request, instance_id: int | None = None) -> bool:
         """True = healthy. Who lost its connection, or is forgotten, is told False once.

@@ -17,6 +17,7 @@ from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.registry import Instance, NotOwner, Registry, shown
 from sidecar.flow import Flows
+from sidecar.handlers.kv_events.chunks import Chunks
 from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.protecting import RecentLookups
 from sidecar.handlers.refusals import Refusals
@@ -79,6 +80,7 @@ class Core:
     refusals: Refusals
     tiers: Tiers
     flows: Flows
+    chunks: Chunks
     past_l1: PastL1 | None = None
     lookup_log: LookupLog | None = None
     recent: RecentLookups = field(default_factory=RecentLookups)
@@ -137,7 +139,10 @@ class Core:
             count = len(tokens.data) // BYTES_PER_TOKEN
             raise BadPayload(f"end {end} is behind the {count} tokens")
         size = self.config.chunk_size
-        return chunk_hashes(tokens.chain, tokens.data, size, end // size)
+        hashes = chunk_hashes(tokens.chain, tokens.data, size, end // size)
+        if self.chunks.on:
+            self.chunks.note(scope_of(key), hashes, tokens.data)
+        return hashes
 
     def aligned_range(self, key: CacheKey) -> range:
         """The chunks that `key` means. Raises BadPayload if it does not mean whole ones."""

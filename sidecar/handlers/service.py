@@ -12,6 +12,8 @@ from sidecar.handlers.control import Control
 from sidecar.handlers.core import Core
 from sidecar.handlers.engine_driven import EngineDriven
 from sidecar.handlers.eviction import Eviction
+from sidecar.handlers.kv_events.history import History
+from sidecar.handlers.kv_events.subscriptions import Subscriptions
 from sidecar.handlers.liveness import Liveness
 from sidecar.handlers.lookups import Lookups
 from sidecar.handlers.native import Native
@@ -36,7 +38,7 @@ class Service:
 
     `samples`: the figures of the last 15 minutes, to be sampled by the loop; `prefetches`: those
     asked for over HTTP; `objects`: objects one by one; `tenants`: quotas; `protecting`: what
-    is not to be evicted.
+    is not to be evicted; `history`: KV events.
     """
 
     def __init__(
@@ -58,6 +60,9 @@ class Service:
         self._lookups = Lookups(core, later, self._withheld)
         self._control = Control(core, self._withheld)
         self._native = Native(core, eviction)
+        self.history = History(core, core.config.kv_event_log_size)
+        self._subscriptions = Subscriptions(core, self.history)
+        core.telemetry.gauge_source("kv_event_readers", lambda: len(self._subscriptions), "stream")
         self.tenants = Tenants(
             core.l1, core.tiers.backends, core.config.quotas, eviction.keep_quotas
         )
@@ -97,7 +102,12 @@ class Service:
     def snapshot(self) -> dict[str, Any]:
         """The state of the cache, for people and dashboards."""
         whole = snapshot(self._core, self._engine_driven, self._native)
-        return {**whole, "tenants": self.tenants.rows(), "protected": self.protecting.totals()}
+        return {
+            **whole,
+            "tenants": self.tenants.rows(),
+            "protected": self.protecting.totals(),
+            "kv_events": self._subscriptions.status(),
+        }
 
     def problems(self) -> list[str]:
         """What of the L1's accounts is not true: nothing, unless the server has a bug.
@@ -182,5 +192,6 @@ class Service:
             "ping": control.ping,
             "noop": control.noop,
             "report_block_allocation": control.report_block_allocation,
+            "subscribe_kv_events": self._subscriptions.subscribe,
             **self._native.handlers(),
         }

@@ -19,6 +19,7 @@ from sidecar.wire.messages import BadPayload
 from sidecar.wire.operations import Operation
 from sidecar.wire.peers import Peers, Reading, Unreadable
 from sidecar.wire.router import Router
+from sidecar.wire.streams import Stream, Streams
 from sidecar.wire.zmtp import Message
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Request:
     """
 
     __slots__ = (
-        *("_endpoint", "_op_frame", "_uid"),
+        *("_endpoint", "_op_frame", "_stream", "_uid"),
         *("answered", "client", "done_event", "generation", "on_end", "operation", "received"),
     )
 
@@ -61,6 +62,7 @@ class Request:
         self._endpoint = endpoint
         self._uid = uid
         self._op_frame = op_frame
+        self._stream: Stream | None = None
         self.client = client
         self.operation: Operation = reading.operation
         self.generation: Generation = reading.generation
@@ -76,6 +78,18 @@ class Request:
         False if the client is gone, or has been answered before.
         """
         return self._send(None if value is None else msgspec.msgpack.encode(value))
+
+    def stream(self) -> Stream:
+        """Answer with any number of values from now on; the answer proper, without one, ends them.
+
+        Raises Refused where the client has too many streams.
+        """
+        stream = self._endpoint.streams.open(self.client, self._uid, self._push)
+        if stream is None:
+            raise Refused("too_many_streams")
+        self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
+        self._stream = stream
+        return stream
 
     def refuse(self, reason: str, detail: str = "") -> None:
         """Count it and answer with the negative, at once or when that does no harm any more."""
@@ -113,13 +127,20 @@ class Request:
         if not self.answered:
             self._endpoint.post(partial(self.refuse, "internal_error", "dropped"))
 
+    def _push(self, value: Any) -> None:
+        frames = [self._uid, self._op_frame, msgspec.msgpack.encode(value)]
+        self._endpoint.send(self.client, frames)
+
     def _send(self, value: bytes | None, refusal: str = "") -> bool:
         if self.answered:
             return False
         self.answered = True
         frames = [self._uid, self._op_frame]
         sent = self._endpoint.send(self.client, frames if value is None else [*frames, value])
-        self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
+        if self._stream is not None:
+            self._endpoint.streams.close(self.client, self._uid)
+        else:
+            self._endpoint.on_answered(self.operation.name, time.monotonic() - self.received)
         if self.on_end is not None:
             self.on_end(refusal)
         return sent
@@ -166,8 +187,9 @@ class Endpoint:
         self.post = post
         self._start = start
         self._only: dict[Listener, Generation | None] = {}
+        self.streams = Streams()
         self._router = Router(
-            max_message_bytes, _MAX_FRAMES, self._connected, peers.gone, self._serve,
+            max_message_bytes, _MAX_FRAMES, self._connected, self._gone, self._serve,
             partial(on_refused, "connection"), post,
         )  # fmt: skip
         self.fileno = self._router.fileno
@@ -192,13 +214,18 @@ class Endpoint:
     def _connected(self, client: bytes, listener: Listener) -> None:
         self.peers.connected(client, self._only[listener])
 
+    def _gone(self, client: bytes) -> None:
+        self.peers.gone(client)
+        self.streams.gone(client)
+
     def _serve(self, client: bytes, message: Message) -> None:
         if len(message.frames) < 2:
             self.on_refused("unknown", "malformed", f"{len(message.frames)} frames")
             return
         uid, op_frame, *payloads = message.frames
         if not op_frame:
-            return  # stream control (ack, cancel); we open no streams
+            self.streams.control(client, uid, payloads)
+            return
         if message.oversized:
             error = Unreadable("too_large", "", self.peers.unread(client, op_frame))
             self._refuse(client, uid, op_frame, error)

@@ -5,6 +5,7 @@ server does. Bounds stand in the types, so a hostile number is refused while it 
 that tells the releases apart is UNSET where a client does not send it.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -16,6 +17,8 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 InstanceId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 WorldSize = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
+Cursor = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+PageSize = Annotated[int, Meta(ge=1, le=1024)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]
 RequestId = Annotated[str, Meta(max_length=512)]
 EventHandle = Annotated[bytes, Meta(max_length=256)]
@@ -26,6 +29,29 @@ WaitSeconds = Annotated[float, Meta(ge=0, le=2**31 - 1)]
 
 class BadPayload(ValueError):
     """A payload that decodes but means nothing we may act on; the text is the reason."""
+
+
+class KvEvent(msgspec.Struct):
+    """A change of what the L1 holds; `token_ids` are of one chunk, and of what is stored only."""
+
+    seq: int
+    kind: str  # "stored" or "removed"
+    medium: str
+    model_name: str
+    block_hashes: Sequence[bytes]
+    parent_block_hash: bytes | None
+    token_ids: list[int]
+
+
+class KvEventBatch(msgspec.Struct):
+    """Events in their order. With another `incarnation`, or if events were `lost`, nothing that
+    was told before counts any more. A subscription may go on at `next_cursor`."""
+
+    enabled: bool
+    incarnation: int
+    next_cursor: int
+    lost: bool
+    events: list[KvEvent]
 
 
 class CacheKey(msgspec.Struct):

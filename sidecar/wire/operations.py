@@ -115,7 +115,7 @@ _ALL = (
     _unserved("p2p_unlock_objects", 1),
     _unserved("cb_protocol_handshake", 1, no=(0, False)),
     # A reply without a value frame is also how a stream ends.
-    _unserved("subscribe_kv_events", 4),
+    operation("subscribe_kv_events", m.InstanceId, m.ModelName, m.Cursor, m.PageSize),
     _unserved("cb_reorder_plan", 3, no=[]),
     _unserved("server_module_call", 1, no=_NO_MODULE),
     # Gone from the protocol since 0.5.5.

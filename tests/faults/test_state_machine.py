@@ -22,11 +22,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sidecar.cache.changes import Medium
 from sidecar.cache.entry import MAY_PIN, Entry, State
 from sidecar.cache.keys import SpaceKey, chunk_hashes
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policy import ABOVE_COLD
 from sidecar.cache.protections import TooMuchToProtect
+from sidecar.handlers.kv_events.history import History
 from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.names import ObjectName, object_name
@@ -34,7 +36,7 @@ from sidecar.tiers.record import HEADER_BYTES
 from tests.support.node import CHUNK, EngineDrivenWorker, HandleWorker, Node
 from tests.support.raw import EVENT
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
-from tests.support.told import Told
+from tests.support.told import Told, objects
 from tests.support.turned_threads import TurnedThreads
 
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "200"))
@@ -188,6 +190,8 @@ class Machine(RuleBasedStateMachine):
         )
         self.told = Told(self.bench.l1)
         self.node = Node(self.bench)
+        self.history = History(self.node.core, 1 << 20)
+        self.history.begin()
         self.handle, self.driven = HandleWorker(self.node, 1), EngineDrivenWorker(self.node, 2)
         self.bench.tiers.start()
         self.requests: list[Request] = []
@@ -612,6 +616,7 @@ class Machine(RuleBasedStateMachine):
         for backend, adapter in zip(bench.tiers.backends, self.adapters, strict=True):
             assert bench.tiers.loads.in_flight(backend) == (0, 0)
             self._check_catalog(backend, adapter)
+        self._check_events()
         self._check_hits()
         self.node.close()
         self.cleanup.close()
@@ -626,6 +631,22 @@ class Machine(RuleBasedStateMachine):
             assert {name.epoch for name in adapter.records} <= {tag}, "left over"
             assert known.keys() <= adapter.whole | adapter.spoiled, "known, and not there"
             assert adapter.whole <= known.keys(), "there, and never to be found or deleted"
+
+    def _check_events(self) -> None:
+        """Who heeds all of them knows where chunks are, of those whose tokens are known."""
+        for _ in range(4):
+            self.bench.fire_timers()
+            self.turn()
+        held = set[tuple[Medium, str, bytes]]()
+        for event in self.history.since(0, 1 << 20).events:
+            names = {(event.medium, event.model_name, each) for each in event.hashes}
+            held = held - names if event.chunk is None else held | names
+        there = objects(self.bench.l1, self.bench.tiers.backends)
+        assert held == {
+            (medium, space.model_name, name)
+            for medium, space, name in there
+            if self.node.core.chunks.get(name) is not None
+        }
 
     def _check_hits(self) -> None:
         """Whatever the backends have whole is a hit."""

@@ -21,6 +21,7 @@ from sidecar.engines.registry import Instance, Registry
 from sidecar.engines.worker_memory import ChunkCopy
 from sidecar.handlers import Service
 from sidecar.handlers.core import Core
+from sidecar.handlers.kv_events.chunks import Chunks
 from sidecar.handlers.refusals import Refusals
 from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.peers import Peers
@@ -144,6 +145,7 @@ class Node:
             refusals=Refusals(telemetry),
             tiers=bench.tiers,
             flows=bench.flows,
+            chunks=Chunks(CHUNK),
         )
         self.service = Service(self.core, bench.post, bench.later)
         self.replies = Replies()

@@ -30,16 +30,14 @@ class Told:
             for each in change.hashes:
                 name = change.medium, change.space, each
                 self._known[name] += 1 if change.stored else -1
-        assert +self._known == there(l1, backends) and not -self._known
+        assert +self._known == objects(l1, backends) and not -self._known
 
 
-def there(l1: L1, backends: list[Backend]) -> Objects:
-    objects = Counter(
-        (Medium.CPU, space.key, each) for space in l1.spaces() for each in space.ready
-    )
+def objects(l1: L1, backends: list[Backend]) -> Objects:
+    found = Counter((Medium.CPU, space.key, each) for space in l1.spaces() for each in space.ready)
     for backend in backends:
         for name in backend.catalog.names():
             key = parse_space(name.space)
             assert key is not None
-            objects[Medium.STORAGE, key, name.hash] += 1
-    return objects
+            found[Medium.STORAGE, key, name.hash] += 1
+    return found

@@ -129,7 +129,7 @@ def test_what_is_not_served_or_unknown_is_answered_too(ask, server: Server) -> N
     assert ask(b"\x01", b"\xff\xff") == [b"\x01", b"\xff\xff"]
     assert [reason for _, reason in server.refused] == [
         "not_served",
-        "not_served",
+        "bad_payload",
         "unknown_operation",
         "unknown_operation",
     ]

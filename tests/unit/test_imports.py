@@ -14,7 +14,7 @@ ALLOWED = {
     "cache": {"flow"},
     "addresses": set(),
     "listeners": {"addresses"},
-    "wire": {"addresses", "listeners"},
+    "wire": {"addresses", "flow", "listeners"},
     "loop": {"flow"},
     "limits": set(),
     "config": {"addresses", "tiers"},

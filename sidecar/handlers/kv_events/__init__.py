@@ -1,0 +1,1 @@
+"""What the node holds, told to those who route requests (docs/routing.md)."""

@@ -1,0 +1,180 @@
+"""KV events over the sidecar's own socket, read as vLLM's consumers read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from sidecar.cache.keys import chunk_hashes
+from tests.support.raw import RawClient, RawWorker, make_key
+from tests.support.server import CHUNK_SIZE, Server, wait_until
+
+MakeServer = Callable[..., Server]
+MODEL, END = "some/model", (-1).to_bytes(8, "big", signed=True)
+Event = dict[str, Any]
+
+
+def tokens_of(number: int, chunks: int = 2) -> list[int]:
+    return [number, *range(1, chunks * CHUNK_SIZE)]
+
+
+def hashes_of(tokens: list[int]) -> list[bytes]:
+    data = b"".join(token.to_bytes(4, "big") for token in tokens)
+    return chunk_hashes([], data, CHUNK_SIZE, len(tokens) // CHUNK_SIZE)
+
+
+class Site:
+    """A server with an L2 that publishes, a worker of it, and a reader."""
+
+    def __init__(self, server: Server, folder: Path, chance: str = "r") -> None:
+        self.server = server
+        self.client = RawClient(server.url)
+        self.client.greet()
+        self.worker = RawWorker(self.client, MODEL, 7)
+        self.worker.register()
+        self.context = zmq.Context()
+        self.sub = self.context.socket(zmq.SUB)
+        self.sub.connect(f"ipc://{folder}/events")
+        self.sub.subscribe("kv@")
+        self.ask = self.context.socket(zmq.DEALER)
+        self.ask.connect(f"ipc://{folder}/replay")
+        self.frames: list[list[bytes]] = []
+
+    def store(self, number: int, chunks: int = 2) -> list[bytes]:
+        tokens = tokens_of(number, chunks)
+        key = make_key(tokens, 0, len(tokens), model=MODEL, request=f"r{number}")
+        blocks = list(range(1, 1 + len(tokens) // 16))
+        assert self.worker.store(key, blocks)[1] is True
+        return hashes_of(tokens)
+
+    def read(self) -> None:
+        while self.sub.poll(0):
+            self.frames.append(self.sub.recv_multipart())
+
+    def wait_until_heard(self) -> None:
+        """A subscription takes a moment; what was sent before is not for it."""
+        numbers = iter(range(1000, 10_000))
+
+        def heard() -> bool:
+            self.store(next(numbers), 1)
+            self.read()
+            return bool(self.frames)
+
+        wait_until(heard, "the subscription to count")
+        last = set(self.store(next(numbers), 1))  # L2 is written in the order of the stores
+        wait_until(lambda: self.of("BlockStored", "STORAGE") >= last, "the last of these")
+        self.frames.clear()
+
+    def events(self) -> list[Event]:
+        batches = [msgspec.msgpack.decode(payload)[1] for _, _, payload in self.frames]
+        return [event for events in batches for event in events]
+
+    def of(self, kind: str, medium: str) -> set[bytes]:
+        self.read()
+        events = [e for e in self.events() if (e["type"], e["medium"]) == (kind, medium)]
+        return {each for event in events for each in event["block_hashes"]}
+
+    def replay(self, begins: int) -> list[list[bytes]]:
+        self.ask.send_multipart([b"", begins.to_bytes(8, "big")])
+        found = []
+        while True:
+            assert self.ask.poll(30_000)
+            empty, topic, number, payload = self.ask.recv_multipart()
+            assert empty == b""
+            if number == END:
+                assert (topic, payload) == (b"", b"")
+                return found
+            found.append([topic, number, payload])
+
+    def close(self) -> None:
+        self.worker.close()
+        self.client.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def site(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+    server = new_server(
+        *("--kv-events-endpoint", f"ipc://{tmp_path}/events"),
+        *("--kv-events-replay-endpoint", f"ipc://{tmp_path}/replay"),
+        *("--kv-events-pod", "node-1"),
+        *("--l2-adapter", f'{{"type": "fs", "base_path": "{tmp_path}/l2", "num_workers": 1}}'),
+    ).start()
+    made = Site(server, tmp_path)
+    yield made
+    made.close()
+
+
+def test_stored_and_removed_chunks_of_both_media_are_published(site: Site) -> None:
+    site.wait_until_heard()
+    hashes = site.store(1)
+    for medium in ("CPU", "STORAGE"):
+        wait_until(lambda m=medium: site.of("BlockStored", m) == set(hashes), medium)
+    stored = [e for e in site.events() if e["medium"] == "CPU"]
+    assert [e["parent_block_hash"] for e in stored] == [None, hashes[0]]
+    assert [e["token_ids"] for e in stored] == [
+        tokens_of(1)[at : at + CHUNK_SIZE] for at in (0, CHUNK_SIZE)
+    ]
+    assert {e["block_size"] for e in stored} == {CHUNK_SIZE}
+    assert {topic for topic, _, _ in site.frames} == {b"kv@node-1@" + MODEL.encode()}
+    assert site.server.request("/cache/clear", body={"tier": "l1"})[0] == 200
+    wait_until(lambda: site.of("BlockRemoved", "CPU") >= set(hashes), "the clear of the L1")
+    assert not site.of("BlockRemoved", "STORAGE")
+    assert site.server.request("/cache/clear", body={"tier": "l2"})[0] == 200
+    wait_until(lambda: site.of("BlockRemoved", "STORAGE") >= set(hashes), "that of L2")
+    # A cleared cache says nothing of what the engines have in their GPUs.
+    assert {e["type"] for e in site.events()} == {"BlockStored", "BlockRemoved"}
+
+
+def test_missed_batches_are_replayed(site: Site) -> None:
+    site.wait_until_heard()
+    for number in range(3):
+        site.store(number)
+    expected = {each for number in range(3) for each in hashes_of(tokens_of(number))}
+    wait_until(lambda: site.of("BlockStored", "STORAGE") == expected, "all to be told")
+    numbers = [int.from_bytes(number, "big") for _, number, _ in site.frames]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert site.replay(numbers[1]) == site.frames[1:]
+    assert len(site.replay(0)) == numbers[-1] + 1
+    assert site.replay(numbers[-1] + 1) == []
+    # Nobody is worse off for a request that is none.
+    site.ask.send_multipart([b"", b"x"])
+    site.ask.send_multipart([b"nonsense"])
+    assert site.replay(numbers[-1]) == site.frames[-1:]
+
+
+def test_vllm_decodes_them(site: Site) -> None:
+    kv_events = pytest.importorskip("vllm.distributed.kv_events")
+    site.wait_until_heard()
+    hashes = site.store(5)
+    wait_until(lambda: site.of("BlockStored", "CPU") == set(hashes), "the chunks")
+    site.server.request("/cache/clear", body={"tier": "l1"})
+    wait_until(lambda: site.of("BlockRemoved", "CPU") >= set(hashes), "the clear")
+    decoder = msgspec.msgpack.Decoder(type=kv_events.KVEventBatch)
+    batches = [decoder.decode(payload) for _, _, payload in site.frames]
+    kinds = {type(event) for batch in batches for event in batch.events}
+    assert kinds == {kv_events.BlockStored, kv_events.BlockRemoved}
+    assert abs(batches[0].ts - time.time()) < 3600
+
+
+def test_after_a_restart_what_l2_has_is_told_when_it_is_found_again(site: Site) -> None:
+    site.wait_until_heard()
+    hashes = site.store(1)
+    wait_until(lambda: site.of("BlockStored", "STORAGE") == set(hashes), "the chunks in L2")
+    assert site.server.terminate() == 0
+    site.server.start()
+    site.client.greet()
+    site.worker.register()
+    site.wait_until_heard()
+    tokens = tokens_of(1)
+    key = make_key(tokens, 0, len(tokens), model=MODEL, request="again", worker=None)
+    assert site.worker.lookup(key) == 2
+    for medium in ("CPU", "STORAGE"):
+        wait_until(lambda m=medium: site.of("BlockStored", m) >= set(hashes), medium)
+    site.client.call("end_session", "again")
