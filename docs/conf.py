@@ -8,7 +8,7 @@ from connectors import __version__
 
 # The order in which people need the pages; a page that is not here fails the build.
 NAVIGATION = {
-    "Use it": ("choose", "run", "operate", "troubleshooting", "security", "migrating"),
+    "Use it": ("choose", "run", "operate", "routing", "troubleshooting", "security", "migrating"),
     "Look it up": ("reference", "configuration", "metrics"),
     "Know more": ("understand", "l2", "native", "gpu"),
 }

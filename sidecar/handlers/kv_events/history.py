@@ -11,7 +11,7 @@ from sidecar.cache.leases import Scope
 from sidecar.flow import Outcome, first
 from sidecar.handlers.core import Core
 from sidecar.handlers.kv_events.chunks import Chunk
-from sidecar.handlers.kv_events.holdings import Holdings, scope_of_space
+from sidecar.handlers.kv_events.coverage import Coverage, scope_of_space
 
 _CHANGES_A_TURN = 64
 _HASHES_A_TURN = 512
@@ -96,10 +96,10 @@ class History:
         scopes = {scope_of_space(s.key) for s in core.l1.spaces() if s.key.model_name == model_name}
         for scope in scopes:
             for names in _turns(core.chunks.names()):
-                holdings = self._holdings(scope)
+                coverage = self._coverage(scope)
                 for name in names:
                     chunk = core.chunks.get(name)
-                    if chunk is not None and holdings.has(Medium.CPU, name):
+                    if chunk is not None and coverage.has(Medium.CPU, name):
                         found.append(Event(seq, model_name, Medium.CPU, [name], chunk))
                 await core.flows.sleep(0)
         return found
@@ -131,8 +131,8 @@ class History:
             await self._tell_stored(scope, change.medium, change.hashes)
             return
         for names in _turns(change.hashes):
-            holdings = self._holdings(scope)
-            gone = [name for name in names if not holdings.has(change.medium, name)]
+            coverage = self._coverage(scope)
+            gone = [name for name in names if not coverage.has(change.medium, name)]
             if gone:
                 self._append(scope, change.medium, gone, None)
             if len(change.hashes) > _HASHES_A_TURN:
@@ -140,9 +140,9 @@ class History:
 
     async def _tell_stored(self, scope: Scope, medium: Medium, names: Sequence[bytes]) -> None:
         for turn in _turns(names):
-            holdings = self._holdings(scope)
+            coverage = self._coverage(scope)
             for name in turn:
-                if not holdings.has(medium, name):
+                if not coverage.has(medium, name):
                     continue
                 chunk = self._core.chunks.get(name)
                 if chunk is not None:
@@ -152,8 +152,8 @@ class History:
             if len(names) > _HASHES_A_TURN:
                 await self._core.flows.sleep(0)
 
-    def _holdings(self, scope: Scope) -> Holdings:
-        return Holdings(self._core.l1, self._core.tiers.backends, scope)
+    def _coverage(self, scope: Scope) -> Coverage:
+        return Coverage(self._core.l1, self._core.tiers.backends, scope)
 
     def _append(
         self, scope: Scope, medium: Medium, hashes: Sequence[bytes], chunk: Chunk | None

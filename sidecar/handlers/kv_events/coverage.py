@@ -24,7 +24,7 @@ class _Below:
         )
 
 
-class Holdings:
+class Coverage:
     """Where the objects of one model and tenant are, as of now. What comes later is not in it."""
 
     def __init__(self, l1: L1, backends: list[Backend], scope: Scope) -> None:
