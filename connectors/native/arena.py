@@ -1,5 +1,6 @@
 """The sidecar's memory as a worker process has it mapped."""
 
+import ctypes
 import logging
 import mmap
 import os
@@ -15,6 +16,7 @@ from connectors.native.wire import SLOT_BYTES
 logger = logging.getLogger("vllm.kv_sidecar")
 
 SHM = Path("/dev/shm")
+_libc = ctypes.CDLL(None)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,200}")
 
 
@@ -48,6 +50,19 @@ class Arena:
         if not 0 <= begin <= len(self.bytes) - size:
             raise ValueError(f"slot {slot} is outside the arena")
         return self.bytes[begin : begin + size]
+
+    def is_resident(self, offset: int, size: int) -> bool:
+        """Whether all pages of these bytes exist; `offset` is a multiple of a page's size.
+
+        Asks without touching them. Also true where the kernel does not tell.
+        """
+        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        told = _libc.mincore(
+            ctypes.c_void_p(self.bytes.ctypes.data + offset),
+            ctypes.c_size_t(size),
+            ctypes.c_void_p(pages.ctypes.data),
+        )
+        return told != 0 or bool((pages & 1).all())
 
 
 class UnknownArena(RuntimeError):

@@ -36,7 +36,8 @@ class Membership:
     The sidecar knows this process again after the end of a connection, by its incarnation, and
     names the same segment: it is mapped once.
 
-    `prepare(arena)` is called before the sidecar is told, in the thread: it pins the memory, say.
+    `prepare(arena, check)` is called before the sidecar is told, in the thread: it pins the memory,
+    say. While it waits it calls `check()`, which raises when that is of no use any more.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Membership:
         join: wire.Join,
         arenas: Arenas,
         connect: Callable[[], Connection],
-        prepare: Callable[[Arena], None] = lambda _: None,
+        prepare: Callable[[Arena, Callable[[], None]], None] = lambda *_: None,
     ) -> None:
         self._join, self._arenas, self._connect, self._prepare = join, arenas, connect, prepare
         self._connection: Connection | None = None
@@ -114,7 +115,7 @@ class Membership:
                 f"the sidecar's arena {joined.shm_name} is not in /dev/shm here: both must see the "
                 "same one"
             ) from None
-        self._prepare(arena)
+        self._prepare(arena, self._check)
         self._arenas.add(arena)
         self._server, self._shm_name = joined.server, joined.shm_name
         logger.info("the sidecar's arena of %d MiB is mapped", joined.arena_bytes >> 20)

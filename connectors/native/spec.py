@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 
 import vllm
 import zmq
@@ -94,9 +95,9 @@ class SidecarOffloadingSpec(OffloadingSpec):  # type: ignore[misc]
             layout=rank_layout(kv_caches, geometry.offset, block_format(device.type)),
         )
 
-        def prepare(arena: Arena) -> None:
+        def prepare(arena: Arena, check: Callable[[], None]) -> None:
             if device.type != "cpu":
-                pin(arena, device, *registrar())
+                pin(arena, device, *registrar(), check)
 
         membership = Membership(join, arenas, self._connect, prepare)
         kind = CpuWorker if device.type == "cpu" else GpuWorker

@@ -33,11 +33,12 @@ from connectors.native.cpu_worker import CpuWorker
 from connectors.native.geometry import Geometry
 from connectors.native.gpu_worker import ArenaRegion, GpuWorker
 from connectors.native.transfer import ArenaSlots
-from tests.support.server import wait_until
+from tests.support.server import SHM, wait_until
 
 BLOCKS = 24
 SERVER = b"s" * 16
 DIRTY = 0xEE
+PIECE = 64 << 10
 
 
 class NoMembership:
@@ -395,6 +396,54 @@ def test_a_new_sidecar_gets_a_worker_of_its_own(tmp_path: Path, recorders: list[
     assert second.ended
 
 
+def no_check() -> None:
+    """It is of use."""
+
+
+def test_what_is_not_resident_yet_is_not_pinned_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that a worker makes count as its own container's memory, not as the sidecar's."""
+    monkeypatch.setattr(pinning, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda device: None)
+    name, there = f"kvtest_pinning_{os.getpid()}", [False] * 3
+    fd = os.open(SHM / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        os.ftruncate(fd, len(there) * PIECE)
+        arena = Arena(SERVER, name, len(there) * PIECE)
+    finally:
+        (SHM / name).unlink()
+
+    def make_next() -> None:
+        """The sidecar's turn, while the worker waits."""
+        piece = there.index(False)
+        os.posix_fallocate(fd, piece * PIECE, PIECE)
+        os.pwrite(fd, bytes(PIECE), piece * PIECE)
+        there[piece] = True
+
+    def register(address: int, size: int) -> bool:
+        assert there[(address - arena.bytes.ctypes.data) // PIECE]
+        return True
+
+    pinning.pin(arena, "cuda:0", register, lambda address: None, make_next)
+    assert arena.pinned and all(there)
+    os.close(fd)
+
+
+def test_the_wait_for_pages_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the connection, and in any case after a time: what is not pinned is slower."""
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda device: None)
+    monkeypatch.setattr(Arena, "is_resident", lambda *_: False)
+
+    def ended() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pinning.pin(arena_of(tmp_path, 4096), "cuda:0", lambda *_: True, lambda _: None, ended)
+    monkeypatch.setattr(pinning, "RESIDENT_SECONDS", 0.0)
+    arena = arena_of(tmp_path, 4096)
+    pinning.pin(arena, "cuda:0", lambda *_: True, lambda _: None, no_check)
+    assert not arena.pinned
+
+
 def test_an_arena_is_pinned_in_pieces_and_let_go_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,13 +457,13 @@ def test_an_arena_is_pinned_in_pieces_and_let_go_in_the_end(
 
     limit = 99
     arena = arena_of(tmp_path, 3 * 4096)
-    pinning.pin(arena, "cuda:0", register, held.pop)
+    pinning.pin(arena, "cuda:0", register, held.pop, no_check)
     assert arena.pinned and sum(held.values()) == len(arena.bytes)
     del arena
     wait_until(lambda: not held, "all is let go")
 
     limit = 2
     arena = arena_of(tmp_path, 3 * 4096)
-    pinning.pin(arena, "cuda:0", register, held.pop)
+    pinning.pin(arena, "cuda:0", register, held.pop, no_check)
     assert not arena.pinned
     assert len(held) == 1, "only what the driver refused"
