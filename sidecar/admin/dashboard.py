@@ -76,6 +76,9 @@ def _document(config: Config, snapshot: Mapping[str, Any], unhealthy: str | None
         "refusals": snapshot["latest_refusals"],
         **{
             key: snapshot[key]
-            for key in ("chunk_size", "l1", "eviction", "engines", "tenants", "queue_depth")
+            for key in (
+                *("chunk_size", "l1", "kept", "protected"),
+                *("eviction", "engines", "tenants", "queue_depth"),
+            )
         },
     }

@@ -109,6 +109,10 @@ class Instruments(Declarations):
         self._gauge("live_leases", "Objects that somebody may be reading or writing")
         self._gauge("l1_protections", "Sequences that an operator has protected from eviction")
         self._gauge("l1_protected_bytes", "Bytes of L1 that they take")
+        self._gauge("l1_kept", "1 while the next server would find the L1, else 0")
+        self._gauge("l1_undigested_objects", "Objects that it would not have after a crash")
+        self._gauge("l1_unproven_objects", "Objects of the last server still to be verified")
+        self._gauge("l1_others_bytes", "Bytes of L1 that wait for workers of the last server")
         self._gauge("tenant_usage_bytes", "Bytes of tenants that have a quota", labels=_TENANT)
         self._gauge("tenant_quota_bytes", "Their quotas; 0 = no limit", labels=_TENANT)
 

@@ -13,9 +13,11 @@ import pytest
 
 from sidecar import shared_libraries
 from sidecar.cli import main
+from tests.support import native
 from tests.support.browser import CHROMIUM, Watched, chromium
 from tests.support.client import ENGINE
 from tests.support.faulty_adapter import FAULTY
+from tests.support.kept import KEEP, Site
 from tests.support.l2 import adapter_flags, fs_flags
 from tests.support.mock_adapter import MOCK
 from tests.support.server import Server
@@ -25,7 +27,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 LACK = shared_libraries.lack("playwright")
 pytestmark = [
@@ -241,6 +243,40 @@ def test_tenants_with_a_quota_are_shown(
     expect(rows).to_contain_text("128 MiB")
     assert server.request("/quota/%3Cb%3Eteam", None, "DELETE")[0] == 200
     expect(page.locator("#tenants-panel")).to_be_hidden()
+
+
+def test_what_is_kept_and_protected_and_who_is_at_the_native_door_is_shown(
+    new_server: Callable[..., Server], open_page: Callable[..., Watched]
+) -> None:
+    server = new_server(*KEEP).start()
+    site, page = Site(server), open_page(server).page
+    l1 = card(page, "L1 occupancy")
+    expect(l1).to_contain_text("Kept after a stop10 min 0 s")
+    expect(l1).not_to_contain_text("Protected")
+    site.store(1)
+    site.check(1)
+    assert server.request("/cache/protections", {"request_id": "r1", "ttl_seconds": 600})[0] == 201
+    expect(l1).to_contain_text(re.compile(r"Protected[\d.]+ KiB of "))
+
+    expect(page.locator("#engines-panel")).to_be_hidden()
+    engine = native.Engine(server.url).start()
+    row = panel(page, "Engines").get_by_role("row").nth(1)
+    expect(row).to_contain_text("native-model")
+    expect(row).to_contain_text("Ready")
+
+    def fail(route: Route) -> None:
+        """As a server says it that cannot write its index any more."""
+        state = route.fetch().json()
+        state["kept"]["failed"] = "No space left on device"
+        route.fulfill(json=state)
+
+    page.route("**/page/state*", fail)
+    expect(l1).to_contain_text("Kept after a stopno")
+    notice = "The next server will not find this L1: No space left on device."
+    expect(page.locator("#concerns")).to_contain_text(notice)
+    page.unroute("**/page/state*")
+    engine.end_processes()
+    site.close()
 
 
 def test_it_outlives_a_restart_of_the_server(

@@ -2,7 +2,9 @@
 
 import { Chart, key } from "./chart.js";
 import { byId, element, fact, setText } from "./dom.js";
-import { bytes, bytesOf, count, moved, NOTHING, percent, perSecond, plural, rate } from "./format.js";
+import {
+  bytes, bytesOf, count, duration, moved, NOTHING, percent, perSecond, plural, rate,
+} from "./format.js";
 
 const WINDOW = "in 15 min";
 
@@ -81,7 +83,7 @@ const L1 = {
     format: bytes,
     base: 1024,
   },
-  show(history, { l1, eviction }) {
+  show(history, { l1, eviction, kept, protected: held }) {
     const watermark = eviction.trigger_watermark * l1.total_bytes;
     const used = history.level("l1_used_bytes");
     return {
@@ -92,6 +94,10 @@ const L1 = {
         ["Objects", count(l1.total_objects)],
         ["In use", count(l1.read_locked + l1.write_locked)],
         [`Evicted ${WINDOW}`, count(history.growth("l1_evicted"))],
+        ...some(held.count, "Protected", bytesOf(held.used_bytes, held.limit_bytes)),
+        ...some(kept.seconds, "Kept after a stop", kept.failed ? "no" : duration(kept.seconds)),
+        ...some(kept.unproven_objects, "To be verified", count(kept.unproven_objects)),
+        ...some(kept.others_bytes, "Of earlier workers", bytes(kept.others_bytes)),
       ],
       columns: [used, used.map(() => watermark)],
       top: l1.total_bytes,
@@ -190,6 +196,9 @@ class Card {
     this.facts.replaceChildren(...facts.map(([name, value]) => fact([name], value)));
   }
 }
+
+/** A fact that is told only where there is something. */
+const some = (amount, name, value) => (amount ? [[name, value]] : []);
 
 const sum = (adapters, field) => adapters.reduce((total, adapter) => total + adapter[field], 0);
 

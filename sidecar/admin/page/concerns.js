@@ -11,6 +11,7 @@ export function concerns(history, state) {
       "used, but the backend, or what lies below it, damages data.",
     ),
     ...state.adapters.flatMap(cutOff),
+    ...notKept(state.kept),
     ...lost(state.workers.filter((worker) => !worker.connected)),
     ...grown(history, "l1_no_room", "warn", (n) =>
       `The L1 had no room for ${plural(n, "chunk")} in 15 min: all that was ready was in use. ` +
@@ -25,6 +26,10 @@ export function concerns(history, state) {
 
 function unhealthy({ unhealthy_reason: reason }) {
   return reason === null ? [] : [{ tone: "bad", text: `Unhealthy: ${reason}.` }];
+}
+
+function notKept({ failed }) {
+  return failed ? [{ tone: "warn", text: `The next server will not find this L1: ${failed}.` }] : [];
 }
 
 function cutOff(adapter) {
