@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from sidecar.replay.trace import read
 from tests.support.l2 import clear_l1, fs_flags, wait_written
 from tests.support.native import BELOW, MISS, OBJECT_BYTES, Engine, Member, block_hash, engines
 from tests.support.raw import RawClient
 from tests.support.server import Server, wait_until
 
-NUMBERS = tuple(range(8))
+MakeServer = Callable[..., Server]
+NUMBERS, CHUNK_TOKENS = tuple(range(8)), 16
 
 
 def held(server: Server) -> int:
@@ -37,6 +39,22 @@ def test_what_an_engine_stores_all_engines_of_its_kind_find(server: Server) -> N
         assert second.find("d", 99, *NUMBERS, windowed=True)[0] == MISS
         assert second.hits("d", 99, *NUMBERS, windowed=True) == len(NUMBERS)
         check(server)
+
+
+def test_lookups_are_recorded_in_chunks_of_the_servers_size(
+    new_server: MakeServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "lookups"
+    server = new_server("--record-lookups", str(path), chunk_size=2 * CHUNK_TOKENS).start()
+    with engines(server.url) as (engine,):
+        for name, last in (("a", 4), ("b", 5)):
+            engine.find(name, 0, 1, 2, 3, last)
+            engine.find(name, 0, 1, 2, 3, last)  # asked for again: one request
+    assert server.terminate() == 0
+    first, second = read(path)
+    assert first.tokens_per_id == server.chunk_size
+    assert (len(first.hash_ids), first.input_length) == (2, 5 * CHUNK_TOKENS)
+    assert first.hash_ids == second.hash_ids
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,7 @@ def test_nothing_is_had_before_all_ranks_have_mapped(server: Server) -> None:
     engine.end_processes()
 
 
-def test_what_is_found_stays_until_it_is_finished(new_server: Callable[..., Server]) -> None:
+def test_what_is_found_stays_until_it_is_finished(new_server: MakeServer) -> None:
     """Though others need the room; and a slot that is reserved is nobody else's."""
     server = new_server(l1_size_gb=16 * OBJECT_BYTES / 2**30).start()
     with engines(server.url, 2) as (first, second):
@@ -98,7 +116,7 @@ def test_what_is_found_stays_until_it_is_finished(new_server: Callable[..., Serv
         check(server)
 
 
-def test_one_engine_cannot_take_all(new_server: Callable[..., Server]) -> None:
+def test_one_engine_cannot_take_all(new_server: MakeServer) -> None:
     server = new_server(l1_size_gb=64 * OBJECT_BYTES / 2**30).start()
     with engines(server.url, 2) as (first, second):
         mine = first.reserve(1000)
@@ -210,7 +228,7 @@ def test_nonsense_is_refused(server: Server, field: str) -> None:
             assert client.call("native_attach", ask)["session"] == 0
 
 
-def test_l2_brings_what_the_l1_has_not(new_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_l2_brings_what_the_l1_has_not(new_server: MakeServer, tmp_path: Path) -> None:
     server = new_server(*fs_flags(tmp_path)).start()
     with engines(server.url) as (engine,):
         engine.store("a", *NUMBERS)
@@ -243,7 +261,7 @@ def test_a_clear_ends_what_engines_stored(server: Server) -> None:
         check(server)
 
 
-def test_what_an_engine_used_outlives_what_it_did_not(new_server: Callable[..., Server]) -> None:
+def test_what_an_engine_used_outlives_what_it_did_not(new_server: MakeServer) -> None:
     """And heads outlive tails."""
     server = new_server(
         "--eviction-trigger-watermark", "1.0", l1_size_gb=12 * OBJECT_BYTES / 2**30
@@ -262,7 +280,7 @@ def test_what_an_engine_used_outlives_what_it_did_not(new_server: Callable[..., 
 
 
 def test_heads_of_a_prompt_outlive_its_tail_though_they_came_first(
-    new_server: Callable[..., Server],
+    new_server: MakeServer,
 ) -> None:
     """A long prompt is stored step by step; its lookup has told the order of all of it."""
     server = new_server(

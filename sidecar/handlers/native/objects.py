@@ -4,6 +4,7 @@ import itertools
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
+from sidecar.cache.leases import Scope
 from sidecar.flow import Flow
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
@@ -95,6 +96,8 @@ class Objects:
             raise Refused("bad_payload", f"the engine has {engine.attach.groups} groups")
         known = engine.request(ask.request)
         hashes = [[_padded(each) for each in group.hashes] for group in ask.groups]
+        if not known.sequences:
+            self._record(engine, ask, hashes)
         for group, names in zip(ask.groups, hashes, strict=True):
             if not group.load:
                 known.sequences[group.group] = names
@@ -263,6 +266,17 @@ class Objects:
         """How many bytes more it may reserve."""
         held = sum(each.reserved_bytes for each in self._engines.by_session.values())
         return write_share(self._core.l1.capacity, held, engine.reserved_bytes)
+
+    def _record(self, engine: Engine, ask: wire.NativeLookup, hashes: list[list[bytes]]) -> None:
+        """The first lookup of a request, in chunks of the server's size: a log has one size."""
+        log, attach = self._core.lookup_log, engine.attach
+        if log is None or not ask.groups or ask.groups[0].windowed:
+            return
+        each, rest = divmod(self._core.config.chunk_size, attach.chunk_tokens)
+        if each and not rest:
+            names = hashes[0][each - 1 :: each]
+            tokens = len(hashes[0]) * attach.chunk_tokens
+            log.add(Scope(attach.model, attach.ranks, ""), names, tokens)
 
     def _count(
         self, engine: Engine, ask: wire.NativeLookup, answer: list[list[int]], from_l2: int
