@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
 
-_MOST = 1 << 16
+_MOST_HASHES = 1 << 17  # some 10 MB
 
 
 class Medium(StrEnum):
@@ -40,11 +40,13 @@ class Page(NamedTuple):
 
 
 class Changes:
-    """A log of `most` changes. Loop thread only."""
+    """The last changes, of `most` objects together. Loop thread only."""
 
-    def __init__(self, most: int = _MOST) -> None:
+    def __init__(self, most: int = _MOST_HASHES) -> None:
         self.on = False
-        self._log: deque[Change] = deque(maxlen=most)
+        self._most = most
+        self._log: deque[Change] = deque()
+        self._hashes = 0
         self._next = 0
         self._news: Outcome[None] = Outcome()
 
@@ -74,5 +76,9 @@ class Changes:
         if self.on and change.hashes:
             self._log.append(change)
             self._next += 1
+            self._hashes += len(change.hashes)
+            # The latest stays: somebody is about to read it.
+            while self._hashes > self._most and len(self._log) > 1:
+                self._hashes -= len(self._log.popleft().hashes)
             news, self._news = self._news, Outcome()
             news.set(None)

@@ -41,3 +41,7 @@ def test_who_is_too_slow_is_told_and_goes_on_with_what_is_left() -> None:
     assert not changes.since(page.cursor, 10).lost
     # A cursor of somebody else's log.
     assert changes.since(10**6, 10) == ([], page.cursor, True)
+    changes.removed(Medium.CPU, SPACE, [b"6", b"7", b"8", b"9"])  # more than is kept
+    assert changes.since(page.cursor, 10).changes[0].hashes[0] == b"6"
+    changes.stored(Medium.CPU, SPACE, [b"a"])
+    assert changes.since(page.cursor, 10).lost
