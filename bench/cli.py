@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, disk, idle, l2, mixed, native, plot, replay, report, servers
+from bench import cases, crowd, disk, idle, l2, many, mixed, native, plot, replay, report, servers
 from bench.cases import Pools
 from bench.common import unlink_segments
 from bench.figures import Samples, rows
@@ -23,7 +23,7 @@ from bench.servers import Server
 
 CASES = (
     *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native"),
-    *("crowd16", "idle"),
+    *("crowd16", "many", "idle"),
     *("replay", "l2"),
 )
 # These start servers of their own, for the last round only.
@@ -42,6 +42,7 @@ class Settings:
     small_repeats: int
     idle_seconds: float
     crowd_seconds: int
+    many_objects: int
     l1_gb: int
     l2_dir: str
     l2_groups: int
@@ -100,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, help="how often each server is started (3)")
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
+    parser.add_argument(
+        "--objects", type=int, default=200_000, help="of the case many; 1,000,000 fit (200,000)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument(
         "--l2-dir", default=tempfile.gettempdir(), help="folder on the disk to measure L2 on"
@@ -119,6 +123,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         small_repeats=20 if quick else 50,
         idle_seconds=5 if quick else 20,
         crowd_seconds=5 if quick else 15,
+        many_objects=options.objects // 10 if quick else options.objects,
         l1_gb=6,
         l2_dir=os.path.abspath(options.l2_dir),
         l2_groups=2 if quick else 3,
@@ -176,6 +181,8 @@ def _l1_cases(name: str, settings: Settings, pools: Pools, logs: Path, last: boo
         server.wait_populated()
         for case in settings.cases:
             samples |= _one_case(case, server, settings, pools)
+        if last and "many" in settings.cases:
+            samples |= many.measure(server, settings.many_objects)
         if name == "ours" and "native" in settings.cases:  # no other server has that door
             samples |= native.lookups(server.url, settings.repeats)
         if last and "idle" in settings.cases:

@@ -45,6 +45,7 @@ class Layout:
 LARGE = Layout("large", layers=32, heads=8, head_size=128, blocks=512)  # 128 KiB a token
 # One rank of eight of the same model: 16 KiB a token, 4 MiB a chunk.
 SMALL = Layout("small", layers=32, heads=1, head_size=128, blocks=256)
+POINT = Layout("point", layers=1, heads=1, head_size=4, blocks=16_384)  # 4 KiB a chunk
 TINY = Layout("tiny", layers=1, heads=1, head_size=8, blocks=16_384)  # 32 B a token
 
 

@@ -170,6 +170,19 @@ def _crowd16() -> list[Figure]:
 
 FIGURES += _crowd16()
 
+FIGURES += [
+    Figure(
+        "many_ping_max",
+        "very many objects: the longest ping while they are stored",
+        "ms",
+        "many",
+        Target(at_most=50),
+    ),
+    Figure("many_ping_p99", "  ping, p99", "ms", "many"),
+    Figure("many_store_max", "  the longest store of 128k tokens", "ms", "many"),
+    Figure("many_bytes", "  memory of an object beside the L1", "B", "many", Target(at_most=400)),
+]
+
 L2 = {
     "fs": "fs, the peer with its defaults",
     "direct": "fs, the peer with use_odirect",

@@ -20,8 +20,12 @@ def measure(root: int, seconds: float) -> Samples:
     time.sleep(seconds)
     used = _run_seconds(pids) - before
     percent = 100 * used / (time.monotonic() - start)
-    memory = sum(_resident_beside_shm(pid) for pid in pids) / 1e6
-    return {"idle_mb": [memory], "idle_cpu": [percent]}
+    return {"idle_mb": [memory_beside_l1(root) / 1e6], "idle_cpu": [percent]}
+
+
+def memory_beside_l1(root: int) -> int:
+    """Bytes of `root` and its children."""
+    return sum(map(_resident_beside_shm, tree(root)))
 
 
 def tree(root: int) -> list[int]:
