@@ -53,7 +53,7 @@ def _add_versions(add: Callable[..., Any]) -> None:
     add(
         "--skip-version-check",
         action="store_true",
-        help="the worker runs somewhere else, nobody knows with what",
+        help="the worker's versions are unknown",
     )
 
 

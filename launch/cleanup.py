@@ -36,7 +36,7 @@ def end(directory: RunDirectory, leader: Process) -> None:
     """SIGKILL to all of a stack. Raises StackError where one of it does not die."""
     if not processes.kill(lambda: _all(directory, leader)):
         left = ", ".join(str(process.pid) for process in _all(directory, leader))
-        raise StackError(f"processes {left} do not die; their ports and memory stay taken")
+        raise StackError(f"processes {left} do not end; their ports and memory stay taken")
 
 
 def _all(directory: RunDirectory, leader: Process) -> list[Process]:

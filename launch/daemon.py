@@ -72,7 +72,7 @@ class Daemon:
     def complaints(self) -> str:
         if self.ended():
             self._drainer.join(1.0)
-        return " ".join(self._complaints) or "it said nothing"
+        return " ".join(self._complaints) or "it printed nothing"
 
     def new_complaints(self) -> list[str]:
         """The errors that it has met and that were not asked for before (a full disk, mostly)."""

@@ -85,7 +85,7 @@ class Launcher:
                 self._terminal.line("supervisord", complaint)
             self._terminal.progress(self._keeper.progress())
             time.sleep(_TICK_SECONDS)
-        self._terminal.say("ending the stack; once more to kill it")
+        self._terminal.say("ending the stack; Ctrl-C again kills it")
 
     def _stop(self) -> None:
         """In order and within a bound; then whatever is left is killed."""

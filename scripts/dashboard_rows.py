@@ -198,7 +198,7 @@ ROWS: dict[str, list[Panel]] = {
               {metric("l2_queue_age_seconds"): "{{instance}} {{l2_name}}"}),
         Panel(
             "Cut off", "short", {metric("l2_breaker_open"): "{{instance}} {{l2_name}} {{kind}}"},
-            "1 while a backend is cut off.",
+            "1 while the breaker is open.",
         ),
         Panel(
             "Errors", "ops",

@@ -187,7 +187,7 @@ class App:
             inheritance = Inheritance(self._core, left, own_name_told)
             self._loop.every(TICK_SECONDS, inheritance.tick)
             log.info(
-                "the L1 begins with %d objects of the earlier server, %d of them to be proven",
+                "the L1 begins with %d objects of the earlier server, %d of them to be verified",
                 self._core.l1.objects + len(left.unproven), len(left.unproven),
             )  # fmt: skip
         Digests(self._core, journal)
@@ -385,7 +385,7 @@ def serve(config: Config) -> int:
     for name in removed:
         log.warning("removed %s, which a dead server left behind", name)
     if foreign:
-        log.info("%d names in %s are not ours, such as %s", len(foreign), SHM_DIR, foreign[0])
+        log.info("%d files in %s belong to others, such as %s", len(foreign), SHM_DIR, foreign[0])
     try:
         app = App(config)
     except (SegmentError, AdapterUnusable, OSError) as error:

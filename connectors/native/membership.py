@@ -96,7 +96,7 @@ class Membership:
         self._member = 0
         joined = self._ask(wire.JOIN, self._join, wire.Joined)
         if joined is None or joined.member <= 0:
-            why = joined.why if joined else "it has no native door"
+            why = joined.why if joined else "no native protocol"
             raise _Refused(f"the sidecar refuses this worker: {why}")
         if (joined.server, joined.shm_name) != (self._server, self._shm_name):
             self._map(joined)

@@ -133,7 +133,7 @@ class Session:
 
     def distrust(self, why: str) -> None:
         """The sidecar answered what cannot be: have nothing to do with it for a while."""
-        self._complain(f"answers what it must not ({why})")
+        self._complain(f"gave an invalid answer ({why})")
         self._void()
         self._drop()
         self._next_attempt = self._clock() + REFUSED_SECONDS
@@ -202,7 +202,7 @@ class Session:
     def _attach_said(self, frames: Sequence[bytes]) -> None:
         said = wire.value(frames, wire.Attached)
         if said is None or said.session <= 0:
-            self._complain(f"refuses this engine ({said.why if said else 'it has no native door'})")
+            self._complain(f"refuses this engine ({said.why if said else 'no native protocol'})")
             self._next_attach = self._clock() + REFUSED_SECONDS
             self._hope_until = 0.0
             return

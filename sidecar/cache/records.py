@@ -83,7 +83,7 @@ def read_head(data: bytes, ours: Head) -> Head:
     """The head of the predecessor of `ours`. Raises Unusable unless `ours` can go on with it."""
     end = len(_MAGIC) + _LENGTH.size
     if len(data) < HEAD_BYTES or not data.startswith(_MAGIC):
-        raise Unusable("its index is no index")
+        raise Unusable("it has no valid index")
     end += _LENGTH.unpack_from(data, len(_MAGIC))[0]
     if end + 8 > HEAD_BYTES or xxhash.xxh3_64_digest(data[:end]) != data[end : end + 8]:
         raise Unusable("its index is damaged")
@@ -95,10 +95,10 @@ def read_head(data: bytes, ours: Head) -> Head:
         ("its index has another version", head.version, ours.version),
         ("the machine was booted since", head.boot_id, ours.boot_id),
         ("it has another size", head.arena_bytes, ours.arena_bytes),
-        ("it was used with an L2, or is to be", head.headroom, ours.headroom),
+        ("one of both servers has an L2, the other has none", head.headroom, ours.headroom),
         ("it lies on other NUMA nodes", head.parts, ours.parts),
         ("its chunks have another size", head.chunk_size, ours.chunk_size),
-        ("it was just being changed", head.usable, True),
+        ("its last change is not complete", head.usable, True),
     ):
         if theirs != own:
             raise Unusable(f"{what} ({theirs}, not {own})")

@@ -97,7 +97,7 @@ def inherited(segment: Segment, ours: Head) -> Legacy | None:
         finally:
             os.close(index)
     except (Unusable, OSError) as why:
-        log.warning("the L1 starts empty, with nothing of the one before: %s", why)
+        log.warning("the L1 starts empty, the earlier one cannot be used: %s", why)
         segment.renew()
         return None
 
@@ -258,7 +258,7 @@ def _blocks(fd: int, start: int, end: int, size: int) -> Iterator[tuple[int, byt
         while at < stop:
             data = os.pread(fd, min(stop - at, 1 << 20), at)
             if len(data) % size or not data:
-                raise Unusable("its index is cut off")
+                raise Unusable("its index is truncated")
             rows = np.frombuffer(data, np.uint8).reshape(-1, size)
             for row in np.flatnonzero(rows.any(axis=1)).tolist():
                 yield (at - start) // size + row, data[row * size : (row + 1) * size]

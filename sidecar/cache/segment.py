@@ -161,7 +161,9 @@ class Segment:
             path, why = self._lock_path, error.strerror
             if not os.path.lexists(path):
                 raise SegmentError(f"{path} cannot be made: {why}") from None
-            raise SegmentError(f"{path} is not ours ({why}): choose another --shm-name") from None
+            raise SegmentError(
+                f"{path} is not a file of this user ({why}): choose another --shm-name"
+            ) from None
 
     def _disown(self) -> None:
         self._lock_path.unlink(missing_ok=True)

@@ -18,9 +18,9 @@ _DEFAULTS = {
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "replay",
-        help="what caches of other sizes and policies would hit, from a trace",
+        help="hit rates of other cache sizes and policies, from a trace",
         usage="%(prog)s TRACE [OPTION...]",
-        description="Percent of tokens that are hits in caches of some sizes (docs/operate.md).",
+        description="Percent of tokens that are hits, by size of the cache (docs/operate.md).",
     )
     parser.add_argument(
         "trace", type=Path, metavar="TRACE", help="of serve --record-lookups, or Mooncake's"
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--bytes-per-token", type=checked(integer(1, 2**40)), metavar="BYTES",
-        help="as `kv-sidecar size` tells: then sizes are GiB",
+        help="as `kv-sidecar size` prints; sizes are then GiB",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", type=checked(list_of(size_gib)), metavar="GIB,...",
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--chunk-size", type=checked(list_of(integer(1, 1_048_576))), metavar="TOKENS,...",
-        help="default: what an id stands for",
+        help="default: the tokens of one id",
     )  # fmt: skip
     for name in _DEFAULTS:
         parser.add_argument(

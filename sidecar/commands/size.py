@@ -32,7 +32,9 @@ def add(commands: Any) -> None:
         help=f"{', '.join(sizing.KV_DTYPES)}; default auto",
     )
     parser.add_argument("--chunk-size", type=_COUNT, default=256, help="tokens (default 256)")
-    parser.add_argument("--l1-size-gb", type=checked(size_gib), help="GiB: say what fits in")
+    parser.add_argument(
+        "--l1-size-gb", type=checked(size_gib), help="GiB; also print what fits into it"
+    )
     parser.add_argument(
         "--prompt-tokens", type=_COUNT, default=8192, help="of a usual prompt (default 8192)"
     )
@@ -125,12 +127,12 @@ def _notes(model: Model, figures: dict[str, Any]) -> list[str]:
     if figures["bytes_per_token_windowed"]:
         share = figures["bytes_per_token_windowed"] / figures["bytes_per_token"]
         notes.append(
-            f"note: {share:.0%} of it is of layers with a window. The engine keeps that for the "
-            "window alone, the sidecar with every chunk."
+            f"note: {share:.0%} of it belongs to layers with a window. The engine keeps it for the "
+            "window alone, the sidecar for every chunk."
         )
     if model.recurrent_layers:
         notes.append(
-            f"note: {model.recurrent_layers} layers have a state and no KV, which is not counted. "
-            "The sidecar refuses workers of such a model."
+            f"note: {model.recurrent_layers} layers have recurrent state, which is not counted. "
+            "With lmcache's client the sidecar refuses such a model."
         )
     return notes

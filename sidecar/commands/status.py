@@ -27,9 +27,9 @@ def add(commands: Any) -> None:
         type=checked(number(0.1, 3600)),
         const=2.0,
         metavar="SECONDS",
-        help="again and again, every 2 seconds or so many, until interrupted",
+        help="repeat every so many seconds (default 2) until interrupted",
     )
-    output.add_argument("--json", action="store_true", help="all of it, as GET /status gives it")
+    output.add_argument("--json", action="store_true", help="all of GET /status")
     parser.set_defaults(run=run)
 
 
@@ -59,7 +59,7 @@ def _show(given: argparse.Namespace, before: str) -> int:
 
 def _table(url: str, status: Any) -> str:
     if not isinstance(status, dict) or "uptime_seconds" not in status.get("server", ()):
-        raise ValueError("it is no kv-sidecar of this version; --json prints what it says")
+        raise ValueError("it is not a kv-sidecar of this version; --json prints its answer")
     return "\n".join(status_table.lines(status, _hits(url)))
 
 

@@ -81,17 +81,17 @@ def _kept(kept: Json) -> str:
     parts = [
         f"for the next server, for {_duration(kept['seconds'])}",
         *(
-            [f"{kept['undigested_objects']:,} objects not if this one is killed now"]
+            [f"{kept['undigested_objects']:,} objects without digest, lost if it is killed"]
             if kept["undigested_objects"]
             else []
         ),
         *(
-            [f"{kept['unproven_objects']:,} of the last one still to be proven"]
+            [f"{kept['unproven_objects']:,} objects of the last server still to be verified"]
             if kept["unproven_objects"]
             else []
         ),
         *(
-            [f"{amount(kept['others_bytes'])} wait for workers of the last one"]
+            [f"{amount(kept['others_bytes'])} held by workers of the last server"]
             if kept["others_bytes"]
             else []
         ),
@@ -102,7 +102,7 @@ def _kept(kept: Json) -> str:
 def _protected(status: Json) -> str:
     found = status["protected"]
     of_all = f"{amount(found['used_bytes'])} of {amount(found['limit_bytes'])}"
-    return f"{of_all} that may be, {found['count']} prompts"
+    return f"{of_all} at most, {found['count']} prompts"
 
 
 def _hits(found: Hits | None) -> str:

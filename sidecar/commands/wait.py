@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "wait",
         help="wait until a server is healthy",
-        epilog="What stands after -- is run then, in place of this command.",
+        epilog="Then the command after -- runs in place of this one.",
     )
     add = parser.add_argument
     add("--url", default=admin.URL, help="the sidecar's admin address (default %(default)s)")

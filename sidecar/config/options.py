@@ -86,8 +86,8 @@ class Config:
         "mp",
         values.switch,
         "auto",
-        "begin many copies with a GPU in one call: true, false, or auto: not where it is known to "
-        "crash",
+        "batch copies to and from a GPU in one call: true, false, or auto: except where that is "
+        "known to crash",
     )
     hash_algorithm: str = _option(
         "mp",
@@ -110,22 +110,25 @@ class Config:
         "mp",
         values.choice("auto", *RELEASES),
         "auto",
-        "the lmcache release that all clients have, where it cannot be told; auto tells it",
+        "lmcache release of all clients; auto detects it for each connection",
     )
     client_ports: tuple[tuple[int, str], ...] = _option(
         "mp",
         values.ports_of(RELEASES),
         (),
-        "more ports, for clients of one release each: PORT=RELEASE,... (5556=0.5.2)",
+        "additional ports, each for clients of one release: PORT=RELEASE,... (5556=0.5.2)",
     )
     shm_name: str = _option(
         "mp", values.shm_name, "", "name of the shared-memory arena; empty makes a unique one"
     )
     worker_reap_timeout_seconds: float = _option(
-        "mp", _SECONDS_OR_OFF, 120.0, "silence after which a worker is forgotten; 0 = never"
+        "mp",
+        _SECONDS_OR_OFF,
+        120.0,
+        "seconds without a heartbeat after which a worker is dropped; 0 = never",
     )
     worker_registration_grace_seconds: float = _option(
-        "mp", _SECONDS, 3600.0, "the same for a worker that has never pinged"
+        "mp", _SECONDS, 3600.0, "the same for a worker that has never sent a heartbeat"
     )
     l1_size_gb: float = field(
         metadata={"option": Option(values.size_gib, "size of L1 in GiB (required)", "l1")}
@@ -140,8 +143,8 @@ class Config:
         "l1",
         _SECONDS_OR_OFF,
         0.0,
-        "how long L1 is kept for the next server with this --shm-name after this one has ended; "
-        "0 = not at all",
+        "seconds for which L1 is kept, when this server has ended, for the next one with this "
+        "--shm-name; 0 = not at all",
     )
     l1_write_ttl_seconds: float = _option(
         "l1", _SECONDS, 600.0, "longest time a store may hold its reservation"
@@ -159,15 +162,15 @@ class Config:
         "l1",
         values.choice(*EVICTION_POLICIES),
         "LRU",
-        "LRU; ARC: what was asked for again outlives what was stored once; IsolatedLRU, "
-        "IsolatedARC: each cache_salt by itself; noop: never evict, refuse stores when full",
+        "LRU; ARC: reused objects outlive those stored once; IsolatedLRU, IsolatedARC: the same "
+        "within each cache_salt; noop: never evict, refuse stores when full",
     )
     quotas: tuple[Quota, ...] = field(
         default=(),
         metadata={
             "option": Option(
                 parse_quotas,
-                'what tenants may have, as JSON by cache_salt: {"a": "25%", "b": {"l1": 8, "l2": '
+                'quotas of tenants, as JSON by cache_salt: {"a": "25%", "b": {"l1": 8, "l2": '
                 '"10%"}}, GiB or shares; may be repeated (docs/operate.md)',
                 "l1",
                 is_json=True,
@@ -196,14 +199,14 @@ class Config:
         "l2",
         values.choice("default", "skip_l1", "reused"),
         "default",
-        "default; skip_l1: what is in L2 leaves L1 at once, and GPUs that write files themselves "
-        "store past L1; reused: written when it is used or stored again",
+        "default: write every object; skip_l1: an object leaves L1 once it is in L2, and GPUs that "
+        "write files bypass L1; reused: write an object when it is used or stored again",
     )
     l2_prefetch_policy: str = _option(
         "l2",
         values.choice("default", "retain"),
         "default",
-        "what L2 loads is evicted first (default), or last as anything else (retain)",
+        "evict objects that were loaded from L2 first (default), or like any other (retain)",
     )
     l2_prefetch_max_in_flight: int = _option(
         "l2", values.integer(1, 1024), 8, "lookups that load from L2 at once"
@@ -215,7 +218,10 @@ class Config:
         "l2", _RATIO, 0.5, "share of L1 that may wait to be written to L2, 0 to 1"
     )
     l2_store_queue_objects: int = _option(
-        "l2", values.integer(1, 10_000_000), 65_536, "most objects waiting to be written to L2"
+        "l2",
+        values.integer(1, 10_000_000),
+        65_536,
+        "maximum number of objects waiting to be written to L2",
     )
     http_host: str = _option(
         "http", values.host, "127.0.0.1", "address of the admin port, * for all"
@@ -247,7 +253,7 @@ class Config:
         "observability",
         values.file_path,
         "",
-        "append who asked for what again to this file, without tokens, for `kv-sidecar replay`",
+        "append every lookup to this file, as hashes without tokens, for `kv-sidecar replay`",
     )
     kv_event_log_size: int = _option(
         "observability",
@@ -283,16 +289,19 @@ class Config:
         "limits", values.integer(1, 2047), 64, "largest ZMQ message accepted, MiB"
     )
     max_tokens: int = _option(
-        "limits", values.integer(1, 2**27), 1_048_576, "most tokens of one request"
+        "limits", values.integer(1, 2**27), 1_048_576, "maximum number of tokens in one request"
     )
     max_pending_lookups: int = _option(
         "limits",
         values.integer(1, 1_000_000),
         4096,
-        "most lookups open; one connection may have half of them",
+        "maximum number of open lookups; one connection may have half of them",
     )
     max_queued_requests: int = _option(
-        "limits", values.integer(1, 1_000_000), 1024, "most transfers queued for one worker"
+        "limits",
+        values.integer(1, 1_000_000),
+        1024,
+        "maximum number of transfers queued for one worker",
     )
 
     @property

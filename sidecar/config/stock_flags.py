@@ -5,7 +5,7 @@ from dataclasses import dataclass
 _LAZY = "L1 pages are always populated in the background"
 _NO_GRPC = "there is no gRPC transport"
 _NO_REPORT = "serve prints no report"
-_ALONE = "it means nothing without {}"
+_ALONE = "it has no effect without {}"
 
 # Nothing is lost by leaving these out.
 IGNORED: dict[str, str] = {
@@ -126,4 +126,4 @@ def refusal(name: str, spelling: str, arguments: list[str]) -> str | None:
 
 def warning(name: str, spelling: str) -> str:
     """The line for a stock flag that is accepted and changes nothing."""
-    return f"{spelling} changes nothing here: {IGNORED.get(name, 'that is how it is anyway')}"
+    return f"{spelling} changes nothing here: {IGNORED.get(name, 'it is always so here')}"

@@ -81,7 +81,7 @@ class Attachments:
             try:
                 name = self._segment.link(str(next(self._numbers)))
             except OSError as error:
-                log.warning("no name of its own for a worker: %s", error)
+                log.warning("a worker gets no name of its own for the arena: %s", error)
             else:
                 worker.names.append(_Name(name))
                 self._by_name[name.encode()] = worker.names[-1]
@@ -161,7 +161,7 @@ class Attachments:
             _, mask, _, length = _EVENT.unpack_from(events, at)
             at += _EVENT.size + length
             if mask & _IN_Q_OVERFLOW:
-                log.warning("so much happens in %s that the kernel drops events of it", SHM_DIR)
+                log.warning("the inotify queue of %s has overflowed: events are lost", SHM_DIR)
                 self._unknown = True
                 for worker in self._workers.values():
                     worker.unknown = True

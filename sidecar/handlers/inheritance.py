@@ -41,7 +41,7 @@ class Inheritance:
             return
         self._others_gone = True
         if left.suspects or left.being_read:
-            log.info("nobody has the earlier server's L1 open any more: all of it is used")
+            log.info("no process has the earlier server's L1 open any more: all of it is usable")
         for entry in left.suspects:
             core.l1.disown(entry)
         core.l1.journal.read(left.being_read)
@@ -65,7 +65,7 @@ class Inheritance:
                     core.l1.disown(entry)
                 elif core.l1.prove(entry):
                     proven.append(entry)
-        log.info("%d of %d objects of the earlier server are whole", len(proven), total)
+        log.info("%d of %d objects of the earlier server are verified", len(proven), total)
         await self._put_in_order(proven)
 
     async def _put_in_order(self, proven: list[Entry]) -> None:

@@ -64,7 +64,7 @@ class LookupLog:
             return
         self._thread.join(_STOP_SECONDS)
         if self.dropped:
-            log.warning("%s lacks %d lookups: it was too slow", self._path, self.dropped)
+            log.warning("%s lacks %d lookups: writing was too slow", self._path, self.dropped)
 
     def _run(self) -> None:
         try:
@@ -90,7 +90,7 @@ class LookupLog:
         text = written(line, int(1000 * (lookup.at - self._began)))
         self._left -= len(text)
         if self._left <= 0:
-            log.warning("%s has the most that is recorded, 1 GiB", self._path)
+            log.warning("%s has reached 1 GiB: lookups are not recorded any more", self._path)
             self._file.flush()
             return
         self._file.write(text)

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 _STILL_OPEN = (
     "worker %d has lost its connection, and its process still has the L1 open: "
-    "%d bytes of the L1 wait for its end"
+    "%d bytes of the L1 stay taken until it ends"
 )
 _UNKNOWN = (
     "worker %d has lost its connection, and whether its process has ended cannot be known here: "
-    "%d bytes of the L1 wait for the server's"
+    "%d bytes of the L1 stay taken until the server restarts"
 )
 # Instance, request, scope, rank, range, and the last chunk's hash, which covers all tokens.
 PreparedKey = tuple[int, str, Scope, int | None, int, int, bytes]

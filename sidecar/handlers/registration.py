@@ -72,7 +72,7 @@ class Registrations:
         if self._pending.get(instance_id) is not pending:
             if not isinstance(memory, MapRefused):
                 memory.close()
-            raise Refused("superseded", "a later registration, or its end, came first")
+            raise Refused("superseded", "superseded by a later registration or unregistration")
         del self._pending[instance_id]
         if isinstance(memory, MapRefused):
             if memory.is_final:

@@ -72,7 +72,7 @@ class Tenants:
         """Raises LookupError where no tier keeps tenants apart, or too many have a quota."""
         if not self._isolating:
             raise LookupError(
-                "no tier keeps tenants apart: --eviction-policy IsolatedLRU or IsolatedARC does"
+                "no tier isolates tenants: --eviction-policy IsolatedLRU or IsolatedARC does"
             )
         known = self.salts()
         if quota.salt not in known and len(known) >= MOST:

@@ -42,7 +42,7 @@ class Instruments(Declarations):
     def _declare_lookups(self) -> None:
         self.lookups_requests = self._counter("lookups", "requests", "Lookups answered", _LOOKUP)
         self.lookup_requested_tokens = self._counter(
-            "lookup_requested", "tokens", "Tokens asked for, in whole chunks", _LOOKUP
+            "lookup_requested", "tokens", "Tokens looked up, in whole chunks", _LOOKUP
         )
         self.lookup_hit_tokens = self._counter("lookup_hit", "tokens", "Tokens found", _LOOKUP)
         self.lookup_hit_l1_tokens = self._counter(
@@ -70,15 +70,15 @@ class Instruments(Declarations):
         self.l1_write_chunks = self._counter("l1_write", "chunks", "Chunks written", fixed=_L1)
         self.l1_evicted_chunks = self._counter("l1_evicted", "chunks", "Chunks evicted", fixed=_L1)
         self.l1_eviction_loop_ticks = self._counter(
-            "l1_eviction_loop_ticks", "", "Times that the need to evict was checked", fixed=_L1
+            "l1_eviction_loop_ticks", "", "Checks whether to evict", fixed=_L1
         )
         self.l1_eviction_loop_triggered = self._counter(
-            "l1_eviction_loop_triggered", "", "Times that something was evicted", fixed=_L1
+            "l1_eviction_loop_triggered", "", "Checks that evicted something", fixed=_L1
         )
         self.l1_allocation_failure_chunks = self._counter(
             "l1_allocation_failure",
             "chunks",
-            "Chunks for which no memory could be had",
+            "Chunks for which no memory could be allocated",
             ("during", "model_name"),
             _L1,
         )
@@ -106,15 +106,15 @@ class Instruments(Declarations):
         self._gauge("l1_memory_pinned_bytes", "Bytes of L1 that are pinned for GPUs", _L1_MEMORY)
         self._gauge("l1_memory_populated_bytes", "Bytes of L1 that hold pages", _L1_MEMORY)
         self._gauge("l1_usage_ratio", "Share of L1 in use", _L1_MEMORY)
-        self._gauge("live_leases", "Objects that somebody may be reading or writing")
+        self._gauge("live_leases", "Objects that are leased, pinned or being written")
         self._gauge("l1_protections", "Sequences that an operator has protected from eviction")
-        self._gauge("l1_protected_bytes", "Bytes of L1 that they take")
-        self._gauge("l1_kept", "1 while the next server would find the L1, else 0")
-        self._gauge("l1_undigested_objects", "Objects that it would not have after a crash")
+        self._gauge("l1_protected_bytes", "Bytes of L1 that protected sequences take")
+        self._gauge("l1_kept", "1 while the L1 is kept for the next server, else 0")
+        self._gauge("l1_undigested_objects", "Objects without a digest, which a crash would lose")
         self._gauge("l1_unproven_objects", "Objects of the last server still to be verified")
-        self._gauge("l1_others_bytes", "Bytes of L1 that wait for workers of the last server")
+        self._gauge("l1_others_bytes", "Bytes of L1 that workers of the last server hold")
         self._gauge("tenant_usage_bytes", "Bytes of tenants that have a quota", labels=_TENANT)
-        self._gauge("tenant_quota_bytes", "Their quotas; 0 = no limit", labels=_TENANT)
+        self._gauge("tenant_quota_bytes", "Quotas of tenants; 0 = no limit", labels=_TENANT)
 
     def _declare_transfers(self) -> None:
         self.num_submitted_stores = self._counter(
@@ -166,11 +166,11 @@ class Instruments(Declarations):
             "re_registrations", "", "Registrations that replaced one", ("kind",)
         )
         self.reaped_workers = self._counter(
-            "reaped_workers", "", "Workers forgotten by the server", ("reason",)
+            "reaped_workers", "", "Workers dropped by the server", ("reason",)
         )
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
-        self._gauge("native_engines", "Engines that use the native door now")
+        self._gauge("native_engines", "Engines attached with the native connector")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
         self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
         self.kv_events_sent = self._counter(
@@ -187,22 +187,22 @@ class Instruments(Declarations):
 
     def _declare_l2_stores(self) -> None:
         self.l2_store_deferred_chunks = self._counter(
-            "l2_store_deferred", "chunks", "Chunks stored that L2 gets when somebody comes back"
+            "l2_store_deferred", "chunks", "Stored chunks that L2 gets when they are used again"
         )
         self._gauge(
             "l2_write_amplification", "Bytes written to L2 for each that workers stored", labels=_L2
         )
         self.l2_store_submitted_requests = self._counter(
-            "l2_store_submitted", "requests", "Stores that L2 was given", _L2
+            "l2_store_submitted", "requests", "Stores submitted to L2", _L2
         )
         self.l2_store_submitted_objects_chunks = self._counter(
-            "l2_store_submitted_objects", "chunks", "Objects of these stores", _L2
+            "l2_store_submitted_objects", "chunks", "Objects submitted to L2", _L2
         )
         self.l2_store_completed_requests = self._counter(
-            "l2_store_completed", "requests", "Stores that L2 is through with", _L2
+            "l2_store_completed", "requests", "Stores that L2 has completed", _L2
         )
         self.l2_store_completed_objects_chunks = self._counter(
-            "l2_store_completed_objects", "chunks", "Objects that L2 has kept", _L2
+            "l2_store_completed_objects", "chunks", "Objects written to L2", _L2
         )
         self.l2_store_throughput = self._histogram(
             "l2_store_throughput", "GB/s", "Speed of writing one object", _RATES, _L2
@@ -211,7 +211,7 @@ class Instruments(Declarations):
             "l2_dropped_objects", "chunks", "Objects that were not kept", (*_L2, "reason")
         )
         self.l2_evicted_objects_chunks = self._counter(
-            "l2_evicted_objects", "chunks", "Objects given up for want of room", _L2
+            "l2_evicted_objects", "chunks", "Objects evicted from L2", _L2
         )
         self._gauge("num_inflight_l2_stores", "Objects being written", _L1, _L2)
         self._gauge("num_queued_l2_stores", "Objects waiting to be written", labels=_L2)
@@ -221,22 +221,22 @@ class Instruments(Declarations):
 
     def _declare_l2_loads(self) -> None:
         self.l2_prefetch_lookup_requests = self._counter(
-            "l2_prefetch_lookup", "requests", "Lookups that went on in L2"
+            "l2_prefetch_lookup", "requests", "Lookups that continued in L2"
         )
         self.l2_prefetch_lookup_objects_chunks = self._counter(
-            "l2_prefetch_lookup_objects", "chunks", "Objects that they looked for"
+            "l2_prefetch_lookup_objects", "chunks", "Objects looked up in L2"
         )
         self.l2_prefetch_load_submitted_requests = self._counter(
             "l2_prefetch_load_submitted", "requests", "Lookups for which something was loaded"
         )
         self.l2_prefetch_load_submitted_objects_chunks = self._counter(
-            "l2_prefetch_load_submitted_objects", "chunks", "Objects to be loaded", _L2
+            "l2_prefetch_load_submitted_objects", "chunks", "Objects submitted for loading", _L2
         )
         self.l2_prefetch_load_completed_chunks = self._counter(
             "l2_prefetch_load_completed", "chunks", "Objects loaded and verified", _L2
         )
         self.l2_load_completed_requests = self._counter(
-            "l2_load_completed", "requests", "Lookups of which all that was loaded has arrived"
+            "l2_load_completed", "requests", "Lookups whose loads have all completed"
         )
         self.l2_prefetch_failure_chunks = self._counter(
             "l2_prefetch_failure", "chunks", "Objects not loaded", ("reason", "model_name")
@@ -255,20 +255,20 @@ class Instruments(Declarations):
 
     def _declare_l2_health(self) -> None:
         self.l2_corrupt_objects = self._counter(
-            "l2_corrupt_objects", "", "Objects that were not what they should be", (*_L2, "reason")
+            "l2_corrupt_objects", "", "Objects that failed verification", (*_L2, "reason")
         )
         self.l2_quarantined_objects = self._counter(
-            "l2_quarantined_objects", "", "Bad objects put aside for inspection", _L2
+            "l2_quarantined_objects", "", "Objects moved to quarantine", _L2
         )
         self.l2_timeouts = self._counter("l2_timeouts", "", "Calls that took too long", _L2)
         self.l2_errors = self._counter(
             "l2_errors", "", "Calls that failed", (*_L2, "operation", "cause")
         )
         self.l2_breaker_opened = self._counter(
-            "l2_breaker_opened", "", "Times that a backend was cut off", (*_L2, "kind")
+            "l2_breaker_opened", "", "Times that a breaker opened", (*_L2, "kind")
         )
         self._gauge("l2_usage_bytes", "Bytes kept", labels=_L2)
         self._gauge("l2_objects", "Objects known to be kept", labels=_L2)
-        self._gauge("l2_breaker_open", "1 while a backend is cut off", labels=(*_L2, "kind"))
+        self._gauge("l2_breaker_open", "1 while the breaker is open", labels=(*_L2, "kind"))
         self._gauge("l2_store_adapters", "Adapters that stores go to", _L1, ("state",))
         self._gauge("l2_prefetch_adapters", "Adapters that lookups go to", labels=("state",))

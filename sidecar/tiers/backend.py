@@ -141,7 +141,7 @@ class Backend:
     def condemn(self, name: ObjectName, reason: str) -> None:
         """A bad object: it is never looked at again, and put aside if that can be."""
         self.telemetry.l2_corrupt_objects.add(1, self.label, reason)
-        log.warning("L2 %s: %s is not what it should be (%s)", self.label, name.path, reason)
+        log.warning("L2 %s: %s failed verification (%s)", self.label, name.path, reason)
         self.catalog.doom(name, reason)
         self.removal.add([name])
 
@@ -224,7 +224,7 @@ class Backend:
         if isinstance(error, Relocated):
             self._relocate(error)
         elif error.epoch is self.epoch:
-            log.warning("L2 %s: it has been cleared by others", self.label)
+            log.warning("L2 %s: another sidecar has cleared it", self.label)
             self._begin(Epoch(self._marks))
             self.marking.unmarked = ""  # theirs is the later one
             self.scanned = False
@@ -288,7 +288,7 @@ class Backend:
 
     def _scan_failed(self, error: TierError) -> None:
         if self.adapter.shared:
-            log.warning("L2 %s: what a clear has left over stays: %s", self.label, error)
+            log.warning("L2 %s: old objects cannot be removed after a clear: %s", self.label, error)
         else:
             self._calls.failed(self._reading, error)
 

@@ -87,7 +87,7 @@ class Marks:
         """A new epoch where there is no mark; the mark then. Raises TierError."""
         mark = self.write(new_tag(self.newest))
         log.info(
-            "L2 %s: it has no mark of an epoch, so it begins empty: nothing that another "
+            "L2 %s: it has no epoch mark, so it begins empty: nothing that another "
             "version may have stored there is found",
             self._label,
         )

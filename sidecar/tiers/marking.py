@@ -58,7 +58,7 @@ class Marking:
     def stop(self) -> None:
         if self.unmarked:
             log.error(
-                "L2 %s: the clear is lost, what it hid may be found: %s",
+                "L2 %s: the clear is lost, what it hid may be found again: %s",
                 self._label,
                 self.unmarked,
             )

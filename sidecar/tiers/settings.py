@@ -40,7 +40,7 @@ class EvictionSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
         Ratio, Meta(description="share of `max_capacity_gb` that may be used")
     ] = 1.0
     eviction_ratio: Annotated[
-        Ratio, Meta(description="share of `max_capacity_gb` that goes beyond what is needed")
+        Ratio, Meta(description="share of `max_capacity_gb` that is evicted beyond what is needed")
     ] = 0.0
 
     def __post_init__(self) -> None:
@@ -63,7 +63,9 @@ class AdapterSettings(
             description="label in metrics and on the admin port; without it the type",
         ),
     ] = ""
-    max_capacity_gb: Annotated[NotNegative, Meta(description="most GiB kept; 0 = no limit")] = 0.0
+    max_capacity_gb: Annotated[NotNegative, Meta(description="maximum GiB kept; 0 = no limit")] = (
+        0.0
+    )
     num_workers: Annotated[
         ThreadCount, Meta(description="threads that read at once; half as many write")
     ] = 6
@@ -75,7 +77,7 @@ class AdapterSettings(
     ] = EvictionSettings()
 
     ignored: ClassVar[dict[str, str]] = {
-        "persist_enabled": "what is stored stays",
+        "persist_enabled": "what is stored is kept",
         "affinity_tag": "there is one L1, and every adapter serves it",
         "per_op_workers": "num_workers says how many threads read, and half as many write",
     }

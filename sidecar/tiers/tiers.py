@@ -196,7 +196,7 @@ class Tiers:
             if backend.stopped():
                 backend.adapter.close()
             else:
-                log.warning("L2 %s has not answered: left behind", backend.label)
+                log.warning("L2 %s has not answered: abandoned", backend.label)
 
     def in_flight(self, backend: Backend) -> int:
         """Objects being written to a backend now."""

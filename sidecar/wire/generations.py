@@ -207,5 +207,5 @@ def advice(generation: Generation, operation: Operation, payloads: int) -> str:
     if operation.name == "register_kv_cache" and payloads == len(_REGISTER) - 1:
         return "lmcache 0.4.4 is not served: 0.4.5 or newer is"
     if not operation.served and OPERATIONS[operation.name].served:
-        return f"lmcache {generation.releases} sends pickles without a GPU: take 0.4.7 or newer"
+        return f"lmcache {generation.releases} sends pickles without a GPU: use 0.4.7 or newer"
     return ""

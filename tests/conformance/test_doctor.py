@@ -48,7 +48,7 @@ def test_both_modes_work_and_nothing_stays(own_server: Server) -> None:
             "do": "",
         }
     # Its own ports and its own share of /dev/shm are no news.
-    assert "where a kv-sidecar is running" in findings["port"]["what"]
+    assert "in use by a running kv-sidecar" in findings["port"]["what"]
     assert findings["/dev/shm"]["level"] == "ok"
     assert own_server.metrics().total("lmcache_mp_num_finished_stores_total") == len(MODES)
     assert_nothing_left(own_server)
@@ -215,7 +215,7 @@ def test_a_place_outside_of_the_arena_is_not_touched(
     }
     try:
         found = lied_to(liar(answers), "engine_driven")
-        assert found.what == "the server gave no place for a chunk; its log says why"
+        assert found.what == "the server gave no slot for a chunk; its log says why"
         assert arena.read_bytes() == bytes(4096)
     finally:
         arena.unlink()

@@ -99,7 +99,7 @@ def test_without_the_right_to_list_absent_objects_are_misses(
             with pytest.raises(Missing):
                 adapter.load(absent, arena[:PAGE])
     assert [record.message.split(",")[0] for record in caplog.records] == [
-        "s3: the right s3:ListBucket is missing"
+        "s3: the permission s3:ListBucket is missing"
     ]
     with pytest.raises(TierError, match="s3:ListBucket"):
         list(adapter.scan())

@@ -130,7 +130,7 @@ def test_a_signal_during_the_start(
 def test_a_second_signal_kills_what_does_not_end(make: MakeStack, clean_memory: None) -> None:
     stack = make(STAND_IN_DECODE="stay").start().wait_ready()
     stack.signal(signal.SIGINT)
-    stack.wait_for("once more to kill it")
+    stack.wait_for("Ctrl-C again kills it")
     assert stack.end(signal.SIGINT, timeout=30) == 130
     assert stack.left() == []
 

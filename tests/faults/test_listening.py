@@ -42,7 +42,7 @@ def test_all_ports_on_addresses_of_either_family(
         assert status.returncode == 0
     ports = ["--port", str(server.port), "--http-port", str(server.http_port)]
     _, found = doctor(*hosts, *ports, "--prometheus-port", str(metrics))
-    assert "where a kv-sidecar is running" in found["port"]["what"], found
+    assert "in use by a running kv-sidecar" in found["port"]["what"], found
     assert {found[name]["level"] for name in found if name.startswith("live")} == {"ok"}, found
     assert server.terminate() == 0
     # And now they are free.

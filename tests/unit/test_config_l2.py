@@ -177,7 +177,7 @@ def test_keys_of_lmcache_that_change_nothing_are_warned_about(
         "kv-sidecar: warning: --l2-adapter fs: read_ahead_size changes nothing: "
         "a record is read whole",
         "kv-sidecar: warning: --l2-adapter fs: persist_enabled changes nothing: "
-        "what is stored stays",
+        "what is stored is kept",
     ]
     assert "read_ahead_size" not in captured.out
 

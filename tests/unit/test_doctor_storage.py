@@ -80,7 +80,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 def test_more_capacity_than_the_disk_has(small_disk: Path) -> None:
     findings = storage.check(around("--l2-adapter", fs(small_disk, max_capacity_gb=1)))
-    assert "the disk's end comes first" in only(findings, "warning")[0].why
+    assert "the disk fills first" in only(findings, "warning")[0].why
 
 
 def test_the_directory_of_nixl_is_looked_at_too(small_disk: Path) -> None:

@@ -11,9 +11,9 @@ def test_variables_that_matter_are_named_without_their_values() -> None:
     finding = check(around(*PUSHES, environ=ENVIRON))
     assert (finding.level, finding.what) == (
         "ok",
-        "push to --otlp-endpoint; heeded: OTEL_EXPORTER_OTLP_HEADERS",
+        "push to --otlp-endpoint; in effect: OTEL_EXPORTER_OTLP_HEADERS",
     )
-    assert check(around(*PUSHES)).what == "push to --otlp-endpoint; heeded: no variable"
+    assert check(around(*PUSHES)).what == "push to --otlp-endpoint; in effect: no variable"
 
 
 def test_the_switch_that_turns_the_push_off() -> None:

@@ -343,7 +343,7 @@ def test_layers_with_a_state_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     hybrid = {**LLAMA_8B, "layer_types": ["linear_attention"] * 24 + ["full_attention"] * 8}
     (tmp_path / "config.json").write_text(json.dumps(hybrid))
     assert main(["size", str(tmp_path)]) == 0
-    assert "24 layers have a state and no KV" in capsys.readouterr().out
+    assert "24 layers have recurrent state" in capsys.readouterr().out
     hybrid["layer_types"] = ["mamba"] * 32
     (tmp_path / "config.json").write_text(json.dumps(hybrid))
     assert main(["size", str(tmp_path)]) == 2

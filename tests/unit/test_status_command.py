@@ -149,7 +149,7 @@ def test_a_server_without_metrics_has_the_rest(capsys: pytest.CaptureFixture[str
     [
         (b"", "http://localhost:abc: nonnumeric port: 'abc'"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\n\r\n[]", "no kv-sidecar of this version"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[]", "not a kv-sidecar of this version"),
         (b"SSH-2.0\r\n", "SSH-2.0"),
     ],
 )

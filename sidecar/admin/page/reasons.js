@@ -21,7 +21,7 @@ export const REASONS = {
   pickle: "the worker cannot open the arena: it must see the same /dev/shm",
   protocol: "a connection that does not speak ZMTP 3",
   queue_full: "the worker has too many transfers queued",
-  refused: "an engine or a worker was not let in at the native door",
+  refused: "an engine or a worker with the native connector was refused",
   reservation_expired: "the worker took too long between prepare and commit",
   superseded: "a later registration of the same worker came first",
   too_large: "the message is larger than --max-message-mb",

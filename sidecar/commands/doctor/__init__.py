@@ -8,17 +8,16 @@ from connectors.hazards import SALTED
 from sidecar.config import flags
 
 _DESCRIPTION = (
-    "Look for what keeps a sidecar and its workers from working. With the options that serve "
-    "gets, it looks at what they need; a worker's command after -- is checked for known traps and "
-    "not run; a running server is tried with a store and a retrieve. Exit code: 0 nothing wrong, "
-    "1 problems, 2 wrong usage."
+    "Check what a sidecar and its workers need. It takes the options of serve; a worker's command "
+    "after -- is checked for known problems and not run; a running server is tested with a store "
+    "and a retrieve. Exit code: 0 no problem, 1 problems, 2 wrong usage."
 )
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="what is wrong: versions, memory, L2, ports, a worker, a live store",
+        help="check versions, memory, L2, ports, a worker's command, a running server",
         usage="kv-sidecar doctor [--json] [OPTIONS OF serve] [-- WORKER COMMAND]",
         description=_DESCRIPTION,
         allow_abbrev=False,

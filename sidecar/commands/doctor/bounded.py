@@ -29,7 +29,7 @@ def in_time(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
                 check,
                 f"no answer within {_SECONDS:g} s",
                 "what hangs here hangs in the server too",
-                "look for a network file system that is away, or a driver that hangs (dmesg)",
+                "look for a network file system that is down, or a driver that hangs (dmesg)",
             )
         ]
     if isinstance(result, Exception):

@@ -66,7 +66,7 @@ def available(around: Surroundings, root: Path = Path("/")) -> Finding:
     return problem(
         "memory",
         f"{what}; the L1 needs {amount(wanted)}",
-        "the kernel kills somebody while the L1 fills up",
+        "the kernel kills a process while the L1 fills up",
         "lower --l1-size-gb, or raise the memory limit of the container, the pod or the unit",
     )
 

@@ -23,7 +23,7 @@ def check(around: Surroundings) -> Iterator[Finding]:
         if host.startswith("ipc://"):
             yield unix_socket(name, Path(f"{host.removeprefix('ipc://')}:{port}"))
         elif around.server:
-            yield ok(name, f"{in_url(host)}:{port}, where a kv-sidecar is running")
+            yield ok(name, f"{in_url(host)}:{port}, in use by a running kv-sidecar")
         else:
             yield free(name, host, port)
 

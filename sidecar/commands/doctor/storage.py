@@ -111,8 +111,7 @@ def room(directory: Path, settings: DirectorySettings) -> Finding:
         return warning(
             name,
             f"the file system has {amount(total)}",
-            f"max_capacity_gb and min_free_gb are {amount(wanted)} together: the disk's end comes "
-            "first",
+            f"max_capacity_gb and min_free_gb are {amount(wanted)} together: the disk fills first",
             "lower max_capacity_gb",
         )
     return ok(name, f"{amount(free)} free of {amount(total)}")
@@ -215,7 +214,7 @@ def _write_and_read(fd: int) -> None:
 
 
 def _unusable(directory: Path, reason: str) -> Finding:
-    do = "see to it that this user may write there, and that the disk is not full or broken"
+    do = "make sure that this user may write there, and that the disk is not full or broken"
     return problem(f"L2 {directory}", reason, "the server refuses to start", do)
 
 

@@ -22,8 +22,8 @@ def check(around: Surroundings) -> Finding:
         return warning(
             _CHECK,
             f"{_OFF} is true",
-            "metrics and traces are not pushed; /metrics has its page all the same",
+            "metrics and traces are not pushed; /metrics is served all the same",
             f"env -u {_OFF} kv-sidecar serve ..., or leave --otlp-endpoint out",
         )
     heeded = [name for name in sorted(around.environ) if name.startswith(_HEEDED)]
-    return ok(_CHECK, f"push to --otlp-endpoint; heeded: {', '.join(heeded) or 'no variable'}")
+    return ok(_CHECK, f"push to --otlp-endpoint; in effect: {', '.join(heeded) or 'no variable'}")

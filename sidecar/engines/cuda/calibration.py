@@ -64,7 +64,9 @@ class Calibration:
             goes_on = next(self._work, "over") != "over"
         except _NoAnswer as error:
             log.warning(
-                "runs under %d KiB are staged, for want of better: %s", SHORT_BYTES >> 10, error
+                "runs under %d KiB are staged, the default, because nothing was measured: %s",
+                SHORT_BYTES >> 10,
+                error,
             )
         self._last = self._clock()
         return goes_on
@@ -98,7 +100,7 @@ class Calibration:
         while len(seconds) < _REPEATS:
             self._samples += 1
             if self._samples > _MOST_SAMPLES:
-                raise _NoAnswer("there is always something else to do")
+                raise _NoAnswer("it was never idle")
             self._disturbed = False
             took = yield from self._sample(lane, steps)
             if not self._disturbed:

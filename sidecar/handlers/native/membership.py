@@ -15,7 +15,7 @@ _MAX_ENGINES, _MAX_MEMBERS = 256, 4096
 _A_CONNECTION = 16  # engines, and worker processes
 # How long a process may stay without its connection: it comes back within seconds.
 _GONE_SECONDS = 30.0
-_VERSION_ADVICE = f"this kv-sidecar speaks version {wire.VERSION} of the native door"
+_VERSION_ADVICE = f"this kv-sidecar speaks version {wire.VERSION} of the native protocol"
 
 
 class Membership:

@@ -68,9 +68,9 @@ class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
     master_server_address: Annotated[
         str, Meta(description="`host:port` of the master; this or the next is required")
     ] = ""
-    master_server_addr: Annotated[str, Meta(description="another spelling of it")] = ""
+    master_server_addr: Annotated[str, Meta(description="the same as `master_server_address`")] = ""
     protocol: Annotated[Literal["tcp", "rdma"], Meta(description="of the transfers")] = "tcp"
-    device_name: Annotated[str, Meta(description="another spelling of `rdma_devices`")] = ""
+    device_name: Annotated[str, Meta(description="the same as `rdma_devices`")] = ""
     rdma_devices: Annotated[str, Meta(description="with `rdma`: its devices")] = ""
     global_segment_size: Annotated[Size, Meta(description="what this node gives to the pool")] = (
         16 << 20
@@ -82,7 +82,7 @@ class MooncakeSettings(AdapterSettings, frozen=True, kw_only=True):
         _size(self.global_segment_size)
         _size(self.local_buffer_size)
         if self.max_capacity_gb:
-            raise ValueError("max_capacity_gb cannot be held in a pool: its master evicts")
+            raise ValueError("max_capacity_gb cannot be enforced in a pool: its master evicts")
 
     def master(self) -> tuple[str, int]:
         """The master's host and port. Raises ValueError."""

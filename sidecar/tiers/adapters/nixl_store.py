@@ -165,7 +165,7 @@ class NixlSettings(DirectorySettings, forbid_unknown_fields=True, frozen=True, k
         if text is None:
             return
         if self.max_capacity_gb:
-            raise ValueError("max_capacity_gb stands in backend_params and beside it")
+            raise ValueError("max_capacity_gb is given in backend_params and outside of it")
         try:
             capacity = msgspec.convert(text, NotNegative, strict=False)
         except msgspec.ValidationError:

@@ -75,7 +75,7 @@ class RespSettings(AdapterSettings, frozen=True, kw_only=True):
             self._node()
         if self.max_capacity_gb:
             raise ValueError(
-                "max_capacity_gb cannot be held in a server that others write to: "
+                "max_capacity_gb cannot be enforced in a server that others write to: "
                 "set its maxmemory and an LRU maxmemory-policy instead"
             )
 

@@ -65,7 +65,7 @@ class S3Settings(AdapterSettings, frozen=True, kw_only=True):
             raise ValueError("aws_access_key_id and aws_secret_access_key go together")
         if self.shared and self.max_capacity_gb:
             raise ValueError(
-                "max_capacity_gb cannot be held in a bucket that others write to: "
+                "max_capacity_gb cannot be enforced in a bucket that others write to: "
                 'use a lifecycle rule of the bucket, or "shared": false with a prefix of its own'
             )
 

@@ -169,7 +169,7 @@ class Bucket:
             if not self._said_so:
                 self._said_so = True
                 log.warning(
-                    "s3: the right s3:ListBucket is missing, so objects that are not there look "
-                    "forbidden: that is taken for a miss"
+                    "s3: the permission s3:ListBucket is missing: S3 says forbidden of what is not "
+                    "there, which counts as a miss"
                 )
             raise Missing from None

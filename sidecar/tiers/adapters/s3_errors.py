@@ -35,7 +35,7 @@ def _failure(error: Exception, right: str) -> TierError:
     if isinstance(error, FileNotFoundError):
         return Missing()
     if "AccessDenied" in text or (status is not None and status[1] == "403" and "HEAD" in line):
-        return TierError(DENIED, f"is the right {right} missing? {line}")
+        return TierError(DENIED, f"is the permission {right} missing? {line}")
     if status is not None:
         return (NoSpace if status[1] == "507" else TierError)(f"http_{status[1]}", line)
     certificate = _CERTIFICATE.search(text)

@@ -20,7 +20,7 @@ def remove(url: str, prompt: Prompt) -> None:
     try:
         while _delete(url, prompt, tier="l1")["skipped"]:
             if time.monotonic() > deadline:
-                raise LiveFailed("the object is held by somebody")
+                raise LiveFailed("the object is leased or pinned")
             time.sleep(0.02)
         status = admin.get(url, "/status", _SECONDS)
         for adapter in status["storage_manager"]["l2_adapters"]:

@@ -47,7 +47,7 @@ class Client:
         """The first answer with a value."""
         while (answer := self.call(operation, *payloads)) is None:
             if not self._left():
-                raise LiveFailed(f"{operation} gave nothing within {self._seconds:g} s")
+                raise LiveFailed(f"{operation} returned nothing within {self._seconds:g} s")
             time.sleep(0.01)
         return answer
 

@@ -66,7 +66,7 @@ def _slot(reply: Any, size: int, limit: int) -> int:
         case {"context": {"slots": [{"offset": int(offset), "length": int(length)}]}}:
             if length == size and 0 <= offset <= limit - size:
                 return offset
-    raise LiveFailed("the server gave no place for a chunk; its log says why")
+    raise LiveFailed("the server gave no slot for a chunk; its log says why")
 
 
 @contextmanager

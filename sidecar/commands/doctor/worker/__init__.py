@@ -27,5 +27,5 @@ CHECKS = (
 def check(worker: Invocation, around: Surroundings) -> Iterator[Finding]:
     """What is wrong with it, or one finding that says nothing is."""
     findings = [finding for each in CHECKS if (finding := each(worker, around))]
-    yield from findings or [ok("worker", f"none of the {len(CHECKS)} known traps")]
+    yield from findings or [ok("worker", f"none of the {len(CHECKS)} known problems")]
     yield from wrong_kv.same_weights(worker)

@@ -122,7 +122,7 @@ def pooling(worker: Invocation, around: Surroundings) -> Finding | None:
         "the KV of pooling models is loaded too",
         "MEAN, CLS and STEP pooling need every token of a prompt: where a part of it is loaded, "
         "vLLM raises, and ends",
-        "no --kv-transfer-config for a model that pools so",
+        "use no --kv-transfer-config for such a model",
     )
 
 
