@@ -40,7 +40,7 @@ def test_tenants_and_what_is_protected() -> None:
     protected = {"count": 2, "used_bytes": 2**20, "limit_bytes": 2**21}
     found = table(tenants=[{"name": "a", "tiers": tiers}], protected=protected)
     assert line(found, "protected").split("  ")[-1].strip() == (
-        "1 MiB of 2 MiB that may be, 2 prompts"
+        "1 MiB of 2 MiB at most, 2 prompts"
     )
     assert line(found, "TENANT").split() == ["TENANT", "L1", "FS"]
     assert line(found, "a ").split() == ["a", "1", "MiB", "of", "1", "GiB", "0", "B"]
