@@ -245,7 +245,9 @@ def failed_start(server: Server) -> str:
     server.spawn()
     assert server.wait() == 1, server.stderr()
     lines = server.stderr().splitlines()
-    (line,) = [line for line in lines if "dead server" not in line and "belong to others" not in line]
+    (line,) = [
+        line for line in lines if "dead server" not in line and "belong to others" not in line
+    ]
     return line
 
 

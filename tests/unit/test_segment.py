@@ -79,7 +79,9 @@ def test_what_anybody_puts_into_shared_memory_keeps_no_server_from_starting(
         os.chown(path, 12345, -1)
     removed, _, foreign = remove_orphans()
     assert path.name in foreign and f"lmcache_l1_pool_{name}" not in removed
-    with pytest.raises(SegmentError, match=f"{path} is not a file of this user .*choose another --shm-name"):
+    with pytest.raises(
+        SegmentError, match=f"{path} is not a file of this user .*choose another --shm-name"
+    ):
         Segment(name, MIB)
     assert os.path.lexists(path) and not target.exists()
     if kind == "directory":

@@ -39,9 +39,7 @@ def test_tenants_and_what_is_protected() -> None:
     tiers = {"l1": {"used": 2**20, "limit": 2**30}, "fs": {"used": 0, "limit": None}}
     protected = {"count": 2, "used_bytes": 2**20, "limit_bytes": 2**21}
     found = table(tenants=[{"name": "a", "tiers": tiers}], protected=protected)
-    assert line(found, "protected").split("  ")[-1].strip() == (
-        "1 MiB of 2 MiB at most, 2 prompts"
-    )
+    assert line(found, "protected").split("  ")[-1].strip() == "1 MiB of 2 MiB at most, 2 prompts"
     assert line(found, "TENANT").split() == ["TENANT", "L1", "FS"]
     assert line(found, "a ").split() == ["a", "1", "MiB", "of", "1", "GiB", "0", "B"]
 
