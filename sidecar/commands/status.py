@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.error import HTTPError
 
+from sidecar.cache import segment
 from sidecar.commands import admin, status_table
 from sidecar.commands.arguments import checked
-from sidecar.commands.output import complain
+from sidecar.commands.output import amount, complain
 from sidecar.commands.status_table import Hits, hits
 from sidecar.config.values import number
 
@@ -52,9 +53,18 @@ def _show(given: argparse.Namespace, before: str) -> int:
     except (OSError, ValueError) as error:
         print(before, end="", flush=True)
         complain(f"no status from {given.url}: {admin.reason(error)}")
+        if admin.reason(error) == admin.REFUSED:
+            _tell_kept()
         return 1
     print(before + text, flush=True)
     return 0
+
+
+def _tell_kept() -> None:
+    """What lies on this machine for servers that do not run."""
+    for left in segment.kept():
+        what = f"{amount(left.bytes)}, for {status_table.duration(left.seconds_left)} more"
+        complain(f"an L1 is kept for the next server of --shm-name {left.name}: {what}")
 
 
 def _table(url: str, status: Any) -> str:

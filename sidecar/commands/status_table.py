@@ -60,7 +60,7 @@ def lines(status: Json, found: Hits | None) -> list[str]:
 def _health(status: Json) -> str:
     server = status["server"]
     state = "healthy" if status["is_healthy"] else f"UNHEALTHY: {status['unhealthy_reason']}"
-    up = _duration(server["uptime_seconds"])
+    up = duration(server["uptime_seconds"])
     return f"{state}, up {up}, {server['name']} {server['version']}"
 
 
@@ -79,7 +79,7 @@ def _kept(kept: Json) -> str:
     if kept["failed"]:
         return f"not for the next server: {kept['failed']}"
     parts = [
-        f"for the next server, for {_duration(kept['seconds'])}",
+        f"for the next server, for {duration(kept['seconds'])}",
         *(
             [f"{kept['undigested_objects']:,} objects without digest, lost if it is killed"]
             if kept["undigested_objects"]
@@ -152,7 +152,7 @@ def _workers(workers: Sequence[Json]) -> list[str]:
 
 def _worker(worker: Json) -> tuple[str, ...]:
     mode = "lmcache_driven" if worker["kind"] == "handle" else worker["kind"]
-    seen = f"{_duration(worker['last_seen_seconds'])} ago"
+    seen = f"{duration(worker['last_seen_seconds'])} ago"
     return (
         str(worker["instance_id"]),
         worker["model_name"],
@@ -209,7 +209,7 @@ def _breaker(breaker: Json) -> str:
     return f"cut off ({breaker['last_failure']})"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """The two largest units: 3d 4h, 5m 2s."""
     left = math.floor(seconds)
     parts: list[str] = []

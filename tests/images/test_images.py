@@ -54,6 +54,15 @@ def test_it_has_the_server_and_no_more(buildah: Buildah, container: str) -> None
     assert "Permission denied" in writing
 
 
+def test_workers_of_other_images_copy_their_client_from_it(
+    buildah: Buildah, container: str
+) -> None:
+    """As the init container of the manifests does, whatever Python the image has."""
+    copy, look = "cp -rL /opt/kv-sidecar/connectors /tmp/", "cat /tmp/connectors/native/spec.py"
+    done = buildah("run", container, "--", "sh", "-c", f"{copy} && {look}")
+    assert done.stdout == (REPO / "connectors" / "native" / "spec.py").read_text()
+
+
 class Running:
     """`kv-sidecar serve` in the container, on free ports, with a Unix socket on a volume's path."""
 

@@ -56,9 +56,10 @@ class Container:
         for path in mounts:
             (root / path.lstrip("/")).mkdir(parents=True)
         self._paths = {path: str(root / path.lstrip("/")) for path in mounts}
-        # Ports and the size are this machine's; all else is as rendered.
+        # Ports and the memory are this machine's; all else is as rendered.
         flags = ["--http-port", "0", "--prometheus-port", str(self.metrics)]
         flags += ["--l1-size-gb", "0.1", "--prometheus-host", "127.0.0.1"]
+        flags += ["--shm-name", f"kvtest_pod_{self.metrics}", "--l1-keep-seconds", "0"]
         self.socket = root / "run" / "kv-sidecar" / "mp:5555"
         if "--host=*" in words:
             flags += ["--port", str(free_port())]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
+from sidecar.cache import segment
 from sidecar.cli import main
 from tests.support.server import REPO, wait_until
 from tests.support.signals import inherited
@@ -83,12 +84,18 @@ def test_status_fails_with_the_words_of_the_server(
     )
 
 
-def test_status_without_a_server_is_one_line(
-    closed_url: str, capsys: pytest.CaptureFixture[str]
+def test_status_without_a_server_is_one_line_and_one_for_each_l1_that_is_kept(
+    closed_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    line = f"kv-sidecar: no status from {closed_url}: Connection refused\n"
+    monkeypatch.setattr(segment, "kept", list)
     assert main(["status", "--url", closed_url]) == 1
-    line = capsys.readouterr().err
-    assert line == f"kv-sidecar: no status from {closed_url}: Connection refused\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.setattr(segment, "kept", lambda: [segment.Kept("node", 2 << 30, 543.2)])
+    assert main(["status", "--url", closed_url]) == 1
+    assert capsys.readouterr().err == line + (
+        "kv-sidecar: an L1 is kept for the next server of --shm-name node: 2 GiB, for 9m 3s more\n"
+    )
 
 
 def test_wait_returns_once_the_server_is_healthy(fake: Fake) -> None:
@@ -165,7 +172,7 @@ def test_an_interrupt_is_no_traceback() -> None:
 
 @pytest.mark.parametrize(
     ("imported", "arguments"),
-    [("numpy", ["serve", "--l1-size-gb", "1"]), ("connectors", ["status"])],
+    [("numpy", ["serve", "--l1-size-gb", "1"]), ("yaml", ["status"])],
 )
 def test_an_interrupt_while_it_imports_is_no_traceback(
     tmp_path: Path, imported: str, arguments: list[str]

@@ -30,7 +30,7 @@ export const REASONS = {
   too_many_registrations: "too many registrations are under way",
   too_many_workers: "too many workers are registered",
   too_many_slots: "the worker has prepared its share of the L1, or reads it, and ends nothing",
-  too_many_streams: "too many workers have a stream of KV events, or a connection has too many",
+  too_many_streams: "a connection has too many streams of KV events open",
   too_many_waits: "a connection waits for too many results at once",
   unknown_instance: "the worker is not registered; it registers again with its next heartbeat",
   unknown_member: "a worker of a native engine that the server does not know; it joins again",
