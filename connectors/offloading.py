@@ -9,6 +9,8 @@ from connectors.native.settings import BUDGET, MOST_BUDGET_MS, URL, Settings
 
 NAME = "OffloadingConnector"
 SPEC, MODULE = "SidecarOffloadingSpec", "connectors.native.spec"
+CONNECTOR_MODULE = "connectors.native.connector"
+DESCRIBING = "self_describing_kv_events"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,16 @@ def kv_transfer_config(server: NativeServer) -> dict[str, Any]:
     """The config of a worker that stores its KV in the sidecar and loads it from there."""
     return {
         "kv_connector": NAME,
+        # vLLM's own class, with KV events of all that the sidecar has.
+        "kv_connector_module_path": CONNECTOR_MODULE,
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
             "spec_name": SPEC,
             "spec_module_path": MODULE,
             "blocks_per_chunk": server.blocks_per_chunk,
+            # Nothing is described unless the worker publishes KV events.
+            DESCRIBING: True,
             URL: f"{bracketed(server.host)}:{server.port}",
             BUDGET: server.budget_ms,
         },

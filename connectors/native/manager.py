@@ -20,6 +20,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from connectors.native import wire
+from connectors.native.announcements import Announcements
 from connectors.native.connection import Connection
 from connectors.native.loads import Loads
 from connectors.native.lookups import Lookups
@@ -51,6 +52,7 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         self._session = Session(introduce, connect, self, clock)
         self._stores = Stores(self._session, object_bytes)
         self._loads = Loads(self._session, budget, self._stores.expect)
+        self.announcements = Announcements(self._session, clock)
         # The request that is being looked up, and what is known for it. There is no poll within
         # its pass: what it was told holds until its load is prepared.
         self._pass = ""
@@ -59,6 +61,7 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         self._poll()
+        self.announcements.moves()
         return RequestOffloadingContext()
 
     def lookup(self, key: bytes, req_context: ReqContext) -> LookupResult:
@@ -70,7 +73,10 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         if self._known is None:
             return LookupResult.RETRY if self._session.hopeful else LookupResult.MISS
         end = req_context.get_offload_key_position(key) or 0
-        return self._known.result(key, end, self._now)
+        result = self._known.result(key, end, self._now)
+        if result is LookupResult.HIT:
+            self.announcements.found(key)
+        return result
 
     def get_load_source(self, key: bytes, req_context: ReqContext) -> Any:
         """From where a hit came, as vLLM 0.32 and newer count it."""
@@ -99,6 +105,7 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         if begun is None:
             return None
         new, slots = begun
+        self.announcements.stores(new)
         return PrepareStoreOutput(new, ArenaSlots(slots, self._session.server), [])
 
     def complete_store(
@@ -108,6 +115,8 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         known = self._stores.complete(name, keys, success, self._clock())
         if known and not RESET_END_IS_TOLD:
             self._stores.reset_has_ended()
+        if known:
+            self.announcements.published()
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Send what this step gathered. In 0.31 and 0.32 stores are planned after this."""
@@ -116,24 +125,27 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
             self._loads.decided(request)
         self._loads.ask(self._now)
         self._stores.keep_pool(self._now)
+        self.announcements.read(self._now)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._stores.finished(req_context.req_id)
         self._loads.decided(req_context.req_id)
+        self.announcements.moves()
 
     def has_pending_work(self) -> bool:
-        """Never: an engine without requests may rest. Asked before the first one, it connects."""
+        """Whether routers are still to be told. Asked before the first request, it connects."""
         if not self._session.begun:
             self._poll()
-        return False
+        return self.announcements.settles()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
-        """None yet: the sidecar does not tell what it stores and evicts."""
-        return ()
+        """What vLLM is to describe; the connector makes KV events of that (`connector.py`)."""
+        return self.announcements.questions()
 
     def reset_cache(self) -> None:
         self._loads.reset()
         self._stores.reset()
+        self.announcements.reset()
         self._session.clear()
 
     def on_reset_flushed(self) -> None:
@@ -151,11 +163,13 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         """What a session tells its owner."""
         self._loads.voided()
         self._stores.voided()
+        self.announcements.lost()
 
     def disconnected(self) -> None:
         """What a session tells its owner."""
         self._loads.disconnected()
         self._stores.disconnected()
+        self.announcements.lost()
 
     def _poll(self) -> None:
         self._pass, self._known = "", None

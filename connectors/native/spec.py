@@ -48,7 +48,7 @@ class SidecarOffloadingSpec(OffloadingSpec):  # type: ignore[misc]
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connect = functools.partial(Dealer, context, self._settings.url)
         self._incarnation = os.urandom(16)
-        self._manager: OffloadingManager | None = None
+        self._manager: SidecarOffloadingManager | None = None
         self._worker: OffloadingWorker | None = None
 
     def get_manager(self) -> OffloadingManager:
@@ -68,7 +68,7 @@ class SidecarOffloadingSpec(OffloadingSpec):  # type: ignore[misc]
         return self._worker
 
     def _introduction(self) -> wire.Attach:
-        config = self.config
+        config, manager = self.config, self._manager
         return wire.Attach(
             engine=config.engine_id,
             incarnation=self._incarnation,
@@ -81,6 +81,7 @@ class SidecarOffloadingSpec(OffloadingSpec):  # type: ignore[misc]
             identity=engine_identity(
                 config, vllm.__version__, current_platform.device_type, kv_cache_utils.NONE_HASH
             ),
+            events=manager is not None and manager.announcements.on,
         )
 
     def _make_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

@@ -19,6 +19,10 @@ BELOW: Final = -2  # in L2, and not loaded
 # The most of a list that the server reads.
 MOST_HASHES: Final = 2**16
 MOST_ITEMS: Final = 2**14
+MOST_DESCRIPTION: Final = 2**15  # bytes
+# Where an object is; 0 is nowhere.
+IN_L1: Final = 1
+IN_L2: Final = 2
 
 ATTACH: Final = "native_attach"
 JOIN: Final = "native_join"
@@ -30,6 +34,8 @@ RETURN: Final = "native_return"
 LOOKUP: Final = "native_lookup"
 FINISH: Final = "native_finish"
 RESUME: Final = "native_resume"
+DESCRIBE: Final = "native_describe"
+HOLDINGS: Final = "native_holdings"
 DETACH: Final = "native_detach"
 CLEAR: Final = "clear"
 
@@ -169,6 +175,33 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     session: int
     slots: Sequence[int]
     requests: Sequence[str]
+
+
+class Describe(msgspec.Struct, frozen=True, kw_only=True):
+    """What others' KV events are to say of these objects: (group, hash, description)."""
+
+    session: int
+    items: Sequence[tuple[int, bytes, bytes]]
+
+
+class ReadHoldings(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks of which objects it has changed where they are; `begin`: tell of all."""
+
+    session: int
+    begin: bool
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    """(group, hash padded to 32 bytes, media, description).
+
+    Media are a sum of IN_L1 and IN_L2. `begun`: what was told before is void, and gone unless it
+    is told again until an answer that is `whole`. `more`: the next answer has something, too.
+    """
+
+    items: Sequence[tuple[int, bytes, int, bytes]]
+    begun: bool
+    whole: bool
+    more: bool
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,9 @@ VERSION: Final = 1
 SLOT_BYTES: Final = 4096  # a slot is named by its offset in the arena in these units
 MISS: Final = -1
 BELOW: Final = -2  # in L2, and not asked for
+IN_L1: Final = 1
+IN_L2: Final = 2
+MOST_DESCRIPTION: Final = 2**15  # bytes
 
 _MAX_HASHES = 2**16
 _MAX_ITEMS = 2**14
@@ -29,6 +32,7 @@ ObjectBytes = Annotated[int, Meta(ge=1, le=2**40)]
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 BlockHash = Annotated[bytes, Meta(min_length=16, max_length=32)]
 Group = Annotated[int, Meta(ge=0, lt=256)]
+Description = Annotated[bytes, Meta(max_length=MOST_DESCRIPTION)]
 Slots = Annotated[list[Number], Meta(max_length=_MAX_ITEMS)]
 
 
@@ -165,6 +169,40 @@ class Resume(msgspec.Struct):
     requests: Annotated[list[RequestId], Meta(max_length=_MAX_HELD)]
 
 
+class Describe(msgspec.Struct):
+    """What the KV events of other engines are to say of these objects: (group, hash, description).
+
+    What a description is, is between the engines: they share objects, so they are of one kind.
+    """
+
+    session: Number
+    items: Annotated[list[tuple[Group, BlockHash, Description]], Meta(max_length=_MAX_ITEMS)]
+
+
+class ReadHoldings(msgspec.Struct):
+    """Ask where the engine's objects are now, of those of which that has changed.
+
+    `begin`: what was told before is lost, or void; tell of all that are there.
+    """
+
+    session: Number
+    begin: bool = False
+
+
+class Holdings(msgspec.Struct):
+    """Where objects can be loaded from now: (group, padded hash, media, description).
+
+    Media are the sum of IN_L1 and IN_L2, 0 for an object that is gone. `begun`: what was told
+    before this answer is void; what is not told again until an answer that is `whole` is gone.
+    `more`: the next answer has something, too.
+    """
+
+    items: list[tuple[int, bytes, int, bytes]] = []
+    begun: bool = False
+    whole: bool = False
+    more: bool = False
+
+
 class Detach(msgspec.Struct):
     """The engine ends. Its slots are free when its processes are gone."""
 
@@ -182,5 +220,7 @@ NATIVE: Final = (
     operation("native_lookup", NativeLookup, no=[]),
     operation("native_finish", Finish, no=False),
     operation("native_resume", Resume, no=False),
+    operation("native_describe", Describe, no=0),
+    operation("native_holdings", ReadHoldings, no=Holdings()),
     operation("native_detach", Detach, no=False),
 )

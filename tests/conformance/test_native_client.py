@@ -50,7 +50,7 @@ FOUND = [HIT] * CHUNKS
 class Engine:
     """A scheduler's manager and one worker, in one process, with blocks for CHUNKS chunks."""
 
-    def __init__(self, url: str, identity: bytes, seed: int) -> None:
+    def __init__(self, url: str, identity: bytes, seed: int, events: bool = False) -> None:
         random = np.random.default_rng(seed)
         self.kv = random.integers(-128, 128, (2 * CHUNKS, PAGE), np.int8)
         caches = CanonicalKVCaches(
@@ -70,7 +70,7 @@ class Engine:
         )  # fmt: skip
         attach = wire.Attach(
             engine=name, incarnation=incarnation, model="m", ranks=1, groups=2, object_bytes=size,
-            chunk_tokens=16, identity=identity,
+            chunk_tokens=16, identity=identity, events=events,
         )  # fmt: skip
         arenas = Arenas()
         membership = Membership(join, arenas, connect)

@@ -94,6 +94,8 @@ def native_seeds() -> list[tuple[Any, list[Any]]]:
         ("native_lookup", [session | {"request": "r", "budget_ms": 5, "groups": [group, group]}]),
         ("native_finish", [session | {"requests": [["r", True]]}]),
         ("native_resume", [session | {"slots": [1, 2], "requests": ["r"]}]),
+        ("native_describe", [session | {"items": [[0, bytes(32), b"text"]]}]),
+        ("native_holdings", [session | {"begin": True}]),
         ("native_detach", [session]),
     ]
 

@@ -21,15 +21,18 @@ OBJECTS = 24  # in an arena
 MISS, BELOW = -1, -2
 
 Key = tuple[int, bytes]
+Told = tuple[int, bytes]  # media and description
+MOST_TOLD = 3
 
 
 @dataclass(eq=False)
 class Seat:
-    """A session: what its engine writes to, and what is pinned for its requests."""
+    """A session: what its engine writes to, what is pinned for its requests, what it was told."""
 
     number: int
     reserved: set[int] = field(default_factory=set)
     pins: dict[str, dict[Key, int]] = field(default_factory=dict)
+    told: dict[Key, Told] | None = None
 
 
 class Life:
@@ -40,6 +43,7 @@ class Life:
         self.arena: dict[int, Key | None] = dict.fromkeys(range(0, OBJECTS * STEP, STEP))
         self.objects: dict[Key, int] = {}
         self.below: set[Key] = set()
+        self.descriptions: dict[Key, bytes] = {}
         self.seat: Seat | None = None
         # Sessions that were given up: their processes live, so nothing of theirs is free.
         self.former: list[Seat] = []
@@ -54,6 +58,13 @@ class Life:
 
     def is_pinned(self, slot: int) -> bool:
         return any(slot in p.values() for seat in self.seats for p in seat.pins.values())
+
+    def holdings(self) -> dict[Key, Told]:
+        """Where each object is, and what is said of it."""
+        return {
+            key: ((key in self.objects) + 2 * (key in self.below), self.descriptions.get(key, b""))
+            for key in self.objects.keys() | self.below
+        }
 
     def free(self) -> list[int]:
         used = set(self.objects.values())
@@ -253,6 +264,31 @@ class FakeSidecar:
             seat.pins = {name: seat.pins.get(name, {}) for name in payload["requests"]}
             self.replies_lost = False
         return seat is not None
+
+    def _native_describe(self, payload: dict[str, Any]) -> int:
+        if self._seat(payload) is None:
+            return 0
+        described = {(group, name): data for group, name, data in payload["items"]}
+        self.life.descriptions |= described
+        return len(described)
+
+    def _native_holdings(self, payload: dict[str, Any]) -> dict[str, Any]:
+        seat = self._seat(payload)
+        if seat is None or not self.life.ready:
+            return {"items": [], "begun": False, "whole": False, "more": False}
+        begun = payload["begin"] or seat.told is None
+        told = seat.told = {} if begun or seat.told is None else seat.told
+        there = self.life.holdings()
+        nowhere = 0, b""
+        news = [
+            (group, name, *there.get((group, name), nowhere))
+            for group, name in sorted(there.keys() | told.keys())
+            if there.get((group, name), nowhere) != told.get((group, name), nowhere)
+        ]
+        for group, name, *now in news[:MOST_TOLD]:
+            told[group, name] = now[0], now[1]
+        more = len(news) > MOST_TOLD
+        return {"items": news[:MOST_TOLD], "begun": begun, "whole": not more, "more": more}
 
     def _native_detach(self, payload: dict[str, Any]) -> bool:
         self.forget()

@@ -38,12 +38,14 @@ def test_a_worker_with_vllms_own_connector() -> None:
 
     assert roles.aggregated(server) == {
         "kv_connector": "OffloadingConnector",
+        "kv_connector_module_path": "connectors.native.connector",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
             "spec_name": "SidecarOffloadingSpec",
             "spec_module_path": "connectors.native.spec",
             "blocks_per_chunk": 4,
+            "self_describing_kv_events": True,
             "kv_sidecar.url": "ipc:///run/kv:5556",
             "kv_sidecar.budget_ms": 300,
         },

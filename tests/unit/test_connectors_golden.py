@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 CLASSES = {
     "LMCacheMPConnector": "lmcache.integration.vllm.lmcache_mp_connector",
     "LMCacheConnectorV1": "vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector",
-    "OffloadingConnector": ("vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector"),
+    "OffloadingConnector": offloading.CONNECTOR_MODULE,
     "MultiConnector": MultiConnector.__module__,
     "NixlConnector": "vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector",
 }

@@ -142,6 +142,16 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "problem",
         "the worker connects to tcp://127.0.0.1:6666",
     ),
+    (
+        "native, events by vLLM's own class",
+        [
+            *vllm({**NATIVE, "kv_connector_module_path": None}),
+            *("--kv-events-config", '{"enable_kv_cache_events": true}'),
+        ],
+        {},
+        "warning",
+        "without self_describing_kv_events",
+    ),
     ("native, no seed", vllm(NATIVE), {"environ": {}}, "problem", "PYTHONHASHSEED is not set"),
     (
         "native, second",

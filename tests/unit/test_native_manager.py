@@ -2,13 +2,13 @@
 
 An engine with vLLM's order of calls over a sidecar in memory that drops, delays, forgets, restarts
 and answers nonsense, as hypothesis says. What its workers write and read is checked byte for byte:
-here, key for key.
+here, key for key. So is what routers are told in the end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,6 +20,7 @@ from tests.support.fake_sidecar import OBJECT_BYTES, FakeSidecar, Life
 
 pytest.importorskip("vllm", reason="needs vLLM: scripts/install.py engine")
 
+from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 
 from connectors.native import wire
@@ -42,6 +43,14 @@ ATTACH = wire.Attach(
 def key(group: int, prompt: int, chunk: int) -> bytes:
     """The first chunk is the same in all prompts."""
     return make_offload_key(bytes([prompt if chunk else 0, chunk]) * 16, group)
+
+
+def described(offload_key: bytes) -> BlockStored:
+    group, block = content(offload_key)
+    return BlockStored(
+        block_hashes=[block], parent_block_hash=None, token_ids=[*range(16)], block_size=16,
+        lora_id=7, medium="CPU", lora_name=None, group_idx=group,
+    )  # fmt: skip
 
 
 def content(offload_key: bytes) -> tuple[int, bytes]:
@@ -75,6 +84,23 @@ class Job:
         self.pairs = list(zip(self.keys, self.slots, strict=True))
 
 
+class Router:
+    """What a router knows from the events of an engine. It counts, so each is told once."""
+
+    def __init__(self) -> None:
+        self.known: set[tuple[int, bytes, str]] = set()
+
+    def learn(self, events: Iterable[KVCacheEvent]) -> None:
+        for event in events:
+            found = {(event.group_idx, block, event.medium) for block in event.block_hashes}
+            if isinstance(event, BlockStored):
+                assert not found & self.known, "told twice"
+                self.known |= found
+            else:
+                assert isinstance(event, BlockRemoved) and found <= self.known, "never told"
+                self.known -= found
+
+
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -86,10 +112,12 @@ class Machine(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.jobs: list[Job] = []
         self.count = 0
+        self.router = Router()
 
-    @initialize(well=st.sampled_from([True, True, False]))
-    def start(self, well: bool) -> None:
+    @initialize(well=st.sampled_from([True, True, False]), announces=st.booleans())
+    def start(self, well: bool, announces: bool) -> None:
         self.sidecar.life.ready = well
+        self.manager.announcements.on = announces
         for _ in range(3 if well else 0):
             self.manager.on_schedule_end(ScheduleEndContext((), ()))
             self.sidecar.deliver()
@@ -143,8 +171,16 @@ class Machine(RuleBasedStateMachine):
         for request in [r for r in self.requests if r.state == "finished"]:
             self.manager.on_request_finished(request.context)
             self.requests.remove(request)
-        assert not self.manager.has_pending_work()
-        assert list(self.manager.take_events()) == []
+        self._tell_router()
+
+    def _tell_router(self) -> None:
+        """As connector.py does it, with descriptions that vLLM would make."""
+        announcements = self.manager.announcements
+        questions = list(self.manager.take_events())
+        assert announcements.on or not (questions or self.manager.has_pending_work())
+        asked = [key for question in questions if not question.removed for key in question.keys]
+        announcements.describe([described(key) for key in asked])
+        self.router.learn(announcements.events())
 
     def _look_up(self, request: Request) -> int | None:
         """How many chunks can be loaded; None: ask again. Simplified from vLLM's scheduler."""
@@ -312,13 +348,24 @@ class Machine(RuleBasedStateMachine):
             sidecar.deliver()
             sidecar.release()
             self.manager.on_schedule_end(ScheduleEndContext((), ()))
+            self._tell_router()
+        assert not self.manager.has_pending_work()
         seat = sidecar.life.seat
         assert seat is not None
+        if self.count and self.manager.announcements.on:
+            self._check_router(sidecar.life)
         if not sidecar.replies_lost:
             assert not any(seat.pins.values()), "pins are left"
             ahead = len(self.manager._stores._pool)
             assert len(seat.reserved) == ahead, "slots are left"
         self.manager.shutdown()
+
+    def _check_router(self, life: Life) -> None:
+        """It knows of all that has a description, where it is."""
+        there = {key: media for key, (media, said) in life.holdings().items() if said}
+        in_l1 = {(*key, "CPU") for key, media in there.items() if media & wire.IN_L1}
+        in_l2 = {(*key, "STORAGE") for key, media in there.items() if media & wire.IN_L2}
+        assert self.router.known == in_l1 | in_l2
 
     def _end(self, job: Job) -> None:
         self._copy(job)

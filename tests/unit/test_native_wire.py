@@ -33,12 +33,18 @@ ASKED: dict[str, Any] = {
     ),
     client.FINISH: client.Finish(session=1, requests=[("r/0", True)]),
     client.RESUME: client.Resume(session=1, slots=SLOTS, requests=["r/0"]),
+    client.DESCRIBE: client.Describe(session=1, items=[(0, HASH, b"text")]),
+    client.HOLDINGS: client.ReadHoldings(session=1, begin=True),
     client.DETACH: client.Detach(session=1),
 }  # fmt: skip
 ANSWERED = {
     client.ATTACH: (client.Attached, server.Attached(3, bytes(16), True, "why")),
     client.JOIN: (client.Joined, server.Joined(3, bytes(16), "name", 4096, "why")),
     client.PING: (client.Pong, server.Pong(bytes(16), True, True)),
+    client.HOLDINGS: (
+        client.Holdings,
+        server.Holdings([(1, HASH, server.IN_L1 + server.IN_L2, b"text")], True, True, True),
+    ),
 }
 
 
@@ -46,6 +52,8 @@ def test_every_operation_is_known_to_both() -> None:
     assert set(ASKED) == set(BY_NAME)
     assert client.VERSION == server.VERSION and client.SLOT_BYTES == server.SLOT_BYTES
     assert (client.MISS, client.BELOW) == (server.MISS, server.BELOW)
+    assert (client.IN_L1, client.IN_L2) == (server.IN_L1, server.IN_L2)
+    assert client.MOST_DESCRIPTION == server.MOST_DESCRIPTION
 
 
 @pytest.mark.parametrize("operation", ASKED)
@@ -69,7 +77,8 @@ def test_the_client_reads_what_the_server_writes(operation: str) -> None:
     assert client.reply_uid([uid]) == 7
     assert msgspec.to_builtins(read) == msgspec.to_builtins(answer)
     no = client.value([uid, b"", BY_NAME[operation].negative or b""], kind)
-    assert no is not None and not any((getattr(no, "session", 0), getattr(no, "member", 0)))
+    assert no is not None
+    assert not any(getattr(no, field, 0) for field in ("session", "member", "begun", "more"))
 
 
 def test_the_client_reads_nothing_else() -> None:

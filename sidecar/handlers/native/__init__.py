@@ -6,6 +6,7 @@ from typing import Any
 from sidecar.handlers.core import Core
 from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.native.engines import Engine, Engines
+from sidecar.handlers.native.holdings import Holdings
 from sidecar.handlers.native.membership import Membership
 from sidecar.handlers.native.objects import Objects
 
@@ -17,6 +18,7 @@ class Native:
         self._engines = Engines()
         self._membership = Membership(core, self._engines)
         self._objects = Objects(core, self._engines, self._membership, eviction)
+        self._holdings = Holdings(core, self._membership)
         engines = self._engines.by_session
         core.telemetry.gauge_source(
             "native_engines", lambda: sum(engine.ready for engine in list(engines.values()))
@@ -24,7 +26,7 @@ class Native:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By operation name."""
-        membership, objects = self._membership, self._objects
+        membership, objects, holdings = self._membership, self._objects, self._holdings
         return {
             "native_attach": membership.attach,
             "native_join": membership.join,
@@ -37,11 +39,17 @@ class Native:
             "native_lookup": objects.lookup,
             "native_finish": objects.finish,
             "native_resume": objects.resume,
+            "native_describe": holdings.describe,
+            "native_holdings": holdings.read,
         }
 
     def tick(self, now: float, is_connected: Callable[[bytes], bool]) -> None:
         """Once a second: end what nobody can touch any more."""
-        self._membership.tick(now, is_connected, self._objects.let_go)
+        self._membership.tick(now, is_connected, self._let_go)
+
+    def _let_go(self, engine: Engine) -> None:
+        self._objects.let_go(engine)
+        self._holdings.let_go(engine)
 
     def attachments(self) -> set[int]:
         """Whose names of the arena are still needed."""

@@ -11,6 +11,7 @@ from sidecar.handlers.eviction import Eviction
 from sidecar.handlers.native.below import Arrived, Below
 from sidecar.handlers.native.engines import Engine, Engines, NativeRequest
 from sidecar.handlers.native.membership import Membership
+from sidecar.handlers.native.names import padded
 from sidecar.handlers.shares import write_share
 from sidecar.telemetry.spans import NO_SPAN
 from sidecar.wire import native as wire
@@ -68,7 +69,7 @@ class Objects:
                     self._core.l1.abort(entry)
                 self._core.refusals.add("native_publish", "unknown_reservation", f"slot {slot}")
                 continue
-            by_group.setdefault(group, []).append((_padded(name), entry))
+            by_group.setdefault(group, []).append((padded(name), entry))
         known = engine.request(ask.request)
         count = sum(self._publish(engine, known, g, items) for g, items in by_group.items())
         self._core.telemetry.num_finished_stores.add(1, _DEVICE)
@@ -95,7 +96,7 @@ class Objects:
         if any(group.group >= engine.attach.groups for group in ask.groups):
             raise Refused("bad_payload", f"the engine has {engine.attach.groups} groups")
         known = engine.request(ask.request)
-        hashes = [[_padded(each) for each in group.hashes] for group in ask.groups]
+        hashes = [[padded(each) for each in group.hashes] for group in ask.groups]
         if not known.sequences:
             self._record(engine, ask, hashes)
         for group, names in zip(ask.groups, hashes, strict=True):
@@ -300,7 +301,3 @@ class Objects:
 
 def _slot(entry: Entry) -> int:
     return entry.offset // wire.SLOT_BYTES
-
-
-def _padded(name: bytes) -> bytes:
-    return name.ljust(_HASH_BYTES, b"\0")

@@ -1,14 +1,11 @@
 """A worker's other flags, where they contradict each other or the sidecar."""
 
-import json
-from typing import Any
-
 from connectors import lmcache_v1
 from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
-from sidecar.commands.doctor.worker.invocation import Invocation
+from sidecar.commands.doctor.worker.invocation import EVENTS, Invocation
 
-_EVENTS, _PREFIX_CACHE = "--kv-events-config", "--enable-prefix-caching"
+_PREFIX_CACHE = "--enable-prefix-caching"
 _HYBRID = "--disable-hybrid-kv-cache-manager"
 _OTHER_RUNNERS = ("generate", "draft")
 _CPU_BLOCK, _USUAL_BLOCK = 128, 16  # tokens, where --block-size is not given
@@ -38,11 +35,11 @@ def chunk_of_whole_blocks(worker: Invocation, around: Surroundings) -> Finding |
 
 def events_need_the_prefix_cache(worker: Invocation, around: Surroundings) -> Finding | None:
     """Without the prefix cache there are no blocks to tell of."""
-    if not (_publishes_events(worker) and worker.switched_off(_PREFIX_CACHE)):
+    if not (worker.publishes_events and worker.switched_off(_PREFIX_CACHE)):
         return None
     return problem(
         "--no-enable-prefix-caching",
-        f"given together with {_EVENTS}",
+        f"given together with {EVENTS}",
         "a worker without prefix caching publishes no KV events: the router sees nothing",
         "leave one of the two out",
     )
@@ -124,15 +121,6 @@ def pooling(worker: Invocation, around: Surroundings) -> Finding | None:
         "vLLM raises, and ends",
         "use no --kv-transfer-config for such a model",
     )
-
-
-def _publishes_events(worker: Invocation) -> bool:
-    """vLLM's own default is off; a config that cannot be read is vLLM's to refuse."""
-    try:
-        config: Any = json.loads(worker.value(_EVENTS) or "{}")
-    except ValueError:
-        return False
-    return isinstance(config, dict) and bool(config.get("enable_kv_cache_events"))
 
 
 def _number(worker: Invocation, name: str) -> int | None:

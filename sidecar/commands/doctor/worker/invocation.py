@@ -17,6 +17,7 @@ from connectors.worker import Program, needs
 from sidecar.config import ConfigError
 
 Config = Mapping[str, Any]
+EVENTS = "--kv-events-config"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class Invocation:
 
     def switched_on(self, name: str) -> bool:
         return name in self.options and not self.switched_off(name)
+
+    @property
+    def publishes_events(self) -> bool:
+        """vLLM's own default is off; a config that cannot be read is vLLM's to refuse."""
+        try:
+            config = json.loads(self.value(EVENTS) or "{}")
+        except ValueError:
+            return False
+        return isinstance(config, dict) and bool(config.get("enable_kv_cache_events"))
 
     @property
     def connectors(self) -> Sequence[Config]:

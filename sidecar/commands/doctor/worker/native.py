@@ -3,10 +3,10 @@
 from connectors import offloading
 from connectors.native.settings import URL, Settings
 from sidecar.addresses import in_url
-from sidecar.commands.doctor.finding import Finding, problem
+from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.addresses import meets_place
-from sidecar.commands.doctor.worker.invocation import Invocation, extra
+from sidecar.commands.doctor.worker.invocation import EVENTS, Invocation, extra
 
 _OURS = "kv-sidecar connector --client native --role ROLE prints a config that fits"
 
@@ -40,4 +40,20 @@ def settings(worker: Invocation, around: Surroundings) -> Finding | None:
     )
 
 
-CHECKS = (module, settings)
+def events(worker: Invocation, around: Surroundings) -> Finding | None:
+    """vLLM by itself publishes events that no router reads."""
+    config = worker.native
+    if config is None or not worker.publishes_events:
+        return None
+    describes = extra(config).get(offloading.DESCRIBING) is True
+    if describes and config.get("kv_connector_module_path") == offloading.CONNECTOR_MODULE:
+        return None
+    return warning(
+        EVENTS,
+        f"without {offloading.DESCRIBING} and kv_connector_module_path",
+        "routers see what the GPU holds, and nothing of the sidecar",
+        _OURS,
+    )
+
+
+CHECKS = (module, settings, events)
