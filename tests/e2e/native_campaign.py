@@ -4,7 +4,8 @@ Each case of a model: cold, the worker restarted, warm, with prompts of many len
 of them; every answer must be the computed one. (MLA: that of the engine before over the same
 prefix. vLLM's CPU build computes a prompt otherwise over a prefix than as a whole there, with any
 connector, and turns its own prefix cache off.) `faults`: two engines under load share a sidecar
-that is killed, stopped and started again with another size.
+that is killed, stopped and started again with another size. `stacks`: Dynamo's workers of launch/,
+aggregated and disaggregated.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
+from examples.counters import counter
 from examples.demo.engine import Engine
 from examples.demo.model import make_model
 from tests.support.native_vllm import (
+    BLOCK,
     Answer,
     ask,
     loaded,
@@ -44,11 +47,15 @@ from tests.support.tiny_models import (
 )
 
 from .conftest import prompt
+from .test_stacks import PROMPTS, Running, ask_all
+from .test_stacks import Answer as StackAnswer
+from .test_stacks import ask as ask_stack
 
 HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "512")
 # States are kept where vLLM's own prefix cache is on.
 RECURRENT = ("--no-disable-hybrid-kv-cache-manager", "--enable-prefix-caching")
 SETTLE_SECONDS = 120.0
+MORE = ("faults", "stacks")
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,39 @@ def run_faults(minutes: float, count: int, folder: Path, seed: int, findings: Fi
             print(f"  engine {number}: {loaded(engine)} tokens loaded")
 
 
+def run_stacks(findings: Findings) -> None:
+    """One engine's answers by every stack, and once more from the cache."""
+    computed = _ask_stack("agg", "worker-0", None, findings)
+    _ask_stack("disagg", "prefill-0", computed, findings)
+
+
+def _ask_stack(
+    topology: str, worker: str, computed: list[StackAnswer] | None, findings: Findings
+) -> list[StackAnswer]:
+    """All prompts twice; the first answers. `worker` is whom the sidecar spares work."""
+    running = Running(topology, "--client", "native")
+    stored = sum(len(text) // BLOCK for text in PROMPTS)
+    try:
+        first = [ask_stack(running.url, text) for text in PROMPTS]
+        wait_until(lambda: running.sidecar_counter("l1_write_chunks") >= stored, "stored", 120)
+        before = hits_of(running, worker)
+        again = ask_all(running.url, PROMPTS)
+        hits = hits_of(running, worker) - before
+    finally:
+        running.close()
+    print(f"  {topology}: {hits} of {sum(map(len, PROMPTS))} tokens loaded", flush=True)
+    findings.check(hits >= stored * BLOCK, f"{topology}: only {hits} tokens are loaded")
+    for text, *answers, expected in zip(PROMPTS, first, again, computed or first, strict=True):
+        right = all(answer.same_as(expected) for answer in answers)
+        findings.check(right, f"{topology}: a wrong answer to {text[:20]}")
+    return first
+
+
+def hits_of(running: Running, worker: str) -> int:
+    """Tokens that a worker took from the sidecar."""
+    return counter(running.worker(worker), "vllm:external_prefix_cache_hits_total")
+
+
 def _harm(server: Server, chance: random.Random) -> str:
     """One kind of fault, by chance, and its end; which it was."""
     assert server.process is not None
@@ -266,16 +306,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.e2e.native_campaign", description=__doc__
     )
-    parser.add_argument("--only", action="append", choices=[*CASES, "faults"], help="this case")
+    parser.add_argument("--only", action="append", choices=[*CASES, *MORE], help="this case")
     parser.add_argument("--faults", type=int, default=50, help="how many, at the most")
     parser.add_argument("--minutes", type=float, default=40.0, help="of faults, at the most")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     findings = Findings()
-    for name in options.only or [*CASES, "faults"]:
+    for name in options.only or [*CASES, *MORE]:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as directory, no_lmcache(Path(directory)):
-            if name == "faults":
+            if name == "stacks":
+                run_stacks(findings)
+            elif name == "faults":
                 run_faults(options.minutes, options.faults, Path(directory), options.seed, findings)
             else:
                 run_case(name, CASES[name], Path(directory), findings)
