@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,13 +185,24 @@ def _l1_cases(name: str, settings: Settings, pools: Pools, logs: Path, last: boo
         if last and "many" in settings.cases:
             samples |= many.measure(server, settings.many_objects)
         if name == "ours" and "native" in settings.cases:  # no other server has that door
-            samples |= native.lookups(server.url, settings.repeats)
+            for figure, values in _native(server, settings, pools):
+                samples.setdefault(figure, []).extend(values)
         if last and "idle" in settings.cases:
             if "handle" not in settings.cases:
                 cases.handle(server.url, pools, repeats=1)
             time.sleep(SETTLE)
             samples |= idle.measure(server.process.pid, settings.idle_seconds)
     return samples
+
+
+def _native(server: Server, settings: Settings, pools: Pools) -> Iterator[tuple[str, list[float]]]:
+    yield from native.lookups(server.url, settings.repeats).items()
+    if importlib.util.find_spec("vllm") is None:
+        print("vllm: not installed (scripts/install.py engine)", file=sys.stderr)
+        return
+    from bench import native_worker
+
+    yield from native_worker.measure(server.url, pools, settings.repeats).items()
 
 
 def _one_case(case: str, server: Server, settings: Settings, pools: Pools) -> Samples:

@@ -127,6 +127,15 @@ FIGURES = [
         "native",
         Target(at_most=2),
     ),
+    _rate("native_store", "native door: store, 256 MiB", "native", Target(reference=MEMCPY)),
+    _rate("native_load", "native door: load, 256 MiB", "native", Target(reference=MEMCPY)),
+    Figure(
+        "native_step",
+        "native door: what an idle engine's step costs",
+        "us",
+        "native",
+        Target(at_most=50),
+    ),
     Figure("lookup_4", "lookup hit, 2k tokens, four clients", "ms", "lookup4", Target(at_most=2)),
     Figure(
         "replay_hits",
