@@ -125,10 +125,10 @@ class Config:
         "mp",
         _SECONDS_OR_OFF,
         120.0,
-        "seconds without a heartbeat after which a worker is dropped; 0 = never",
+        "seconds of silence after which a worker that has sent heartbeats is dropped; 0 = never",
     )
     worker_registration_grace_seconds: float = _option(
-        "mp", _SECONDS, 3600.0, "the same for a worker that has never sent a heartbeat"
+        "mp", _SECONDS, 3600.0, "seconds after which a disconnected worker is dropped; 30 at most"
     )
     l1_size_gb: float = field(
         metadata={"option": Option(values.size_gib, "size of L1 in GiB (required)", "l1")}
@@ -259,7 +259,7 @@ class Config:
         "observability",
         values.integer(0, 10_000_000),
         32_768,
-        "KV events kept for workers that subscribe to them; 0: none are told (docs/routing.md)",
+        "KV events kept for workers that subscribe to them; 0 = no events (docs/routing.md)",
     )
     kv_events_endpoint: str = _option(
         "observability",
@@ -277,7 +277,7 @@ class Config:
         "observability",
         values.identifier,
         socket.gethostname,
-        "POD in kv@POD@MODEL, the topic of KV events; default the host's name",
+        "POD in kv@POD@MODEL, the topic of KV events; default: the host's name",
     )
     log_level: str = _option(
         "observability",

@@ -173,16 +173,14 @@ class Instruments(Declarations):
         self._gauge("native_engines", "Engines attached with the native connector")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
         self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
-        self.kv_events_sent = self._counter(
-            "kv_events_sent", "", "KV events told to those who route requests", ("reader",)
-        )
+        self.kv_events_sent = self._counter("kv_events_sent", "", "KV events sent", ("reader",))
         self.kv_events_dropped = self._counter(
-            "kv_events_dropped", "", "KV events that could not be told in time", ("reader",)
+            "kv_events_dropped", "", "KV events dropped because a reader was too slow", ("reader",)
         )
         self.kv_events_replayed = self._counter(
-            "kv_events_replayed", "", "Batches of KV events sent once more, to who asked for them"
+            "kv_events_replayed", "", "Batches of KV events sent again on request"
         )
-        self._gauge("kv_event_readers", "Who is told of KV events now", labels=("reader",))
+        self._gauge("kv_event_readers", "Readers of KV events", labels=("reader",))
         self._gauge("healthy", "1 while the server would answer a worker, as /healthcheck tells")
 
     def _declare_l2_stores(self) -> None:
