@@ -267,7 +267,7 @@ def test_the_capacity_may_stand_where_lmcache_has_it() -> None:
         ("POSIX", {"file_path": "/x", "bucket": "b"}, {}, "bucket is unknown to POSIX"),
         ("POSIX", {"file_path": "/x", "max_capacity_gb": "big"}, {}, "'big' is no size"),
         ("POSIX", {"file_path": "/x", "max_capacity_gb": "-1"}, {}, "is no size"),
-        ("POSIX", {"file_path": "/x", "max_capacity_gb": "1"}, {"max_capacity_gb": 2}, "and outside"),
+        ("POSIX", {"file_path": "/x", "max_capacity_gb": "1"}, {"max_capacity_gb": 2}, "outside"),
         ("POSIX", {"file_path": "/x", "max_capacity_gb": "1"}, {"shared": True}, "with shared"),
         ("HF3FS", {"file_path": "/x", "mem_config": "vram"}, {}, "mem_config"),
         ("OBJ", {"bucket": "b", "max_capacity_gb": "1"}, {}, "lifecycle rule"),
