@@ -98,7 +98,7 @@ def test_without_the_right_to_list_absent_objects_are_misses(
             assert adapter.find([there, absent]) == [PAGE, None]
             with pytest.raises(Missing):
                 adapter.load(absent, arena[:PAGE])
-    assert [record.message.split(",")[0] for record in caplog.records] == [
+    assert [record.message.rpartition(": ")[0] for record in caplog.records] == [
         "s3: the permission s3:ListBucket is missing"
     ]
     with pytest.raises(TierError, match="s3:ListBucket"):
@@ -122,9 +122,9 @@ def test_rights_that_are_needed_are_named(
     [name] = names("needed", 1)
     front.refused = {"read", "write"}
     with opened(s3(front.port, prefix_of(request)), arena) as adapter:
-        with pytest.raises(TierError, match=r"http_403: is the right s3:PutObject missing\?"):
+        with pytest.raises(TierError, match=r"http_403: is the permission s3:PutObject missing\?"):
             adapter.store(name, arena[:PAGE])
-        with pytest.raises(TierError, match=r"http_403: is the right s3:GetObject missing\?"):
+        with pytest.raises(TierError, match=r"http_403: is the permission s3:GetObject missing\?"):
             adapter.load(name, arena[:PAGE])
         front.refused = {"read"}
         adapter.write_mark(MARK)
