@@ -12,6 +12,7 @@ export const REASONS = {
   malformed: "not a message of the protocol",
   memory: "a connection held too much memory and was closed",
   no_descriptors: "no file descriptors are left for connections",
+  no_events: "a native engine that has attached without KV events asks for them",
   not_cached: "what was to be loaded is not in the L1 any more",
   not_mapped: "a worker of a native engine does not have the L1 open: both must see one /dev/shm",
   not_owner: "another connection speaks for the worker that it names",
