@@ -171,15 +171,24 @@ def _engines(engines: Sequence[Json]) -> list[str]:
 
 
 def _engine(engine: Json) -> tuple[str, ...]:
-    mapped = f"{len(engine['mapped_ranks'])} of {engine['ranks']} ranks have mapped the L1"
     return (
         str(engine["session"]),
         engine["model_name"],
         str(engine["ranks"]),
-        "gone" if engine["lost"] else "ready" if engine["ready"] else mapped,
+        _engine_state(engine),
         amount(engine["reserved_bytes"]),
         amount(engine["pinned_bytes"]),
     )
+
+
+def _engine_state(engine: Json) -> str:
+    if engine["lost"]:
+        return "gone"
+    if not engine["connected"]:
+        return "connection lost"
+    if engine["ready"]:
+        return "ready"
+    return f"{len(engine['mapped_ranks'])} of {engine['ranks']} ranks have mapped the L1"
 
 
 def _adapters(adapters: Sequence[Json]) -> list[str]:

@@ -171,6 +171,8 @@ class Instruments(Declarations):
         self.leases_expired = self._counter("leases_expired", "", "Leases that timed out")
         self._gauge("registered_workers", "Workers registered now")
         self._gauge("native_engines", "Engines attached with the native connector")
+        self._gauge("native_reserved_bytes", "Bytes of L1 reserved for what they will store")
+        self._gauge("native_pinned_bytes", "Bytes of L1 that their requests have pinned")
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
         self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
         self.kv_events_sent = self._counter("kv_events_sent", "", "KV events sent", ("reader",))

@@ -116,6 +116,19 @@ def test_what_is_found_stays_until_it_is_finished(new_server: MakeServer) -> Non
         check(server)
 
 
+def test_metrics_tell_what_engines_hold(new_server: MakeServer) -> None:
+    server = new_server().start()
+    with engines(server.url) as [engine]:
+        engine.store("r", 1, 2)
+        engine.find("r", 1, 2)
+        engine.reserve(3)
+        (told,) = server.status()["engines"]
+        metrics = server.metrics()
+        assert metrics.total("lmcache_mp_native_engines") == 1
+        for name in ("reserved_bytes", "pinned_bytes"):
+            assert metrics.total(f"lmcache_mp_native_{name}") == told[name] > 0
+
+
 def test_one_engine_cannot_take_all(new_server: MakeServer) -> None:
     server = new_server(l1_size_gb=64 * OBJECT_BYTES / 2**30).start()
     with engines(server.url, 2) as (first, second):

@@ -75,11 +75,14 @@ def test_workers_with_models() -> None:
 def test_engines_of_the_native_door() -> None:
     engine = {
         "session": 3, "model_name": "llama", "ranks": 2, "ready": False, "lost": False,
-        "mapped_ranks": [1], "reserved_bytes": 4096, "pinned_bytes": 0,
+        "mapped_ranks": [1], "reserved_bytes": 4096, "pinned_bytes": 0, "connected": True,
     }  # fmt: skip
-    lines = table(engines=[engine, {**engine, "session": 4, "ready": True}])
+    ready = {**engine, "session": 4, "ready": True}
+    away = {**ready, "session": 5, "connected": False}
+    lines = table(engines=[engine, ready, away, {**away, "session": 6, "lost": True}])
     assert "1 of 2 ranks have mapped the L1" in line(lines, "3 ")
     assert line(lines, "4 ").split() == ["4", "llama", "2", "ready", "4", "KiB", "0", "B"]
+    assert "connection lost" in line(lines, "5 ") and "gone" in line(lines, "6 ")
     assert not any("ENGINE" in text for text in table())
 
 

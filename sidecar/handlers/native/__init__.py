@@ -1,6 +1,7 @@
 """The native door: vLLM's own offloading connector plans and copies, we keep what it stores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from sidecar.handlers.core import Core
@@ -20,9 +21,12 @@ class Native:
         self._objects = Objects(core, self._engines, self._membership, eviction)
         self._holdings = Holdings(core, self._membership)
         engines = self._engines.by_session
-        core.telemetry.gauge_source(
-            "native_engines", lambda: sum(engine.ready for engine in list(engines.values()))
-        )
+        for name, field in {
+            "native_engines": "ready",
+            "native_reserved_bytes": "reserved_bytes",
+            "native_pinned_bytes": "pinned_bytes",
+        }.items():
+            core.telemetry.gauge_source(name, partial(_total, engines, field))
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By operation name."""
@@ -58,6 +62,11 @@ class Native:
     def engines(self) -> list[dict[str, Any]]:
         """What `/status` tells of each engine; sizes in bytes."""
         return [_engine(engine) for engine in self._engines.by_session.values()]
+
+
+def _total(engines: Mapping[int, Engine], field: str) -> int:
+    """Read on another thread than that which changes them."""
+    return sum(getattr(engine, field) for engine in list(engines.values()))
 
 
 def _engine(engine: Engine) -> dict[str, Any]:
