@@ -123,11 +123,11 @@ class App:
             self._endpoint = self._build_endpoint()
             self._taken.callback(self._endpoint.close)
             self._listen()
-            self._publish_events()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
             if head is not None:
                 self._inherit(head, legacy)
+            self._publish_events()
         except BaseException:
             self._taken.close()
             raise

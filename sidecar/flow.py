@@ -74,6 +74,10 @@ class Outcome(Generic[T]):
         else:
             self._waiting.append(wake)
 
+    def _forget(self, wake: Callable[[], None]) -> None:
+        if wake in self._waiting:
+            self._waiting.remove(wake)
+
     def __await__(self) -> Generator["Outcome[Any]", None, T]:
         if not self.done:
             yield self
@@ -197,7 +201,12 @@ async def first(*outcomes: Outcome[Any]) -> None:
 
     for outcome in outcomes:
         outcome._wake_when_done(wake)
-    await one
+    try:
+        await one
+    finally:
+        # One that is never set, or late, would collect them.
+        for outcome in outcomes:
+            outcome._forget(wake)
 
 
 async def ended(outcome: Outcome[Any]) -> None:

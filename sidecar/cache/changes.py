@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Outcome
 
-_MOST_HASHES = 1 << 17  # some 10 MB
+_MOST_HASHES = 1 << 17  # some 30 MB where each is a change of its own
 
 
 class Medium(StrEnum):

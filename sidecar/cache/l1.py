@@ -7,6 +7,7 @@ one thread, and none calls anybody: who waits for an object goes on after the ca
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -66,7 +67,7 @@ class L1(Holds):
         self._clock = clock
         self._headroom = headroom
         self.journal = journal
-        self.unproven: dict[Entry, None] = {}  # objects, the oldest first
+        self.unproven: OrderedDict[Entry, None] = OrderedDict()  # objects, the oldest first
 
     @property
     def isolates(self) -> bool:
@@ -315,7 +316,8 @@ class L1(Holds):
         entry.stored_at = self._clock()
         self.objects += 1
         self.touch(key, [entry.hash])
-        self.changes.stored(Medium.CPU, key, [entry.hash])
+        if self.changes.on:
+            self.changes.stored(Medium.CPU, key, [entry.hash])
         return True
 
     def disown(self, entry: Entry) -> None:
@@ -393,7 +395,8 @@ class L1(Holds):
         else:
             self.journal.erase(entry)
         del entry.space.ready[entry.hash]
-        self.changes.removed(Medium.CPU, entry.space.key, [entry.hash])
+        if self.changes.on:
+            self.changes.removed(Medium.CPU, entry.space.key, [entry.hash])
         self.objects -= 1
         self._forget_if_empty(entry.space)
         if not (entry.leases or entry.pins):

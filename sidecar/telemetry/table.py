@@ -176,8 +176,8 @@ class Instruments(Declarations):
         self._gauge("queue_depth", "Transfers waiting for a copy thread")
         self._gauge("queue_age_seconds", "Age of the oldest transfer that has not ended")
         self.kv_events_sent = self._counter("kv_events_sent", "", "KV events sent", ("reader",))
-        self.kv_events_dropped = self._counter(
-            "kv_events_dropped", "", "KV events dropped because a reader was too slow", ("reader",)
+        self.kv_events_lost = self._counter(
+            "kv_events_lost", "", "Times that a reader of KV events was too slow", ("reader",)
         )
         self.kv_events_replayed = self._counter(
             "kv_events_replayed", "", "Batches of KV events sent again on request"

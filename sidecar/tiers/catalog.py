@@ -131,13 +131,15 @@ class Catalog:
         doomed = self.doomed.pop(name, None)
         if doomed is not None and doomed.failed:
             self._stuck_bytes -= doomed.size
-        return self._forget(name) is not None
+        was_known = self._forget(name) is not None
+        if was_known:
+            self._tell([name], stored=False)
+        return was_known
 
     def doom(self, name: ObjectName, reason: str | None = None) -> None:
         """It is to be removed, known or not."""
-        size = self._forget(name)
-        if name not in self.doomed:
-            self.doomed[name] = Doomed(size or 0, reason)
+        if self._doom(name, reason):
+            self._tell([name], stored=False)
 
     def stuck(self, name: ObjectName) -> bool:
         """A doomed object could not be removed; whether it still is to be."""
@@ -149,6 +151,7 @@ class Catalog:
 
     def recover(self, found: Iterable[Found]) -> None:
         """A scan has found these. They are older than all that was used since the start."""
+        new = []
         for name, size, _ in found:
             if name not in self._sizes and not self.is_leaving(name):
                 self._sizes[name] = size
@@ -158,7 +161,8 @@ class Catalog:
                 self._move(name, last=False)
                 self._recovered[name] = None
                 self._kept_bytes += size
-                self._tell([name], stored=True)
+                new.append(name)
+        self._tell(new, stored=True)
 
     def order_recovered(self, names: Iterable[ObjectName]) -> None:
         """Put recovered objects in the order of their use: `names`, the newest first."""
@@ -201,9 +205,15 @@ class Catalog:
         return self._doom_all(found)
 
     def _doom_all(self, names: list[ObjectName]) -> list[ObjectName]:
-        for name in names:
-            self.doom(name)
+        self._tell([name for name in names if self._doom(name, None)], stored=False)
         return names
+
+    def _doom(self, name: ObjectName, reason: str | None) -> bool:
+        """Whether it was known."""
+        size = self._forget(name)
+        if name not in self.doomed:
+            self.doomed[name] = Doomed(size or 0, reason)
+        return size is not None
 
     def _move(self, name: ObjectName, last: bool) -> None:
         self._sizes.move_to_end(name, last)
@@ -222,7 +232,6 @@ class Catalog:
             del self._spaces[name.space]
         self._recovered.pop(name, None)
         self.suspects.discard(name)
-        self._tell([name], stored=False)
         return size
 
     def _tell(self, names: Sequence[ObjectName], stored: bool) -> None:

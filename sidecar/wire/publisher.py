@@ -13,19 +13,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
 
 import msgspec
 import zmq
 
 log = logging.getLogger(__name__)
 
-_END: Final = (-1).to_bytes(8, "big", signed=True)
 _WAITING = 256  # batches, until they are encoded
-_UNREAD = 256  # of one reader; then it misses some, and sees that by their numbers
+_UNREAD = 64  # batches of one reader; then it misses some, and sees that by their numbers
 _REPLAYED = 1000
 _REPLAYED_BYTES = 16 << 20
 _POLL_SECONDS = 0.1
+_PAUSE_SECONDS = 0.001
+_REPLAY_SECONDS = 5.0
 _STOP_SECONDS = 2.0
 _MAX_REQUEST_BYTES = 1024
 
@@ -50,37 +50,62 @@ class BlockRemoved(msgspec.Struct, tag=True, omit_defaults=True):
 
 
 KvEvent = BlockStored | BlockRemoved
+Make = Callable[[], list[KvEvent]]
+Batch = tuple[int, bytes, bytes]
+"""Number, topic, payload."""
+
+
+class _Replay:
+    """An answer on its way to `client`: as fast as it reads, and not for ever."""
+
+    def __init__(self, client: bytes, batches: Sequence[Batch]) -> None:
+        self.count = len(batches)
+        self._client = client
+        self._left = deque([*batches, (-1, b"", b"")])
+        self._deadline = time.monotonic() + _REPLAY_SECONDS
+
+    def go_on(self, socket: "zmq.Socket[bytes]") -> bool:
+        """Send what fits; whether something is left."""
+        while self._left and time.monotonic() < self._deadline:
+            number, topic, payload = self._left[0]
+            encoded = number.to_bytes(8, "big", signed=True)
+            try:
+                socket.send_multipart([self._client, b"", topic, encoded, payload], zmq.DONTWAIT)
+            except zmq.Again:
+                return True
+            except zmq.ZMQError:
+                return False  # gone
+            self._left.popleft()
+        return False
 
 
 class Publisher:
     """Binds the sockets. `publish` on one thread; the rest happens on the publisher's own.
 
-    `on_replayed(count)` is told how many batches were sent once more.
+    `on_replayed(count)` is told how many batches were asked for once more.
     """
 
     def __init__(self, url: str, replay_url: str, on_replayed: Callable[[int], None]) -> None:
         """Raises OSError for an address that cannot be listened on."""
         self._on_replayed = on_replayed
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._pub = self._bind(zmq.PUB, url, _UNREAD)
-        self._replay = self._bind(zmq.ROUTER, replay_url, 2 * _REPLAYED) if replay_url else None
+        self._pub = self._bind(zmq.PUB, url)
+        self._router = self._bind(zmq.ROUTER, replay_url) if replay_url else None
+        self._replay: _Replay | None = None
         self._number = 0
-        self._sent: deque[tuple[int, bytes, bytes]] = deque()  # number, topic, payload
+        self._sent: deque[Batch] = deque()
         self._sent_bytes = 0
-        self._waiting: queue.Queue[tuple[int, str, Any] | None] = queue.Queue(_WAITING)
+        self._waiting: queue.Queue[tuple[int, str, Make] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._run, name="kv-events", daemon=True)
         self._thread.start()
 
-    def publish(self, topic: str, make: Callable[[], list[KvEvent]]) -> bool:
-        """Publish a batch, which `make` makes on the publisher's thread; False if it is dropped.
-
-        One that is dropped leaves its number out, so that readers see that they miss something.
-        """
-        number, self._number = self._number, self._number + 1
+    def publish(self, topic: str, make: Make) -> bool:
+        """Publish the batch that `make` makes on the publisher's thread; False: not now."""
         try:
-            self._waiting.put_nowait((number, topic, make))
+            self._waiting.put_nowait((self._number, topic, make))
         except queue.Full:
             return False
+        self._number += 1
         return True
 
     def skip(self) -> None:
@@ -97,11 +122,13 @@ class Publisher:
         if not self._thread.is_alive():
             self._context.destroy(linger=0)
 
-    def _bind(self, kind: int, url: str, unread: int) -> "zmq.Socket[bytes]":
+    def _bind(self, kind: int, url: str) -> "zmq.Socket[bytes]":
         socket = self._context.socket(kind)
-        socket.set_hwm(unread)
+        socket.set_hwm(_UNREAD)
         socket.setsockopt(zmq.MAXMSGSIZE, _MAX_REQUEST_BYTES)
         socket.setsockopt(zmq.IPV6, int("[" in url))
+        if kind == zmq.ROUTER:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # to be told of a reader that does not read
         try:
             socket.bind(url)
         except zmq.ZMQError as error:
@@ -112,17 +139,18 @@ class Publisher:
     def _run(self) -> None:
         while True:
             try:
-                batch = self._waiting.get(timeout=_POLL_SECONDS)
+                seconds = _POLL_SECONDS if self._replay is None else _PAUSE_SECONDS
+                batch = self._waiting.get(timeout=seconds)
             except queue.Empty:
                 pass
             else:
                 if batch is None:
                     return
                 self._send(*batch)
-            if self._replay is not None and self._replay.poll(0):
-                self._answer(self._replay, self._replay.recv_multipart())
+            if self._router is not None:
+                self._serve_replays(self._router)
 
-    def _send(self, number: int, topic: str, make: Callable[[], list[KvEvent]]) -> None:
+    def _send(self, number: int, topic: str, make: Make) -> None:
         payload = msgspec.msgpack.encode((time.time(), make(), None))
         name = topic.encode("utf-8", "replace")
         self._pub.send_multipart([name, number.to_bytes(8, "big"), payload])
@@ -131,14 +159,18 @@ class Publisher:
         while len(self._sent) > _REPLAYED or self._sent_bytes > _REPLAYED_BYTES:
             self._sent_bytes -= len(self._sent.popleft()[2])
 
-    def _answer(self, socket: "zmq.Socket[bytes]", request: list[bytes]) -> None:
-        """A reader that does not read its answer loses the end of it, and nobody waits for it."""
+    def _serve_replays(self, router: "zmq.Socket[bytes]") -> None:
+        """One at a time: what is asked for meanwhile waits in the socket."""
+        if self._replay is None and router.poll(0):
+            self._replay = self._begin_replay(router.recv_multipart())
+        if self._replay is not None and not self._replay.go_on(router):
+            self._replay = None
+
+    def _begin_replay(self, request: list[bytes]) -> _Replay | None:
         if len(request) != 3 or len(request[2]) != 8:
             log.debug("not a request for a replay: %d frames", len(request))
-            return
-        client, begins = request[0], int.from_bytes(request[2], "big")
-        found = [batch for batch in self._sent if batch[0] >= begins]
-        for number, topic, payload in found:
-            socket.send_multipart([client, b"", topic, number.to_bytes(8, "big"), payload])
-        socket.send_multipart([client, b"", b"", _END, b""])
-        self._on_replayed(len(found))
+            return None
+        begin = int.from_bytes(request[2], "big")
+        replay = _Replay(request[0], [batch for batch in self._sent if batch[0] >= begin])
+        self._on_replayed(replay.count)
+        return replay

@@ -12,8 +12,7 @@ from sidecar.flow import Outcome, first
 
 ACK: Final = b"ack"
 CANCEL: Final = b"cancel"
-_MOST_OF_A_CLIENT = 16
-_MOST_CREDITS = 16
+_MOST_OF_A_CLIENT = 4
 
 
 class Stream:
@@ -40,7 +39,7 @@ class Stream:
 
     def ack(self) -> None:
         """The client has taken a value."""
-        self._credits = min(self._credits + 1, _MOST_CREDITS)
+        self._credits = 1  # acknowledged in advance counts for nothing
         credit, self._credit = self._credit, Outcome()
         credit.set(None)
 

@@ -140,6 +140,16 @@ def test_who_comes_later_is_told_what_is_there(rig: Rig, reader: Reader) -> None
         each.close()
 
 
+def test_what_others_store_does_not_hide_ones_own(rig: Rig, reader: Reader) -> None:
+    other, worker = rig.worker(model="another model"), rig.worker()
+    other.store(rig.tokens(1), rig.blocks(other, 1))
+    wait_until(lambda: reader.batches, "the first batch")
+    for number in range(12):  # more than a batch holds, and nothing of it concerns the reader
+        assert other.store(rig.tokens(3, number), rig.blocks(other, 3))
+    assert worker.store(rig.tokens(1, 99), rig.blocks(worker, 1))
+    reader.wait_for(hashes_of(rig.tokens(1, 99)))
+
+
 def test_one_batch_is_under_way_until_its_reader_has_taken_it(rig: Rig) -> None:
     worker, client = rig.worker(), RawClient(rig.server.url)
     client.greet()

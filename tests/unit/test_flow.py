@@ -253,6 +253,18 @@ def test_the_first_of_several(flows: Flows) -> None:
     assert flow.done
 
 
+def test_who_waits_for_the_first_leaves_nothing_with_the_others(flows: Flows) -> None:
+    never: Outcome[None] = Outcome()
+
+    async def wait() -> None:
+        for _ in range(10):
+            await first(never, flows.turn())
+
+    flows.start(wait())
+    flows.run()
+    assert not never._waiting
+
+
 def test_callbacks_wait_like_flows(flows: Flows) -> None:
     told: list[str] = []
     outcome: Outcome[None] = Outcome()

@@ -1,23 +1,33 @@
 """What chunk hashes stand for: routers compare tokens, and the cache keeps none."""
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
+from sidecar.cache.changes import Medium
 from sidecar.cache.keys import BYTES_PER_TOKEN
 from sidecar.cache.leases import Scope
 from sidecar.flow import Outcome
 
 _MAX_BYTES = 64 << 20
 _OVERHEAD_BYTES = 300  # of one chunk, beside its tokens
-_MAX_FRESH = 1024  # lookups
+_MAX_FRESH = 1 << 17
+
+Place = tuple[str, Medium]
+"""A model's name, and where its objects are."""
 
 
-class Chunk(NamedTuple):
-    """The tokens as big-endian u32, and the hash of the chunk before it."""
+class Chunk:
+    """The tokens as big-endian u32, and the hash of the chunk before it.
 
-    tokens: bytes
-    parent: bytes | None
+    `told` are the places where readers know it to be.
+    """
+
+    __slots__ = ("parent", "tokens", "told")
+
+    def __init__(self, tokens: bytes, parent: bytes | None) -> None:
+        self.tokens = tokens
+        self.parent = parent
+        self.told: tuple[Place, ...] = ()
 
 
 class Chunks:
@@ -31,44 +41,63 @@ class Chunks:
         self._width = chunk_size * BYTES_PER_TOKEN
         self._most = _MAX_BYTES // (self._width + _OVERHEAD_BYTES)
         self._known: OrderedDict[bytes, Chunk] = OrderedDict()
-        self._fresh: deque[tuple[Scope, list[bytes]]] = deque(maxlen=_MAX_FRESH)
+        self._fresh: deque[tuple[Scope, list[bytes]]] = deque()
+        self._fresh_hashes = 0
+        self._forgotten: list[tuple[bytes, Chunk]] = []
         self._news: Outcome[None] = Outcome()
-
-    def __len__(self) -> int:
-        return len(self._known)
 
     def note(self, scope: Scope, hashes: Sequence[bytes], tokens: bytes) -> None:
         """A request has named the sequence `hashes`, whose chunks these tokens begin with."""
         fresh = []
         for at in range(len(hashes) - 1, -1, -1):
             name = hashes[at]
-            if name in self._known:
+            chunk = self._known.get(name)
+            if chunk is None:
+                start = at * self._width
+                parent = hashes[at - 1] if at else None
+                self._known[name] = chunk = Chunk(tokens[start : start + self._width], parent)
+            else:
                 self._known.move_to_end(name)
-                continue
-            start = at * self._width
-            parent = hashes[at - 1] if at else None
-            self._known[name] = Chunk(tokens[start : start + self._width], parent)
-            fresh.append(name)
+            if not chunk.told:
+                fresh.append(name)
         while len(self._known) > self._most:
-            self._known.popitem(last=False)
-        if fresh:
-            self._fresh.append((scope, fresh[::-1]))
-            news, self._news = self._news, Outcome()
-            news.set(None)
+            name, chunk = self._known.popitem(last=False)
+            if chunk.told:
+                self._forgotten.append((name, chunk))
+        if fresh or self._forgotten:
+            self._add_fresh(scope, fresh[::-1])
 
     def get(self, name: bytes) -> Chunk | None:
         return self._known.get(name)
 
-    def names(self) -> list[bytes]:
-        """All of them, a sequence's head before its tail."""
-        return list(reversed(self._known))
+    def told(self, place: Place) -> Iterator[bytes]:
+        """The hashes of those that readers know to be there, a sequence's head before its tail."""
+        return (name for name, chunk in reversed(self._known.items()) if place in chunk.told)
 
-    def take_fresh(self) -> list[tuple[Scope, list[bytes]]]:
-        """What has become known since the last call."""
-        fresh = list(self._fresh)
-        self._fresh.clear()
-        return fresh
+    def names(self) -> list[bytes]:
+        return list(self._known)
+
+    def take_fresh(self) -> tuple[Scope, list[bytes]] | None:
+        """Some of a sequence of which nothing is told, though it may be there."""
+        if not self._fresh:
+            return None
+        scope, names = self._fresh.popleft()
+        self._fresh_hashes -= len(names)
+        return scope, names
+
+    def take_forgotten(self) -> list[tuple[bytes, Chunk]]:
+        """What readers know of, and the server does not any more."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
 
     def news(self) -> Outcome[None]:
-        """An outcome that is set when something becomes known."""
+        """An outcome that is set when there is something to take."""
         return self._news
+
+    def _add_fresh(self, scope: Scope, names: list[bytes]) -> None:
+        self._fresh.append((scope, names))
+        self._fresh_hashes += len(names)
+        while self._fresh_hashes > _MAX_FRESH and len(self._fresh) > 1:
+            self.take_fresh()  # they are fresh again with their next request
+        news, self._news = self._news, Outcome()
+        news.set(None)

@@ -1,7 +1,7 @@
 """Whether a medium has a chunk for all ranks of a model: a part of it is of no use."""
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from sidecar.cache.changes import Medium
 from sidecar.cache.keys import SpaceKey
@@ -10,6 +10,8 @@ from sidecar.cache.leases import Scope
 from sidecar.tiers.backend import Backend
 from sidecar.tiers.catalog import Catalog
 from sidecar.tiers.names import ObjectName, parse_space
+
+_ByRank = defaultdict[int, list[Container[bytes]]]
 
 
 class _Below:
@@ -25,25 +27,30 @@ class _Below:
 
 
 class Coverage:
-    """Where the objects of one model and tenant are, as of now. What comes later is not in it."""
+    """Where all objects are, as of now: it holds until the loop does something else."""
 
-    def __init__(self, l1: L1, backends: list[Backend], scope: Scope) -> None:
-        self._ranks = range(scope.world_size)
-        places: dict[Medium, defaultdict[int, list[Container[bytes]]]]
-        places = {medium: defaultdict(list) for medium in Medium}
+    def __init__(self, l1: L1, backends: Sequence[Backend]) -> None:
+        self._places: defaultdict[tuple[Scope, Medium], _ByRank]
+        self._places = defaultdict(lambda: defaultdict(list))
         for space in l1.spaces():
-            if scope_of_space(space.key) == scope:
-                places[Medium.CPU][space.key.rank].append(space.ready)
+            self._add(space.key, Medium.CPU, space.ready)
         for backend in backends:
             for name in backend.catalog.spaces():
-                key = parse_space(name)
-                if key is not None and scope_of_space(key) == scope:
-                    places[Medium.STORAGE][key.rank].append(_Below(backend.catalog, name))
-        self._places = places
+                if (key := parse_space(name)) is not None:
+                    self._add(key, Medium.STORAGE, _Below(backend.catalog, name))
 
-    def has(self, medium: Medium, chunk_hash: bytes) -> bool:
-        by_rank = self._places[medium]
-        return all(any(chunk_hash in place for place in by_rank[rank]) for rank in self._ranks)
+    def has(self, scope: Scope, medium: Medium, chunk_hash: bytes) -> bool:
+        by_rank = self._places.get((scope, medium))
+        return by_rank is not None and all(
+            any(chunk_hash in place for place in by_rank[rank]) for rank in range(scope.world_size)
+        )
+
+    def scopes(self) -> list[tuple[Scope, Medium]]:
+        """All of which something is there."""
+        return list(self._places)
+
+    def _add(self, key: SpaceKey, medium: Medium, place: Container[bytes]) -> None:
+        self._places[scope_of_space(key), medium][key.rank].append(place)
 
 
 def scope_of_space(key: SpaceKey) -> Scope:

@@ -10,7 +10,7 @@ from sidecar.cache.changes import Change, Medium
 from sidecar.cache.leases import Scope
 from sidecar.flow import Outcome, first
 from sidecar.handlers.core import Core
-from sidecar.handlers.kv_events.chunks import Chunk
+from sidecar.handlers.kv_events.chunks import Chunk, Place
 from sidecar.handlers.kv_events.coverage import Coverage, scope_of_space
 
 _CHANGES_A_TURN = 64
@@ -46,16 +46,18 @@ class Page(NamedTuple):
 class History:
     """The last `size` events; none if `size` is 0. Loop thread only.
 
-    What is told is what is true when it is told: what came and went meanwhile is not told at all.
+    What is told is what is true when it is told, once: what came and went meanwhile is not told at
+    all. Of a chunk whose tokens are forgotten readers are told that it is gone.
     """
 
     def __init__(self, core: Core, size: int) -> None:
+        # Events are numbered from here on, so that no number is one of an earlier server's.
         self.incarnation = time.time_ns()
-        self.unknown = 0  # chunks that were stored, and of whose tokens nothing is known
+        self.unknown = 0  # objects that were stored, and of whose tokens nothing is known
         self.losses = 0  # times that changes came faster than they could be told
         self._core = core
         self._events: deque[Event] = deque(maxlen=size)
-        self._next = 1
+        self._next = self.incarnation
         self._begun = False
         self._news: Outcome[None] = Outcome()
 
@@ -90,82 +92,102 @@ class History:
         """An outcome that is set when there is more."""
         return self._news
 
-    async def all_of(self, model_name: str) -> list[Event]:
-        """All chunks of a model that the L1 holds and whose tokens are known, as events."""
-        core, found, seq = self._core, list[Event](), self.last
-        scopes = {scope_of_space(s.key) for s in core.l1.spaces() if s.key.model_name == model_name}
-        for scope in scopes:
-            for names in _turns(core.chunks.names()):
-                coverage = self._coverage(scope)
-                for name in names:
-                    chunk = core.chunks.get(name)
-                    if chunk is not None and coverage.has(Medium.CPU, name):
-                        found.append(Event(seq, model_name, Medium.CPU, [name], chunk))
-                await core.flows.sleep(0)
-        return found
-
     async def _follow(self, cursor: int) -> None:
         core = self._core
         while True:
-            page = core.l1.changes.since(cursor, _CHANGES_A_TURN)
-            cursor, known = page.cursor, self.last
+            page, known = core.l1.changes.since(cursor, _CHANGES_A_TURN), self.last
+            cursor = page.cursor
+            await self._tell(page.changes)
             if page.lost:
-                self._lose()
-            for change in page.changes:
-                await self._tell(change)
-            told = {(c.medium, name) for c in page.changes if c.stored for name in c.hashes}
-            for scope, names in core.chunks.take_fresh():
+                await self._tell_again()
+            fresh = core.chunks.take_fresh()
+            if fresh is not None:
+                coverage = self._coverage()
                 for medium in Medium:
-                    fresh = [name for name in names if (medium, name) not in told]
-                    await self._tell_stored(scope, medium, fresh)
+                    self._tell_stored(coverage, fresh[0], medium, fresh[1])
+            self._take_back_forgotten()
             if self.last != known:
                 news, self._news = self._news, Outcome()
                 news.set(None)
-            if not page.changes:
+            if page.changes or fresh:
+                await core.flows.sleep(0)
+            else:
                 await first(core.l1.changes.news(), core.chunks.news())
                 await core.flows.sleep(_GATHER_SECONDS)
 
-    async def _tell(self, change: Change) -> None:
-        scope = scope_of_space(change.space)
-        if change.stored:
-            await self._tell_stored(scope, change.medium, change.hashes)
-            return
-        for names in _turns(change.hashes):
-            coverage = self._coverage(scope)
-            gone = [name for name in names if not coverage.has(change.medium, name)]
-            if gone:
-                self._append(scope, change.medium, gone, None)
-            if len(change.hashes) > _HASHES_A_TURN:
-                await self._core.flows.sleep(0)
+    async def _tell(self, changes: Sequence[Change]) -> None:
+        """A clear of a million objects is one change, so it is told in turns."""
+        coverage, left = self._coverage(), _HASHES_A_TURN
+        for change in changes:
+            scope = scope_of_space(change.space)
+            tell = self._tell_stored if change.stored else self._tell_removed
+            for names in _turns(change.hashes):
+                if left <= 0:
+                    await self._core.flows.sleep(0)
+                    coverage, left = self._coverage(), _HASHES_A_TURN
+                tell(coverage, scope, change.medium, names)
+                left -= len(names)
 
-    async def _tell_stored(self, scope: Scope, medium: Medium, names: Sequence[bytes]) -> None:
-        for turn in _turns(names):
-            coverage = self._coverage(scope)
-            for name in turn:
-                if not coverage.has(medium, name):
-                    continue
-                chunk = self._core.chunks.get(name)
-                if chunk is not None:
-                    self._append(scope, medium, [name], chunk)
-                else:
-                    self.unknown += 1
-            if len(names) > _HASHES_A_TURN:
-                await self._core.flows.sleep(0)
-
-    def _coverage(self, scope: Scope) -> Coverage:
-        return Coverage(self._core.l1, self._core.tiers.backends, scope)
-
-    def _append(
-        self, scope: Scope, medium: Medium, hashes: Sequence[bytes], chunk: Chunk | None
-    ) -> None:
-        self._events.append(Event(self._next, scope.model_name, medium, hashes, chunk))
-        self._next += 1
-
-    def _lose(self) -> None:
-        """There were more changes than are kept: whoever has read so far has missed something."""
-        self._events.clear()
-        self._next += 1
+    async def _tell_again(self) -> None:
+        """There were more changes than are kept: what readers know is compared with what is."""
         self.losses += 1
+        for names in _turns(self._core.chunks.names()):
+            coverage = self._coverage()
+            for scope, medium in coverage.scopes():
+                self._tell_stored(coverage, scope, medium, names)
+            for name in names:
+                chunk = self._core.chunks.get(name)
+                for place in chunk.told if chunk is not None else ():
+                    if not self._is_at(coverage, place, name):
+                        self._take_back(place, [name])
+            await self._core.flows.sleep(0)
+
+    def _is_at(self, coverage: Coverage, place: Place, name: bytes) -> bool:
+        model, medium = place
+        scopes = [s for s, m in coverage.scopes() if m == medium and s.model_name == model]
+        return any(coverage.has(scope, medium, name) for scope in scopes)
+
+    def _tell_stored(
+        self, coverage: Coverage, scope: Scope, medium: Medium, names: Sequence[bytes]
+    ) -> None:
+        self._take_back_forgotten()  # before the same chunk is told anew
+        place = scope.model_name, medium
+        for name in names:
+            chunk = self._core.chunks.get(name)
+            if chunk is None:
+                self.unknown += 1
+            elif place not in chunk.told and coverage.has(scope, medium, name):
+                chunk.told += (place,)
+                self._append(place, [name], chunk)
+
+    def _tell_removed(
+        self, coverage: Coverage, scope: Scope, medium: Medium, names: Sequence[bytes]
+    ) -> None:
+        gone = [name for name in names if not coverage.has(scope, medium, name)]
+        self._take_back((scope.model_name, medium), gone)
+
+    def _take_back(self, place: Place, names: Sequence[bytes]) -> None:
+        """What readers were told of these, if they were."""
+        told = []
+        for name in names:
+            chunk = self._core.chunks.get(name)
+            if chunk is not None and place in chunk.told:
+                chunk.told = tuple(each for each in chunk.told if each != place)
+                told.append(name)
+        if told:
+            self._append(place, told, None)
+
+    def _take_back_forgotten(self) -> None:
+        for name, chunk in self._core.chunks.take_forgotten():
+            for place in chunk.told:
+                self._append(place, [name], None)
+
+    def _coverage(self) -> Coverage:
+        return Coverage(self._core.l1, self._core.tiers.backends)
+
+    def _append(self, place: Place, hashes: Sequence[bytes], chunk: Chunk | None) -> None:
+        self._events.append(Event(self._next, *place, hashes, chunk))
+        self._next += 1
 
 
 def _turns(names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -10,6 +10,7 @@ from sidecar.handlers.kv_events.subscriptions import token_ids
 from sidecar.wire.publisher import BlockRemoved, BlockStored, KvEvent, Publisher
 
 _EVENTS_A_BATCH = 64  # some 80 KiB with chunks of 256 tokens
+_FULL_SECONDS = 0.01
 
 
 class Publication:
@@ -31,18 +32,20 @@ class Publication:
             cursor = page.cursor
             if page.lost:
                 self._publisher.skip()
+                self._core.telemetry.kv_events_lost.add(1, "socket")
             for model, events in groupby(page.events, lambda event: event.model_name):
-                self._publish(model, list(events))
-            if not page.events:
+                await self._publish(model, list(events))
+            if page.events:
+                await self._core.flows.sleep(0)
+            else:
                 await self._history.news()
 
-    def _publish(self, model: str, events: Sequence[Event]) -> None:
+    async def _publish(self, model: str, events: Sequence[Event]) -> None:
+        """What does not fit waits in the history."""
         make = partial(_as_vllm, events, self._core.config.chunk_size)
-        telemetry = self._core.telemetry
-        if self._publisher.publish(f"kv@{self._pod}@{model}", make):
-            telemetry.kv_events_sent.add(len(events), "socket")
-        else:
-            telemetry.kv_events_dropped.add(len(events), "socket")
+        while not self._publisher.publish(f"kv@{self._pod}@{model}", make):
+            await self._core.flows.sleep(_FULL_SECONDS)
+        self._core.telemetry.kv_events_sent.add(len(events), "socket")
 
 
 def _as_vllm(events: Sequence[Event], chunk_size: int) -> list[KvEvent]:

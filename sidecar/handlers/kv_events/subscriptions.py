@@ -18,6 +18,7 @@ from sidecar.wire.messages import KvEvent, KvEventBatch
 from sidecar.wire.streams import Stream
 
 CAPABILITY = "kv_event_stream"
+_MOST = 64
 
 
 class Subscriptions:
@@ -50,8 +51,9 @@ class Subscriptions:
     ) -> None:
         """Until the client ends it; a worker has one subscription, the latest."""
         stream, name = request.stream(), (request.client, instance_id)
-        if not self._history.size:
-            stream.send(self._batch([], 0, False))
+        is_full = len(self._streams) >= _MOST and name not in self._streams
+        if is_full or not self._history.size:
+            stream.send(self._batch([], 0, False, enabled=False))
             return
         self._history.begin()
         before, self._streams[name] = self._streams.get(name), stream
@@ -69,34 +71,47 @@ class Subscriptions:
         while await stream.credit():
             page = history.since(cursor, most)
             events = [e for e in page.events if _concerns(e, model_name)]
-            if page.lost or (cursor == 0 and not told):
-                lost = page.lost and (told or cursor > 0)
-                cursor = history.last
+            if page.lost:
+                lost, cursor = told or cursor > 0, history.last
+                self._core.telemetry.kv_events_lost.add(int(lost), "stream")
                 if not await self._tell_all(stream, model_name, most, lost):
                     return
-            elif events or not told:
-                cursor = page.cursor
-                stream.send(self._batch(events, cursor, False))
-            else:
-                cursor = page.cursor
-                await first(history.news(), stream.ended)
+                told = True
                 continue
-            told = True
+            cursor = page.cursor
+            if events or not told:
+                stream.send(self._batch(events, cursor, False))
+                told = True
+            if page.events:
+                await self._core.flows.sleep(0)
+            else:
+                await first(history.news(), stream.ended)
 
     async def _tell_all(self, stream: Stream, model_name: str, most: int, lost: bool) -> bool:
         """What is there now; whether the stream goes on."""
-        cursor = self._history.last
-        events = await self._history.all_of(model_name)
-        for at in range(0, max(1, len(events)), most):
+        seq, place = self._history.last, (model_name, Medium.CPU)
+        names = list(self._core.chunks.told(place))
+        for at in range(0, max(1, len(names)), most):
             if not await stream.credit():
                 return False
-            stream.send(self._batch(events[at : at + most], cursor, lost and not at))
+            chunks = ((n, self._core.chunks.get(n)) for n in names[at : at + most])
+            events = [
+                Event(seq, model_name, Medium.CPU, [name], chunk)
+                for name, chunk in chunks
+                if chunk is not None and place in chunk.told
+            ]
+            # Who stops in between has to be told all again.
+            cursor = seq if at + most >= len(names) else 0
+            stream.send(self._batch(events, cursor, lost and not at))
+            await self._core.flows.sleep(0)
         return True
 
-    def _batch(self, events: Sequence[Event], cursor: int, lost: bool) -> KvEventBatch:
+    def _batch(
+        self, events: Sequence[Event], cursor: int, lost: bool, enabled: bool = True
+    ) -> KvEventBatch:
         self._core.telemetry.kv_events_sent.add(len(events), "stream")
         return KvEventBatch(
-            enabled=bool(self._history.size),
+            enabled=enabled,
             incarnation=self._history.incarnation,
             next_cursor=cursor,
             lost=lost,
