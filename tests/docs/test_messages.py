@@ -73,7 +73,10 @@ _THEIRS = {
         "lmcache",
         ("integration/vllm", "v1/multiprocess/transfer_context"),
     ),
-    "The worker: vLLM": ("vllm", ("distributed/kv_transfer/kv_connector", "v1/core/sched")),
+    "The worker: vLLM": (
+        "vllm",
+        ("distributed/kv_transfer/kv_connector", "v1/core/sched", "v1/executor"),
+    ),
     "The worker: Dynamo": ("dynamo", ("vllm",)),
 }
 
