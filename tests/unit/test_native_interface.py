@@ -152,10 +152,10 @@ def expected(version: str) -> Shape:
     return shape
 
 
-def found(package: Path, names: set[str]) -> Shape:
+def found(package: Path, names: set[str], files: tuple[str, ...] = FILES) -> Shape:
     """The public methods' parameters and the fields of classes, without importing them."""
     shape: Shape = {}
-    for file in FILES:
+    for file in files:
         for node in ast.parse((package / file).read_text()).body:
             if isinstance(node, ast.ClassDef) and node.name in names:
                 shape[node.name] = dict(filter(None, map(_member, node.body)))
@@ -181,6 +181,36 @@ def test_vllm_asks_what_the_backend_was_written_for(environment: str) -> None:
     shape = expected(told.version)
 
     assert found(package, set(shape)) == shape
+
+
+# What KV events are made of: some fields of a class, some parameters of a method.
+_EVENTS: dict[str, dict[str, set[str]]] = {
+    "distributed/kv_events.py": {
+        "BlockStored": {"block_hashes", "token_ids", "lora_id", "medium", "group_idx"},
+        "BlockRemoved": {"block_hashes", "medium", "group_idx"},
+    },
+    "v1/kv_offload/base.py": {"OffloadingEvent": {"keys", "medium", "removed"}},
+    "distributed/kv_transfer/kv_connector/v1/offloading_connector.py": {
+        "OffloadingConnector": {"__init__", "take_events"},
+    },
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_vllm_makes_kv_events_as_the_connector_expects(environment: str) -> None:
+    [package] = [*ENVIRONMENTS[environment].glob("lib/python3*/site-packages/vllm")] or [None]
+    if package is None:
+        pytest.skip("needs `scripts/install.py engine dynamo`")
+    for file, classes in _EVENTS.items():
+        shape = found(package, set(classes), (file,))
+        for name, members in classes.items():
+            assert members <= set(shape[name]), name
+    [connector] = found(package, {"OffloadingConnector"}, (file,)).values()
+    assert connector["__init__"] == (
+        "vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig"
+    )
+    scheduler = (package / file).with_name("offloading") / "scheduler.py"
+    assert "self.manager: OffloadingManager = spec.get_manager()" in scheduler.read_text()
 
 
 def test_the_gate_ends_where_the_data_does() -> None:

@@ -1,0 +1,164 @@
+"""Dynamo's KV router knows what the sidecar has, by the KV events of real workers.
+
+Both workers are on one node: each can load what either has stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+
+from examples.counters import counter
+from tests.support.server import REPO, wait_until
+from tests.support.stack import Stack
+
+from .conftest import prompt
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        not (REPO / ".venv" / "dynamo").exists(), reason="needs `scripts/install.py dynamo`"
+    ),
+]
+
+BLOCK = 128
+GPU_BLOCKS = 40  # of each worker; a prompt of the greatest length has 32
+TEXT = prompt("Upsilon", 1500)
+BLOCKS = len(TEXT) // BLOCK
+# What the frontend says of each request that it routes, once something is below a GPU.
+_KNOWN = re.compile(r"storage_tier=HostPinned queried_workers=\d+ matched_workers=(\d+)")
+_SELECTED = re.compile(r"Selected worker .* worker_id=(\d+) .*host_pinned_blocks=(\d+)")
+_LOG = "info,dynamo_kv_router::indexer::lower_tier_indexers=debug"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One request: the worker that got it, and how many of its blocks the router knew there.
+
+    `on_gpu` and `below` are blocks, `holders` the workers that could load some of them; `loaded`
+    are the tokens that the sidecar gave.
+    """
+
+    worker: str
+    on_gpu: int
+    below: int
+    holders: int
+    loaded: int
+
+
+class Node:
+    """A frontend with the KV router, two workers with few blocks, one sidecar."""
+
+    def __init__(self, directory: Path) -> None:
+        self.stack = Stack("agg", directory, DYN_LOG=_LOG).start(
+            *("--client", "native", "--router-mode", "kv", "--workers", "2"),
+            *("--worker-args", f"--num-gpu-blocks-override {GPU_BLOCKS}"),
+            *("--l1-size-gb", "1"),
+        )
+        self.stack.wait_ready()
+        status = self.stack.status()
+        self.url = f"{status['url']}/v1/completions"
+        (row,) = [row for row in status["programs"] if row["program"] == "sidecar"]
+        self.sidecar = f"http://127.0.0.1:{row['ports']['http']}"
+        self._topics = itertools.count()
+
+    def ask(self, text: str) -> Routed:
+        hits, asked = self._hits(), len(_SELECTED.findall(self.stack.output()))
+        body = {
+            "model": "small", "prompt": text, "max_tokens": 2, "temperature": 0,
+            "nvext": {"extra_fields": ["timing"]},
+        }  # fmt: skip
+        request = urllib.request.Request(
+            self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=180) as answer:
+            rate = json.load(answer)["nvext"]["timing"]["kv_hit_rate"]
+        worker, below, holders = self._routed(asked)
+        on_gpu = round(rate * -(-len(text) // BLOCK) - 0.75 * below)
+        return Routed(worker, on_gpu, below, holders, self._hits() - hits)
+
+    def fill_gpus(self) -> None:
+        """With other prompts, until none of what was there before is left on any worker."""
+        blocks: dict[str, int] = {}
+        while len(blocks) < 2 or min(blocks.values()) < GPU_BLOCKS:
+            routed = self.ask(prompt(f"Other {next(self._topics)}", 3000))
+            blocks[routed.worker] = blocks.get(routed.worker, 0) + 3000 // BLOCK
+
+    def clear(self) -> None:
+        request = urllib.request.Request(f"{self.sidecar}/cache/clear", b"{}")
+        request.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(request, timeout=60).close()
+
+    def kill_worker(self) -> None:
+        """SIGKILL; returns once a new one serves."""
+        before = self.stack.output().count("worker-0 is ready")
+        os.kill(self.stack.pids()["worker-0"], SIGKILL)
+        wait_until(
+            lambda: self.stack.output().count("worker-0 is ready") > before, "it is back", 300
+        )
+
+    def _hits(self) -> int:
+        return counter(self.sidecar, "lmcache_mp_lookup_hit_tokens_total")
+
+    def _routed(self, number: int) -> tuple[str, int, int]:
+        """The worker of a request, how much is below its GPU, and how many workers know of that."""
+
+        def selected() -> list[re.Match[str]]:
+            return [*_SELECTED.finditer(self.stack.output())]
+
+        wait_until(lambda: len(selected()) > number, "the router's word is in the log")
+        found = selected()
+        begin = found[number - 1].end() if number else 0
+        known = _KNOWN.findall(self.stack.output(), begin, found[number].start())
+        return found[number][1], int(found[number][2]), int(known[-1]) if known else 0
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    directory = Path(tempfile.mkdtemp(prefix="kvd"))
+    node = Node(directory)
+    yield node
+    assert node.stack.end() == 0
+    assert node.stack.left() == []
+    shutil.rmtree(directory)
+
+
+def test_a_router_goes_on_below_the_gpu(node: Node) -> None:
+    first = node.ask(TEXT)
+    assert (first.on_gpu, first.below, first.loaded) == (0, 0, 0)
+    again = node.ask(TEXT)
+    assert (again.worker, again.on_gpu, again.below) == (first.worker, BLOCKS, 0)
+
+    node.fill_gpus()
+    found = node.ask(TEXT)
+    assert (found.on_gpu, found.below, found.loaded) == (0, BLOCKS, BLOCKS * BLOCK)
+    assert found.holders == 2, "the worker that has not stored it, too"
+
+
+def test_a_router_forgets_what_the_sidecar_has_lost(node: Node) -> None:
+    node.ask(TEXT)
+    node.clear()
+    node.fill_gpus()
+    lost = node.ask(TEXT)
+    assert (lost.on_gpu, lost.below, lost.holders, lost.loaded) == (0, 0, 0, 0)
+
+
+def test_a_worker_that_returns_tells_what_the_sidecar_has(node: Node) -> None:
+    """Also of what it has not stored itself, in its present life."""
+    node.ask(TEXT)
+    node.kill_worker()
+    node.fill_gpus()
+    found = node.ask(TEXT)
+    assert (found.on_gpu, found.below, found.loaded) == (0, BLOCKS, BLOCKS * BLOCK)
+    assert found.holders == 2
