@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
         help="print the command line of a worker",
         usage="%(prog)s --role ROLE --model MODEL [OPTION...] [-- ...]",
         epilog="Arguments after -- go to the worker and win over those of the role; "
-        "`kv-sidecar doctor -- LINE` looks for what is wrong with the whole.",
+        "`kv-sidecar doctor -- LINE` checks the whole command.",
     )
     for parser in (connector, worker):
         add_connector_options(parser)

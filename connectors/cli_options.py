@@ -48,7 +48,7 @@ def _add_versions(add: Callable[..., Any]) -> None:
         type=package_version,
         default=[],
         metavar="P==V",
-        help="what a worker elsewhere has: vllm==0.26.0; repeatable",
+        help="a version in the worker: vllm==0.26.0; repeatable",
     )
     add(
         "--skip-version-check",
@@ -59,7 +59,7 @@ def _add_versions(add: Callable[..., Any]) -> None:
 
 def _add_sidecar(add: Callable[..., Any]) -> None:
     server = CacheServer()
-    modes, seconds = get_args(TransferMode), "seconds (default %(default)g)"
+    modes = get_args(TransferMode)
     add(
         "--client",
         choices=get_args(Client),
@@ -67,9 +67,17 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
         metavar="CLIENT",
         help="lmcache (default), or native",
     )
-    add("--host", default=server.host, help="or ipc:///PATH (default %(default)s)")
-    add("--port", type=port, default=server.port, metavar="N", help="default %(default)s")
-    add("--server-url", action="append", default=[], metavar="URL", help="of several; repeatable")
+    add("--host", default=server.host, help="its address, or ipc:///PATH (default %(default)s)")
+    add(
+        "--port", type=port, default=server.port, metavar="N", help="its port (default %(default)s)"
+    )
+    add(
+        "--server-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="one of several sidecars; repeatable",
+    )
     add(
         "--transfer-mode",
         choices=modes,
@@ -77,9 +85,16 @@ def _add_sidecar(add: Callable[..., Any]) -> None:
         metavar="MODE",
         help=f"{', '.join(modes)}; default %(default)s",
     )
-    add("--timeout", type=float, default=server.timeout_seconds, metavar="S", help=seconds)
-    add("--heartbeat", type=float, default=server.heartbeat_seconds, metavar="S", help=seconds)
-    add("--lmcache-config", metavar="F", default="", help="LMCacheConnectorV1 with it instead")
+    help = "seconds for an answer (default %(default)g)"
+    add("--timeout", type=float, default=server.timeout_seconds, metavar="S", help=help)
+    help = "seconds between heartbeats (default %(default)g)"
+    add("--heartbeat", type=float, default=server.heartbeat_seconds, metavar="S", help=help)
+    add(
+        "--lmcache-config",
+        metavar="F",
+        default="",
+        help="LMCacheConnectorV1 with this file instead",
+    )
 
 
 def _add_native(add: Callable[..., Any]) -> None:
@@ -95,9 +110,15 @@ def _add_transfer(add: Callable[..., Any]) -> None:
         "--buffer-device",
         choices=get_args(BufferDevice),
         metavar="D",
-        help=f"{', '.join(get_args(BufferDevice))}; default the worker's",
+        help=f"of NIXL: {', '.join(get_args(BufferDevice))}; default the worker's",
     )
-    add("--nixl-backend", action="append", default=[], metavar="B", help="default UCX; repeatable")
+    add(
+        "--nixl-backend",
+        action="append",
+        default=[],
+        metavar="B",
+        help="NIXL's; default UCX; repeatable",
+    )
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -111,11 +132,9 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="requests for LoRA adapters, or with prompt embeddings, carry a cache_salt each",
     )
-    add("--side-channel-host", default="127.0.0.1", metavar="H", help="as its peers see it")
+    add("--side-channel-host", default="127.0.0.1", metavar="H", help="for NIXL's peers")
     add("--side-channel-port", type=port, metavar="N", help="of NIXL's handshake")
-    add(
-        "--kv-events-port", type=port, metavar="N", help="publish what the worker holds; default no"
-    )
+    add("--kv-events-port", type=port, metavar="N", help="publish KV events on this port")
     add("--ucx-tls", default="", metavar="LIST", help="UCX_TLS")
     add("--ucx-net-devices", default="", metavar="L", help="UCX_NET_DEVICES")
     add(
