@@ -123,8 +123,11 @@ class Announcements:
     def describe(self, answers: Sequence[BlockStored]) -> None:
         """Hand on what vLLM says of each object, in the order asked; it may be a placeholder."""
         items = []
-        for key, event in zip(self._describing, answers, strict=True):
+        for key in self._describing:
             self._described.add(key, self._usable_at)
+        if len(answers) != len(self._describing):
+            return  # not as this vLLM is known to answer: routers see no more than its GPU
+        for key, event in zip(self._describing, answers, strict=True):
             event.lora_id = None  # a number of this engine; its name is everybody's
             data = _encode(event)
             if event.token_ids and len(data) <= wire.MOST_DESCRIPTION:

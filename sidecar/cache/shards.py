@@ -54,6 +54,10 @@ class Shards(MutableMapping[bytes, T]):
     def __iter__(self) -> Iterator[bytes]:
         return (key for shard in self._shards for key in shard)
 
+    def snapshot(self) -> Iterator[bytes]:
+        """Keys, read bit by bit: each that stays until the end comes once; others may come."""
+        return (key for shard in tuple(self._shards) for key in tuple(shard))
+
     def all_values(self) -> Iterator[T]:
         """As `values`, at the speed of a dictionary."""
         return chain.from_iterable(shard.values() for shard in self._shards)

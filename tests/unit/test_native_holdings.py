@@ -43,9 +43,14 @@ def test_a_gap_in_the_changes_is_seen() -> None:
 def test_a_gap_in_what_was_described_is_seen() -> None:
     changes = Changes()
     each = reader(changes)
-    for number in range(2 * MOST_DESCRIBED):
+    for number in range(MOST_DESCRIBED):
         each.hear([(0, hash_of(number))])
+    assert each.follow(changes)
+    each = reader(changes)
+    for number in range(2):
+        each.hear([(0, hash_of(number))] * MOST_DESCRIBED)
     assert not each.follow(changes)
+    assert sum(1 for _ in each.take()) == MOST_DESCRIBED + 1
 
 
 def test_what_is_there_is_remembered_rather_than_what_is_not() -> None:

@@ -24,8 +24,8 @@ _MOST_TOLD = 512
 _MOST_TOLD_BYTES = 1 << 20
 _MOST_SCANNED = 1 << 13
 _MOST_CHANGES = 256
-# Messages of other engines, with descriptions, that one has not read of.
-MOST_DESCRIBED = 256
+# Objects that other engines have described, and of which one has not read.
+MOST_DESCRIBED = 1 << 14
 
 # By group and hash; None is none of the engine's.
 Objects = Iterator[tuple[int, bytes] | None]
@@ -39,13 +39,13 @@ class Reader:
         self._groups = {space: group for group, space in enumerate(spaces)}
         self._cursor, self._inventory = cursor, inventory
         self._changed: deque[Objects] = deque()
-        self._described: deque[Sequence[tuple[int, bytes]]] = deque()
+        self._described: list[tuple[int, bytes]] = []
         self.whole = False
 
     def hear(self, described: Sequence[tuple[int, bytes]]) -> None:
         """These objects have a description now."""
-        if len(self._described) <= MOST_DESCRIBED:
-            self._described.append(described)
+        left = MOST_DESCRIBED + 1 - len(self._described)  # one more tells that some are lost
+        self._described += described[:left]
 
     def follow(self, changes: Changes) -> bool:
         """Read on in `changes`, unless some are still to be told. False: some are lost."""
@@ -57,8 +57,9 @@ class Reader:
             if (group := self._groups.get(change.space)) is not None:
                 self._changed.append(_of_group(group, change.hashes))
         is_lost = page.lost or len(self._described) > MOST_DESCRIBED
-        self._changed += map(iter, self._described)
-        self._described.clear()
+        if self._described:
+            self._changed.append(iter(self._described))
+            self._described = []
         return not is_lost
 
     def has_more(self, changes: Changes) -> bool:
@@ -130,18 +131,19 @@ class Holdings:
         return reader
 
     def _inventory(self, spaces: tuple[SpaceKey, ...]) -> Objects:
-        """All that is there now. The names are copied at once, and looked through bit by bit."""
+        """All that is there now. It is looked through bit by bit; of L2 the names are copied."""
         in_l1 = [
-            (group, list(space.ready))
+            (group, space.ready.snapshot())
             for group, key in enumerate(spaces)
             if (space := self._core.l1.space(key)) is not None
         ]
-        in_l2 = [backend.catalog.names() for backend in self._core.tiers.backends]
+        # The head of a sequence before its tail, which a router may not know what to do with.
+        in_l2 = [backend.catalog.names()[::-1] for backend in self._core.tiers.backends]
         groups = {space_name(space): group for group, space in enumerate(spaces)}
 
         def all_objects() -> Objects:
             for group, hashes in in_l1:
-                yield from _of_group(group, hashes)
+                yield from ((group, hash) for hash in hashes)
             for names in in_l2:
                 for name in names:
                     group_of = groups.get(name.space)
