@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from launch import hardware, programs
+from launch import cpu, hardware, programs
 from launch.options import Options
 from launch.plan import Stack
 from launch.ports import Ports
@@ -36,7 +36,8 @@ def build(options: Options, directory: Path) -> Stack:
         start_timeout=options.start_timeout,
         own_model=setting.own_model,
         warnings=conflicts,
-        obstacle=hardware.obstacle(python, dynamo, have, setting.on_cpu),
+        obstacle=hardware.obstacle(python, dynamo, have, setting.on_cpu)
+        or (cpu.no_small_model() if setting.own_model else ""),
     )
 
 

@@ -1,5 +1,6 @@
 """The same topology on a CPU: a model made on the spot, and settings for a few cores."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,6 +11,14 @@ _NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}
 # What a small machine has to spare for each worker's KV.
 _KV_GIB = "1"
 ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
+
+
+def no_small_model() -> str:
+    """Why `small_model` cannot make one; empty where it can."""
+    missing = [n for n in ("safetensors", "tokenizers") if importlib.util.find_spec(n) is None]
+    if not missing:
+        return ""
+    return f"no model can be made without {' and '.join(missing)}: name one with --model"
 
 
 def small_model(directory: Path) -> None:

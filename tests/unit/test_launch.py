@@ -255,6 +255,18 @@ def test_without_what_the_cpu_build_needs_no_stack_starts(monkeypatch: pytest.Mo
         assert plan("agg", "--gpu", "0").obstacle == obstacle
 
 
+def test_a_launcher_that_can_make_no_model_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one in an environment that has the server's wheel alone."""
+    monkeypatch.setattr(hardware, "installed", lambda python: HAVE_GPU | {"vllm": "0.31.0+cpu"})
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
+    monkeypatch.setattr(shared_libraries, "loads", lambda name: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plan("vllm").obstacle == (
+        "no model can be made without safetensors and tokenizers: name one with --model"
+    )
+    assert plan("vllm", "--model", "some/model").obstacle == ""
+
+
 def test_supervisor_is_content_with_the_limits_that_it_is_given(
     gpu_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
