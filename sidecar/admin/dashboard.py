@@ -77,7 +77,7 @@ def _document(config: Config, snapshot: Mapping[str, Any], unhealthy: str | None
         **{
             key: snapshot[key]
             for key in (
-                *("chunk_size", "l1", "kept", "protected"),
+                *("chunk_size", "l1", "kept", "protected", "kv_events"),
                 *("eviction", "engines", "tenants", "queue_depth"),
             )
         },

@@ -106,7 +106,10 @@ class Service:
             **whole,
             "tenants": self.tenants.rows(),
             "protected": self.protecting.totals(),
-            "kv_events": self._subscriptions.status(),
+            "kv_events": {
+                **self._subscriptions.status(),
+                "native_readers": self._native.event_readers(),
+            },
         }
 
     def problems(self) -> list[str]:

@@ -270,6 +270,10 @@ def test_what_is_kept_and_protected_and_who_is_at_the_native_door_is_shown(
         state["kept"]["failed"] = "No space left on device"
         route.fulfill(json=state)
 
+    expect(card(page, "Lookups")).not_to_contain_text("Readers of KV events")
+    subscription = site.client.frames("subscribe_kv_events", 7, "kept", 0, 8)
+    site.client.exchange(subscription)
+    expect(card(page, "Lookups")).to_contain_text("Readers of KV events1")
     page.route("**/page/state*", fail)
     expect(l1).to_contain_text("Kept after a stopno")
     notice = "The next server will not find this L1: No space left on device."

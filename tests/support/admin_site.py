@@ -106,7 +106,7 @@ SNAPSHOT = {
         "unproven_objects": 0,
         "others_bytes": 0,
     },
-    "kv_events": {"enabled": False, "subscribers": 0},
+    "kv_events": {"enabled": False, "subscribers": 0, "native_readers": 0},
     "eviction": {"policy": "LRU", "trigger_watermark": 0.8, "ratio": 0.2},
     "read_ttl_seconds": 300,
     "write_ttl_seconds": 600,

@@ -90,7 +90,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     "l1_unproven_objects": ("gauge", set()),
     "l1_others_bytes": ("gauge", set()),
     "kv_events_sent": ("counter", {"reader"}),
-    "kv_events_dropped": ("counter", {"reader"}),
+    "kv_events_lost": ("counter", {"reader"}),
     "kv_events_replayed": ("counter", set()),
     "kv_event_readers": ("gauge", {"reader"}),
     "l2_store_deferred_chunks": ("counter", set()),

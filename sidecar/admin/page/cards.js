@@ -61,13 +61,17 @@ const REQUESTS = {
     ],
     format: perSecond,
   },
-  show(history) {
+  show(history, { kv_events: events }) {
     const columns = [history.rate("lookups"), history.rate("refusals")];
+    const readers = events.subscribers + events.native_readers;
     return {
       figure: latest(columns[0], perSecond),
       about: `${plural(history.growth("lookups"), "lookup")} ${WINDOW}`,
       values: columns.map((column) => latest(column, perSecond)),
-      facts: [[`Refusals ${WINDOW}`, count(history.growth("refusals"))]],
+      facts: [
+        [`Refusals ${WINDOW}`, count(history.growth("refusals"))],
+        ...some(readers, "Readers of KV events", count(readers)),
+      ],
       columns,
     };
   },

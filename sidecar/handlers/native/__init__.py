@@ -20,6 +20,7 @@ class Native:
         self._membership = Membership(core, self._engines)
         self._objects = Objects(core, self._engines, self._membership, eviction)
         self._holdings = Holdings(core, self._membership)
+        core.telemetry.gauge_source("kv_event_readers", self._holdings.count, "native")
         engines = self._engines.by_session
         for name, field in {
             "native_engines": "ready",
@@ -58,6 +59,10 @@ class Native:
     def attachments(self) -> set[int]:
         """Whose names of the arena are still needed."""
         return self._membership.attachments()
+
+    def event_readers(self) -> int:
+        """How many engines publish KV events of what is here."""
+        return self._holdings.count()
 
     def engines(self) -> list[dict[str, Any]]:
         """What `/status` tells of each engine; sizes in bytes."""

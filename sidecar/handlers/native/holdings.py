@@ -109,7 +109,12 @@ class Holdings:
         if not reader.follow(changes):
             reader, begun = self._begin(engine), True
         items = self._tell(reader)
+        self._core.telemetry.kv_events_sent.add(len(items), "native")
         return wire.Holdings(items, begun, reader.whole, reader.has_more(changes))
+
+    def count(self) -> int:
+        """How many engines read."""
+        return len(self._readers)
 
     def let_go(self, engine: Engine) -> None:
         """It reads nothing any more."""
