@@ -17,7 +17,7 @@ from msgspec import inspect
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sidecar.config.options import OPTIONS, Config, flag, variable  # noqa: E402
+from sidecar.config.options import GROUPS, OPTIONS, Config, flag, variable  # noqa: E402
 from sidecar.tiers.adapters import nixl_store  # noqa: E402
 from sidecar.tiers.settings import AdapterSettings  # noqa: E402
 from sidecar.tiers.types import TYPES  # noqa: E402
@@ -38,14 +38,6 @@ server runs: [restart it](operate.md#stop-restart-upgrade).
 Names are those of `lmcache server` where it has the option; [migrating](migrating.md#flags) lists
 its other flags. [configs/](../configs/sidecar.yaml) has a file with all options, and profiles.
 """
-GROUPS = {
-    "mp": "The port that workers connect to, and transfers",
-    "l1": "L1",
-    "l2": "L2",
-    "http": "Admin port",
-    "observability": "Metrics, traces, log",
-    "limits": "Limits on what clients may ask for",
-}
 L2_HEAD = """
 ## L2 adapters
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from sidecar.config import stock_flags
-from sidecar.config.options import OPTIONS, flag
+from sidecar.config.options import GROUPS, OPTIONS, flag
 from sidecar.config.suggest import suggestion
 from sidecar.config.values import ConfigError, boolean
 
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     groups: dict[str, Any] = {}
     for name, option in OPTIONS.items():
         if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
+            groups[option.group] = parser.add_argument_group(GROUPS[option.group])
         kind: dict[str, Any] = {"action": "append"} if option.is_json else {}
         if option.parse is boolean:
             kind = {"nargs": "?", "const": "true"}

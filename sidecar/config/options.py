@@ -36,6 +36,17 @@ class Option:
     is_json: bool = False  # the flag may be repeated, a file may hold lists and mappings
 
 
+# Sections of `GET /config`, and their titles in the help text and in docs/configuration.md.
+GROUPS = {
+    "mp": "The port that workers connect to, and transfers",
+    "l1": "L1",
+    "l2": "L2",
+    "http": "Admin port",
+    "observability": "Metrics, traces, log",
+    "limits": "Limits on what clients may ask for",
+}
+
+
 def _option(
     group: str,
     parse: Callable[[str], Any],
@@ -59,10 +70,7 @@ def _unique_id() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything ``kv-sidecar serve`` can be told; sizes and times carry their unit in the name.
-
-    The groups are the sections of ``GET /config`` and of the help text.
-    """
+    """Everything ``kv-sidecar serve`` can be told; sizes and times carry their unit in the name."""
 
     host: str = _option(
         "mp",

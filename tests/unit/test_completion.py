@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import main
+from sidecar.config.options import GROUPS
 
 # Tab, as bash does it: the function is called with COMP_WORDS and leaves COMPREPLY.
 _TAB = """
@@ -128,5 +129,5 @@ def test_options_are_in_groups(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = capsys.readouterr().out
-    for group in ("mp:", "l1:", "l2:", "http:", "observability:", "limits:"):
-        assert f"\n{group}\n" in text
+    for title in GROUPS.values():
+        assert f"\n{title}:\n" in text
