@@ -104,7 +104,11 @@ def test_wait_returns_once_the_server_is_healthy(fake: Fake) -> None:
     assert fake.paths == ["/healthcheck"] * 3
 
 
-def test_wait_gives_up_with_the_last_reason(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_gives_up_with_the_last_reason(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy machine may take longer for an answer than from one question to the next.
+    monkeypatch.setattr("sidecar.commands.wait._POLL_SECONDS", 60.0)
     fake.status, fake.body = 503, {"status": "unhealthy", "reason": "the copy pool hangs"}
     assert main(["wait", "--url", fake.url, "--timeout", "0"]) == 1
     assert capsys.readouterr().err == (
