@@ -88,7 +88,6 @@ def test_the_flags_of_l2_mean_here_what_they_mean_there() -> None:
     [
         ["--transport", "zmq"],
         ["--engine-type", "default"],
-        ["--kv-event-log-size", "0"],
         ["--no-isolated-ipc"],
         ["--no-separate-object-groups"],
         ["--no-l1-use-hugepages"],
