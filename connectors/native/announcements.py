@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from vllm.v1.kv_offload.base import Medium, OffloadingEvent
 
 from connectors.native import wire
@@ -125,9 +126,9 @@ class Announcements:
         items = []
         for key in self._describing:
             self._described.add(key, self._usable_at)
-        if len(answers) != len(self._describing):
-            return  # not as this vLLM is known to answer: routers see no more than its GPU
-        for key, event in zip(self._describing, answers, strict=True):
+        for key, event in zip(self._describing, answers, strict=False):
+            if event.block_hashes[-1:] != [maybe_convert_block_hash(hash_of(key))]:
+                continue  # not as this vLLM is known to answer: routers see no more than its GPU
             event.lora_id = None  # a number of this engine; its name is everybody's
             data = _encode(event)
             if event.token_ids and len(data) <= wire.MOST_DESCRIPTION:

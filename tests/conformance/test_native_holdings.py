@@ -68,6 +68,9 @@ def test_all_engines_are_told_what_one_stores(server: Server) -> None:
         assert [account.description(n) for n in NUMBERS] == [b"it is %d" % n for n in NUMBERS]
         assert Account(first).read() == account.read()
         assert Account(other).read() == {}, "objects of another kind"
+        metrics = server.metrics()
+        assert metrics.total("lmcache_mp_kv_event_readers") >= 3
+        assert metrics.total("lmcache_mp_kv_events_sent_total") >= 2 * len(NUMBERS)
 
 
 def test_who_is_late_hears_of_a_description_too(server: Server) -> None:

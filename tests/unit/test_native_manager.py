@@ -21,6 +21,7 @@ from tests.support.fake_sidecar import OBJECT_BYTES, FakeSidecar, Life
 pytest.importorskip("vllm", reason="needs vLLM: scripts/install.py engine")
 
 from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 
 from connectors.native import wire
@@ -48,8 +49,9 @@ def key(group: int, prompt: int, chunk: int) -> bytes:
 def described(offload_key: bytes) -> BlockStored:
     group, block = content(offload_key)
     return BlockStored(
-        block_hashes=[block], parent_block_hash=None, token_ids=[*range(16)], block_size=16,
-        lora_id=7, medium="CPU", lora_name=None, group_idx=group,
+        block_hashes=[maybe_convert_block_hash(block)], parent_block_hash=None,
+        token_ids=[*range(16)], block_size=16, lora_id=7, medium="CPU", lora_name=None,
+        group_idx=group,
     )  # fmt: skip
 
 
@@ -88,7 +90,7 @@ class Router:
     """What a router knows from the events of an engine. It counts, so each is told once."""
 
     def __init__(self) -> None:
-        self.known: set[tuple[int, bytes, str]] = set()
+        self.known: set[tuple[int, object, str]] = set()
 
     def learn(self, events: Iterable[KVCacheEvent]) -> None:
         for event in events:
@@ -363,8 +365,9 @@ class Machine(RuleBasedStateMachine):
     def _check_router(self, life: Life) -> None:
         """It knows of all that has a description, where it is."""
         there = {key: media for key, (media, said) in life.holdings().items() if said}
-        in_l1 = {(*key, "CPU") for key, media in there.items() if media & wire.IN_L1}
-        in_l2 = {(*key, "STORAGE") for key, media in there.items() if media & wire.IN_L2}
+        blocks = {key: (key[0], maybe_convert_block_hash(key[1])) for key in there}
+        in_l1 = {(*blocks[key], "CPU") for key, media in there.items() if media & wire.IN_L1}
+        in_l2 = {(*blocks[key], "STORAGE") for key, media in there.items() if media & wire.IN_L2}
         assert self.router.known == in_l1 | in_l2
 
     def _end(self, job: Job) -> None:

@@ -103,13 +103,15 @@ class Holdings:
     def read(self, request: Request, ask: wire.ReadHoldings) -> wire.Holdings:
         """Where those objects are now that the engine does not know of."""
         engine, changes = self._engine(request, ask.session), self._core.l1.changes
+        telemetry = self._core.telemetry
         reader, begun = self._readers.get(engine.session), False
         if ask.begin or reader is None or reader.spaces != engine.spaces:
             reader, begun = self._begin(engine), True
         if not reader.follow(changes):
+            telemetry.kv_events_lost.add(1, "native")
             reader, begun = self._begin(engine), True
         items = self._tell(reader)
-        self._core.telemetry.kv_events_sent.add(len(items), "native")
+        telemetry.kv_events_sent.add(len(items), "native")
         return wire.Holdings(items, begun, reader.whole, reader.has_more(changes))
 
     def count(self) -> int:
