@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: scripts/install.py engine")
 
 import torch
 import zmq
+from msgspec.structs import asdict
 from vllm.v1.kv_offload.base import (
     CanonicalKVCacheRef,
     CanonicalKVCaches,
@@ -38,6 +39,7 @@ from connectors.native.manager import SidecarOffloadingManager
 from connectors.native.membership import Membership
 from tests.support.l2 import clear_l1, fs_flags, wait_written
 from tests.support.native import block_hash
+from tests.support.raw import RawClient
 from tests.support.server import Server, wait_until
 
 PAGE, CHUNKS = 6000, 6
@@ -72,7 +74,7 @@ class Engine:
             engine=name, incarnation=incarnation, model="m", ranks=1, groups=2, object_bytes=size,
             chunk_tokens=16, identity=identity, events=events,
         )  # fmt: skip
-        arenas = Arenas()
+        self.attach, arenas = attach, Arenas()
         membership = Membership(join, arenas, connect)
         membership.start()
         self.worker = CpuWorker(caches, GEOMETRY, arenas, membership)
@@ -185,6 +187,31 @@ def test_what_one_engine_stored_the_next_one_loads(own_server: Server) -> None:
         wait_until(lambda: pins(own_server) == 0, "nothing is pinned")
     with engine_at(own_server, secrets.token_bytes(32)) as other:
         assert other.find() == NEW
+
+
+def test_what_was_said_to_an_earlier_connection_is_given_back(own_server: Server) -> None:
+    """Slots and pins of which the scheduler has not heard; it goes on with its own."""
+    with engine_at(own_server, bytes(32)) as engine, RawClient(own_server.url) as earlier:
+        engine.store()
+        assert engine.find() == FOUND
+        session = engine.manager._session.number
+        assert earlier.call("native_attach", asdict(engine.attach))["session"] == session
+        assert len(earlier.call("native_reserve", {"session": session, "count": 5})) == 5
+        group = {"group": 0, "hashes": [block_hash(0)], "windowed": False, "load": False}
+        ask = {"session": session, "request": "lost", "budget_ms": 0, "groups": [group]}
+        assert earlier.call("native_lookup", ask)[0][0] >= 0
+
+        wait_until(lambda: engine.find() == FOUND, "it has attached again")
+
+        assert engine.manager._session.number == session
+        wait_until(lambda: holds_its_pool(engine, own_server), "all else is given back")
+
+
+def holds_its_pool(engine: Engine, server: Server) -> bool:
+    engine.end_step()
+    [told] = server.status()["engines"]
+    ahead = len(engine.manager._stores._pool) * GEOMETRY.object_bytes
+    return told["reserved_bytes"] == ahead > 0 and told["pinned_bytes"] == 0
 
 
 def test_a_sidecar_that_comes_and_goes(own_server: Server) -> None:
