@@ -54,12 +54,15 @@ class Announcements:
     Routers count: an object is announced once for each medium, and taken back once. The sidecar
     may begin anew to tell what is there; `account` is the number of that account. `on` is set
     before the first step, by who takes the events. Nothing is told before the first request:
-    a router listens to an engine by then.
+    a router listens to an engine by then. `forget(key)` is called for what this engine has stored
+    or found, and what is gone.
     """
 
-    def __init__(self, session: Session, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, session: Session, clock: Callable[[], float], forget: Callable[[bytes], None]
+    ) -> None:
         self.on = False
-        self._session, self._clock = session, clock
+        self._session, self._clock, self._forget = session, clock, forget
         self._undescribed: dict[bytes, None] = {}
         self._described = Present()
         # What vLLM keeps a description of, by the object's name; and what it is to forget.
@@ -209,6 +212,7 @@ class Announcements:
                 del self._told[name]
         if not media and (key := self._tracked.pop(name, None)) is not None:
             self._gone.append(key)
+            self._forget(key)
 
     def _take_back_the_rest(self) -> None:
         """What an account did not have that is whole is not there."""

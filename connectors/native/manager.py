@@ -52,7 +52,7 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         self._session = Session(introduce, connect, self, clock)
         self._stores = Stores(self._session, object_bytes)
         self._loads = Loads(self._session, budget, self._stores.expect)
-        self.announcements = Announcements(self._session, clock)
+        self.announcements = Announcements(self._session, clock, self._stores.forget)
         # The request that is being looked up, and what is known for it. There is no poll within
         # its pass: what it was told holds until its load is prepared.
         self._pass = ""

@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from typing import Final
 
-# An eviction in the sidecar is not told, so what is known is not believed for ever.
+# An eviction in the sidecar is told only to engines that publish KV events, so what is known is not
+# believed for ever.
 BELIEVED_SECONDS: Final = 60.0
 MOST_KEYS: Final = 1 << 16
 
@@ -26,6 +27,9 @@ class Present:
 
     def has(self, key: bytes, now: float) -> bool:
         return self._until.get(key, 0.0) > now
+
+    def discard(self, key: bytes) -> None:
+        self._until.pop(key, None)
 
     def clear(self) -> None:
         self._until.clear()

@@ -88,6 +88,10 @@ class Stores:
         self._pool.expect(request, 0)
         self._deferrals.pop(request, None)
 
+    def forget(self, key: bytes) -> None:
+        """The sidecar does not have it any more: it is worth storing again."""
+        self._present.discard(key)
+
     def keep_pool(self, now: float, short: bool = False) -> None:
         """Reserve ahead, or give back. `short`: there is too little for a store."""
         if not self._session.usable:

@@ -138,6 +138,9 @@ def test_vllm_keeps_no_description_of_what_is_gone(own_server: Server) -> None:
         wait_until(lambda: only.learns(set()), "routers know that it is gone")
         only.step()
         assert not only.tracker._pending_event_metadata
+        # Nor does our client believe that the sidecar has it.
+        only.store()
+        wait_until(lambda: only.learns(on("CPU")), "routers know of it")
 
 
 def test_an_engine_that_begins_tells_all_that_is_there(
