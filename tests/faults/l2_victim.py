@@ -146,7 +146,7 @@ class Journal:
 
     def watch(self, catalog: Any) -> None:
         """Note what is added to a catalog and what is removed."""
-        add, remove, doom = catalog.add, catalog.remove, catalog.doom
+        add, remove, doom = catalog.add, catalog.remove, catalog._doom
 
         def noted_add(name: ObjectName, size: int) -> None:
             add(name, size)
@@ -157,13 +157,14 @@ class Journal:
             known: bool = remove(name)
             return known
 
-        def noted_doom(name: ObjectName, reason: str | None = None) -> None:
+        def noted_doom(name: ObjectName, reason: str | None) -> bool:
             self.note("-", int.from_bytes(name.hash))
             if reason is None:
                 self.given_up.add(int.from_bytes(name.hash))
-            doom(name, reason)
+            known: bool = doom(name, reason)
+            return known
 
-        catalog.add, catalog.remove, catalog.doom = noted_add, noted_remove, noted_doom
+        catalog.add, catalog.remove, catalog._doom = noted_add, noted_remove, noted_doom
 
 
 class Life:

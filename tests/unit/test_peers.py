@@ -155,7 +155,7 @@ def test_chunks_as_pickles_are_refused_with_the_way_out() -> None:
     peers, generation = Peers(), BY_FIRST["0.4.6"]
     send(peers, WORKER, 0, generation, "get_chunk_size")
     op = number(generation, "register_kv_cache_engine_driven_context")
-    with pytest.raises(Unreadable, match=r"take 0\.4\.7 or newer") as caught:
+    with pytest.raises(Unreadable, match=r"use 0\.4\.7 or newer") as caught:
         peers.read(WORKER, encode(1), op, [encode({})])
     assert caught.value.reason == "not_served"
 
