@@ -231,6 +231,10 @@ class NativeDoor(RuleBasedStateMachine):
     @rule()
     def time_passes(self) -> None:
         self.site.pass_time(1)
+
+    @invariant()
+    def what_is_stored_is_in_l2(self) -> None:
+        """What can be evicted, and so what is reserved, must not depend on how fast threads are."""
         self.site.node.bench.settle()
 
     @invariant()
