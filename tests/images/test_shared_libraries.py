@@ -134,6 +134,8 @@ def installed_debian(bare_debian: Path, tmp_path_factory: pytest.TempPathFactory
     run("cp", "-a", bare_debian, root)
     shutil.copytree(REPO / "scripts", root / "source" / "scripts")
     (root / "source" / "sidecar").mkdir()
+    (root / "source" / "connectors").mkdir()
+    shutil.copy(REPO / "connectors" / "__init__.py", root / "source" / "connectors")
     for name in ("__init__.py", "shared_libraries.py"):
         shutil.copy(REPO / "sidecar" / name, root / "source" / "sidecar")
     for folder in ("source/.venv", "environment"):
