@@ -121,6 +121,13 @@ def sizes_of(size: int, headroom: int) -> Sizes:
     return Sizes(size, headroom + aligned(size), headroom)
 
 
+@lru_cache(maxsize=4096)
+def shared(groups: frozenset[int]) -> frozenset[int]:
+    """An equal set that all who ask have in common: one for each object would take 216 bytes, and
+    the garbage collector walks sets."""
+    return groups
+
+
 class Entry(Struct, gc=False, eq=False):
     """One object: its place in the arena (`offset`, `size` in bytes) and who holds it.
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from sidecar.cache.changes import Changes, Medium
-from sidecar.cache.entry import Entry, Heat, IllegalStep, Sizes, Space, State, sizes_of
+from sidecar.cache.entry import Entry, Heat, IllegalStep, Sizes, Space, State, shared, sizes_of
 from sidecar.cache.holds import Holds
 from sidecar.cache.journal import UNKEPT, Journal, Unkept
 from sidecar.cache.keys import SpaceKey
@@ -112,7 +112,7 @@ class L1(Holds):
         start = self._allocate(sizes.slot, near, key.cache_salt)
         if start is None:
             return None
-        entry = Entry(self._space_for(key), hash, start, sizes, missing)
+        entry = Entry(self._space_for(key), hash, start, sizes, shared(missing))
         entry.space.writing[hash] = entry
         self._slots.occupy(entry)
         self.journal.taken(entry)
@@ -293,7 +293,8 @@ class L1(Holds):
         self, key: SpaceKey, hash: bytes, start: int, sizes: Sizes, missing: frozenset[int]
     ) -> Entry:
         """What was in a slot before this server was started. No such byte may be usable yet."""
-        entry = Entry(self._space_for(key), hash, start, sizes, missing, state=State.INHERITED)
+        space = self._space_for(key)
+        entry = Entry(space, hash, start, sizes, shared(missing), state=State.INHERITED)
         entry.space.inherited += 1
         self._slots.occupy(entry)
         return entry

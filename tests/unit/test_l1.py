@@ -478,3 +478,12 @@ def test_the_check_finds_what_is_wrong() -> None:
         assert not problems(l1, Leases())
         change(l1, entry)
         assert problems(l1, Leases())
+
+
+def test_objects_share_what_says_that_nothing_is_missing() -> None:
+    """A million of them would have a million sets, which the garbage collector walks."""
+    cache = L1(1 << 20, LRU())
+    cache.grow(0, 1 << 20)
+    made = [cache.reserve(KEY, bytes([n]) * 32, 4096, frozenset([3][:0])) for n in range(2)]
+    assert made[0] is not None and made[1] is not None
+    assert made[0].missing is made[1].missing
