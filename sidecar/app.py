@@ -38,7 +38,6 @@ from sidecar.handlers.gauges import observe
 from sidecar.handlers.gpu_transfers import record_transfer
 from sidecar.handlers.inheritance import Inheritance
 from sidecar.handlers.kv_events.chunks import Chunks
-from sidecar.handlers.kv_events.publication import Publication
 from sidecar.handlers.liveness import TICK_SECONDS
 from sidecar.handlers.lookup_log import LookupLog
 from sidecar.handlers.refusals import Refusals
@@ -52,7 +51,6 @@ from sidecar.tiers.tiers import ServerHooks, TierOptions, Tiers
 from sidecar.wire.endpoint import Endpoint
 from sidecar.wire.generations import generation_of
 from sidecar.wire.peers import Peers
-from sidecar.wire.publisher import Publisher
 from sidecar.wire.tokens import TokenLists
 
 if TYPE_CHECKING:
@@ -274,9 +272,13 @@ class App:
             self._endpoint.bind(wire_url(config, port), config.ipc_mode, only)
 
     def _publish_events(self) -> None:
+        """On a socket of libzmq. A server without one does not even load it."""
         config = self._config
         if not config.kv_events_endpoint:
             return
+        from sidecar.handlers.kv_events.publication import Publication
+        from sidecar.wire.publisher import Publisher
+
         replayed = self._telemetry.kv_events_replayed.add
         publisher = Publisher(config.kv_events_endpoint, config.kv_events_replay_endpoint, replayed)
         self._taken.callback(publisher.close)

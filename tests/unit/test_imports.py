@@ -90,3 +90,4 @@ def test_a_cpu_host_needs_neither_torch_nor_cuda() -> None:
     ).stdout.split()
     assert "sidecar.app" in modules
     assert not {"torch", "cuda", "cupy", "lmcache", "vllm", "nixl", "sidecar.gds"} & set(modules)
+    assert "zmq" not in modules, "the server speaks ZMTP itself; libzmq publishes KV events"
