@@ -84,6 +84,24 @@ class Outcome(Generic[T]):
         return self.result()
 
 
+class Signal:
+    """What happens again and again, for those who wait for the next time."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next: Outcome[None] = Outcome()
+
+    def next(self) -> Outcome[None]:
+        """An outcome that is set the next time."""
+        return self._next
+
+    def fire(self) -> None:
+        """It happens now. Runs nobody: who waits goes on later."""
+        now, self._next = self._next, Outcome()
+        now.set(None)
+
+
 class Flow(Outcome[T]):
     """A coroutine under way; as an outcome it is what the coroutine returns or raises."""
 

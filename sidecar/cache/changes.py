@@ -10,7 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from sidecar.cache.keys import SpaceKey
-from sidecar.flow import Outcome
+from sidecar.flow import Signal
 
 _MOST_HASHES = 1 << 17  # some 30 MB where each is a change of its own
 
@@ -48,7 +48,7 @@ class Changes:
         self._log: deque[Change] = deque()
         self._hashes = 0
         self._next = 0
-        self._news: Outcome[None] = Outcome()
+        self.news = Signal()  # there is one more
 
     def begin(self) -> int:
         """A cursor that reads what happens from now on."""
@@ -68,10 +68,6 @@ class Changes:
         changes = list(islice(self._log, start - first, start - first + most))
         return Page(changes, start + len(changes), cursor != start)
 
-    def news(self) -> Outcome[None]:
-        """An outcome that is set with the next change."""
-        return self._news
-
     def _append(self, change: Change) -> None:
         if self.on and change.hashes:
             self._log.append(change)
@@ -80,5 +76,4 @@ class Changes:
             # The latest stays: somebody is about to read it.
             while self._hashes > self._most and len(self._log) > 1:
                 self._hashes -= len(self._log.popleft().hashes)
-            news, self._news = self._news, Outcome()
-            news.set(None)
+            self.news.fire()

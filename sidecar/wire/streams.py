@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
-from sidecar.flow import Outcome, first
+from sidecar.flow import Outcome, Signal, first
 
 ACK: Final = b"ack"
 CANCEL: Final = b"cancel"
@@ -22,12 +22,12 @@ class Stream:
         self.ended: Outcome[None] = Outcome()
         self._push = push
         self._credits = 1
-        self._credit: Outcome[None] = Outcome()
+        self._acked = Signal()
 
     async def credit(self) -> bool:
         """Wait until a value may be sent; False if the stream has ended before."""
         while not (self._credits or self.ended.done):
-            await first(self._credit, self.ended)
+            await first(self._acked.next(), self.ended)
         return not self.ended.done
 
     def send(self, value: Any) -> None:
@@ -40,8 +40,7 @@ class Stream:
     def ack(self) -> None:
         """The client has taken a value."""
         self._credits = 1  # acknowledged in advance counts for nothing
-        credit, self._credit = self._credit, Outcome()
-        credit.set(None)
+        self._acked.fire()
 
     def end(self) -> None:
         """Idempotent."""

@@ -19,11 +19,11 @@ def test_nothing_is_noted_until_somebody_reads() -> None:
 def test_pages_follow_each_other() -> None:
     changes = Changes()
     cursor = changes.begin()
-    news = changes.news()
+    news = changes.news.next()
     for number in range(5):
         changes.stored(Medium.CPU, SPACE, [bytes([number])])
     changes.removed(Medium.STORAGE, SPACE, [b"x"])
-    assert news.done and not changes.news().done
+    assert news.done and not changes.news.next().done
     first, cursor, lost = changes.since(cursor, 4)
     assert [each.hashes for each in first] == [[bytes([n])] for n in range(4)] and not lost
     second, cursor, lost = changes.since(cursor, 4)

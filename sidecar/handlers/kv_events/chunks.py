@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from sidecar.cache.changes import Medium
 from sidecar.cache.keys import BYTES_PER_TOKEN
 from sidecar.cache.leases import Scope
-from sidecar.flow import Outcome
+from sidecar.flow import Signal
 
 _MAX_BYTES = 64 << 20
 _OVERHEAD_BYTES = 300  # of one chunk, beside its tokens
@@ -44,7 +44,7 @@ class Chunks:
         self._fresh: deque[tuple[Scope, list[bytes]]] = deque()
         self._fresh_hashes = 0
         self._forgotten: list[tuple[bytes, Chunk]] = []
-        self._news: Outcome[None] = Outcome()
+        self.news = Signal()  # there is something to take
 
     def note(self, scope: Scope, hashes: Sequence[bytes], tokens: bytes) -> None:
         """A request has named the sequence `hashes`, whose chunks these tokens begin with."""
@@ -90,14 +90,9 @@ class Chunks:
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 
-    def news(self) -> Outcome[None]:
-        """An outcome that is set when there is something to take."""
-        return self._news
-
     def _add_fresh(self, scope: Scope, names: list[bytes]) -> None:
         self._fresh.append((scope, names))
         self._fresh_hashes += len(names)
         while self._fresh_hashes > _MAX_FRESH and len(self._fresh) > 1:
             self.take_fresh()  # they are fresh again with their next request
-        news, self._news = self._news, Outcome()
-        news.set(None)
+        self.news.fire()

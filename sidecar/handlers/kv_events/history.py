@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sidecar.cache.changes import Change, Medium
 from sidecar.cache.leases import Scope
-from sidecar.flow import Outcome, first
+from sidecar.flow import Signal, first
 from sidecar.handlers.core import Core
 from sidecar.handlers.kv_events.chunks import Chunk, Place
 from sidecar.handlers.kv_events.coverage import Coverage, scope_of_space
@@ -59,7 +59,7 @@ class History:
         self._events: deque[Event] = deque(maxlen=size)
         self._next = self.incarnation
         self._begun = False
-        self._news: Outcome[None] = Outcome()
+        self.news = Signal()  # there are more events
 
     @property
     def size(self) -> int:
@@ -88,10 +88,6 @@ class History:
         events = list(islice(self._events, at - start, at - start + most))
         return Page(events, events[-1].seq if events else self.last, lost)
 
-    def news(self) -> Outcome[None]:
-        """An outcome that is set when there is more."""
-        return self._news
-
     async def _follow(self, cursor: int) -> None:
         core = self._core
         while True:
@@ -107,12 +103,11 @@ class History:
                     self._tell_stored(coverage, fresh[0], medium, fresh[1])
             self._take_back_forgotten()
             if self.last != known:
-                news, self._news = self._news, Outcome()
-                news.set(None)
+                self.news.fire()
             if page.changes or fresh:
                 await core.flows.sleep(0)
             else:
-                await first(core.l1.changes.news(), core.chunks.news())
+                await first(core.l1.changes.news.next(), core.chunks.news.next())
                 await core.flows.sleep(_GATHER_SECONDS)
 
     async def _tell(self, changes: Sequence[Change]) -> None:

@@ -38,7 +38,7 @@ class Publication:
             if page.events:
                 await self._core.flows.sleep(0)
             else:
-                await self._history.news()
+                await self._history.news.next()
 
     async def _publish(self, model: str, events: Sequence[Event]) -> None:
         """What does not fit waits in the history."""

@@ -85,7 +85,7 @@ class Subscriptions:
             if page.events:
                 await self._core.flows.sleep(0)
             else:
-                await first(history.news(), stream.ended)
+                await first(history.news.next(), stream.ended)
 
     async def _tell_all(self, stream: Stream, model_name: str, most: int, lost: bool) -> bool:
         """What is there now; whether the stream goes on."""
