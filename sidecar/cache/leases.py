@@ -23,6 +23,11 @@ class Scope(NamedTuple):
     world_size: int
     cache_salt: str
 
+    @classmethod
+    def of(cls, space: SpaceKey) -> "Scope":
+        """That of the objects in a space."""
+        return cls(space.model_name, space.world_size, space.cache_salt)
+
 
 class Lookup:
     """One lookup: for each rank, the objects that stand for each chunk of the hit.

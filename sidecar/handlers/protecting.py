@@ -101,7 +101,7 @@ class Protecting:
 
     def _found(self, scope: Scope, hashes: Sequence[bytes]) -> Iterator[Entry]:
         for space in self._l1.spaces():
-            if Scope(space.key.model_name, space.key.world_size, space.key.cache_salt) == scope:
+            if Scope.of(space.key) == scope:
                 yield from space.prefix(hashes)
 
 

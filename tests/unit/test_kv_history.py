@@ -44,7 +44,7 @@ class Site:
         self.chunks.note(Scope("model", 1, space.cache_salt), list(map(hash_of, numbers)), tokens)
 
     def read(self) -> None:
-        for _ in range(20):
+        for _ in range(200):
             self.bench.fire_timers()
             self.bench.flows.run()
         page = self.history.since(self._cursor, 1 << 20)
@@ -70,7 +70,10 @@ def test_readers_know_nothing_that_is_not_there(seed: int, most_changes: int) ->
         patch.object(chunks, "_MAX_BYTES", 5 * (4 + 300)),
         patch.object(history, "_HASHES_A_TURN", 2),
     ):
-        site, chance = Site(most_changes), random.Random(seed)
+        change_and_read(Site(most_changes), random.Random(seed))
+
+
+def change_and_read(site: Site, chance: random.Random) -> None:
     for _ in range(40):
         space = chance.choice(SPACES)
         number = chance.choice(NUMBERS)
@@ -120,6 +123,26 @@ def test_many_changes_are_told_in_turns() -> None:
         site.bench.fire_timers()
         told.append(site.history.unknown)
     assert all(after - before <= 64 for before, after in pairwise(told))
+
+
+def test_a_long_prompt_that_is_there_is_told_in_turns() -> None:
+    site = Site()
+    site.bench.store(*range(8), space=SPACES[0])
+    site.bench.settle()
+    site.read()
+    assert not site.known and site.history.unknown
+    told = [site.history.last]
+    with patch.object(history, "_HASHES_A_TURN", 2):
+        site.note(SPACES[0], *range(8))
+        for _ in range(20):
+            site.bench.flows.run()
+            site.bench.fire_timers()
+            told.append(site.history.last)
+    assert all(after - before <= 2 for before, after in pairwise(told))
+    site.check()
+    assert {name for medium, name in site.known if medium is Medium.CPU} == {
+        hash_of(number) for number in range(8)
+    }
 
 
 @pytest.mark.parametrize("salt", ["", "salt"])

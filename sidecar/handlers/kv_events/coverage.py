@@ -50,8 +50,4 @@ class Coverage:
         return list(self._places)
 
     def _add(self, key: SpaceKey, medium: Medium, place: Container[bytes]) -> None:
-        self._places[scope_of_space(key), medium][key.rank].append(place)
-
-
-def scope_of_space(key: SpaceKey) -> Scope:
-    return Scope(key.model_name, key.world_size, key.cache_salt)
+        self._places[Scope.of(key), medium][key.rank].append(place)

@@ -1,17 +1,17 @@
 """The events of the node in their order, made of changes, as those who subscribe are told them."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sidecar.cache.changes import Change, Medium
+from sidecar.cache.changes import Medium
 from sidecar.cache.leases import Scope
 from sidecar.flow import Signal, first
 from sidecar.handlers.core import Core
 from sidecar.handlers.kv_events.chunks import Chunk, Place
-from sidecar.handlers.kv_events.coverage import Coverage, scope_of_space
+from sidecar.handlers.kv_events.coverage import Coverage
 
 _CHANGES_A_TURN = 64
 _HASHES_A_TURN = 512
@@ -41,6 +41,15 @@ class Page(NamedTuple):
     events: list[Event]
     cursor: int
     lost: bool
+
+
+class _Work(NamedTuple):
+    """Objects that have come or gone, or of which nothing is told though they may be there."""
+
+    stored: bool
+    scope: Scope
+    medium: Medium
+    hashes: Sequence[bytes]
 
 
 class History:
@@ -93,54 +102,47 @@ class History:
         while True:
             page, known = core.l1.changes.since(cursor, _CHANGES_A_TURN), self.last
             cursor = page.cursor
-            await self._tell(page.changes)
+            work = [_Work(c.stored, Scope.of(c.space), c.medium, c.hashes) for c in page.changes]
+            if (fresh := core.chunks.take_fresh()) is not None:
+                work += [_Work(True, fresh[0], medium, fresh[1]) for medium in Medium]
+            await self._tell(work)
             if page.lost:
                 await self._tell_again()
-            fresh = core.chunks.take_fresh()
-            if fresh is not None:
-                coverage = self._coverage()
-                for medium in Medium:
-                    self._tell_stored(coverage, fresh[0], medium, fresh[1])
             self._take_back_forgotten()
             if self.last != known:
                 self.news.fire()
-            if page.changes or fresh:
+            if work:
                 await core.flows.sleep(0)
             else:
                 await first(core.l1.changes.news.next(), core.chunks.news.next())
                 await core.flows.sleep(_GATHER_SECONDS)
 
-    async def _tell(self, changes: Sequence[Change]) -> None:
-        """A clear of a million objects is one change, so it is told in turns."""
+    async def _tell(self, work: Sequence[_Work]) -> None:
+        """In turns: a clear of a million objects is one change, and a prompt may be as long."""
         coverage, left = self._coverage(), _HASHES_A_TURN
-        for change in changes:
-            scope = scope_of_space(change.space)
-            tell = self._tell_stored if change.stored else self._tell_removed
-            for names in _turns(change.hashes):
+        for stored, scope, medium, hashes in work:
+            tell = self._tell_stored if stored else self._tell_removed
+            for names in _turns(hashes):
                 if left <= 0:
                     await self._core.flows.sleep(0)
                     coverage, left = self._coverage(), _HASHES_A_TURN
-                tell(coverage, scope, change.medium, names)
+                tell(coverage, scope, medium, names)
                 left -= len(names)
 
     async def _tell_again(self) -> None:
         """There were more changes than are kept: what readers know is compared with what is."""
         self.losses += 1
         for names in _turns(self._core.chunks.names()):
-            coverage = self._coverage()
+            coverage, scopes = self._coverage(), defaultdict[Place, list[Scope]](list)
             for scope, medium in coverage.scopes():
                 self._tell_stored(coverage, scope, medium, names)
+                scopes[scope.model_name, medium].append(scope)
             for name in names:
                 chunk = self._core.chunks.get(name)
                 for place in chunk.told if chunk is not None else ():
-                    if not self._is_at(coverage, place, name):
+                    if not any(coverage.has(scope, place[1], name) for scope in scopes[place]):
                         self._take_back(place, [name])
             await self._core.flows.sleep(0)
-
-    def _is_at(self, coverage: Coverage, place: Place, name: bytes) -> bool:
-        model, medium = place
-        scopes = [s for s, m in coverage.scopes() if m == medium and s.model_name == model]
-        return any(coverage.has(scope, medium, name) for scope in scopes)
 
     def _tell_stored(
         self, coverage: Coverage, scope: Scope, medium: Medium, names: Sequence[bytes]
