@@ -4,7 +4,6 @@ vLLM loads it by its name and this module's path. As it comes, vLLM tells router
 engine has stored itself. All else is vLLM's.
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +15,6 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from connectors.native.announcements import Announcements
 from connectors.native.manager import SidecarOffloadingManager
 from connectors.offloading import DESCRIBING
-
-logger = logging.getLogger("vllm.kv_sidecar")
 
 
 class OffloadingConnector(offloading_connector.OffloadingConnector):  # type: ignore[misc]

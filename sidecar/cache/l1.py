@@ -295,7 +295,7 @@ class L1(Holds):
         """What was in a slot before this server was started. No such byte may be usable yet."""
         space = self._space_for(key)
         entry = Entry(space, hash, start, sizes, shared(missing), state=State.INHERITED)
-        entry.space.inherited += 1
+        space.inherited += 1
         self._slots.occupy(entry)
         return entry
 

@@ -180,6 +180,18 @@ class Core:
         except NotOwner as error:
             raise Refused("not_owner", str(error)) from None
 
+    def count_hits(
+        self, labels: tuple[str, str], hits: int, from_l2: int, tokens: int, keys: int = 1
+    ) -> None:
+        """Chunks of a hit, of so many tokens and keys each; `from_l2` were not in the L1."""
+        telemetry, from_l1 = self.telemetry, hits - from_l2
+        if hits:
+            telemetry.lookup_hit_tokens.add(hits * tokens, *labels)
+            telemetry.lookup_hit_l1_tokens.add(from_l1 * tokens, *labels)
+            telemetry.lookup_hit_l1_keys.add(from_l1 * keys, *labels)
+            telemetry.lookup_hit_l2_tokens.add(from_l2 * tokens, *labels)
+            telemetry.lookup_hit_l2_keys.add(from_l2 * keys, *labels)
+
     def room_for_lookup(self, client: bytes, held: int) -> int | None:
         """What a lookup that may hold so many hashes and objects weighs; None: too many are open.
 

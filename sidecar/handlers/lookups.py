@@ -220,14 +220,8 @@ class Lookups:
     def _count_hits(self, key: CacheKey, hits: int, from_l2: int, span: Span) -> None:
         """Chunks of a hit, and how many of them were not in the L1."""
         span.set(hit_chunks=hits, hit_l2_chunks=from_l2)
-        telemetry, size = self._core.telemetry, self._core.config.chunk_size
-        labels, from_l1 = (key.model_name, key.cache_salt), hits - from_l2
-        if hits:
-            telemetry.lookup_hit_tokens.add(hits * size, *labels)
-            telemetry.lookup_hit_l1_tokens.add(from_l1 * size, *labels)
-            telemetry.lookup_hit_l1_keys.add(from_l1 * key.world_size, *labels)
-            telemetry.lookup_hit_l2_tokens.add(from_l2 * size, *labels)
-            telemetry.lookup_hit_l2_keys.add(from_l2 * key.world_size, *labels)
+        labels, tokens = (key.model_name, key.cache_salt), self._core.config.chunk_size
+        self._core.count_hits(labels, hits, from_l2, tokens, key.world_size)
 
 
 def _common_prefix(

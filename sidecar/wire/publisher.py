@@ -49,8 +49,8 @@ class BlockRemoved(msgspec.Struct, tag=True, omit_defaults=True):
     medium: str
 
 
-KvEvent = BlockStored | BlockRemoved
-Make = Callable[[], list[KvEvent]]
+BlockEvent = BlockStored | BlockRemoved
+Make = Callable[[], list[BlockEvent]]
 Batch = tuple[int, bytes, bytes]
 """Number, topic, payload."""
 

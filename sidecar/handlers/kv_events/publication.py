@@ -7,7 +7,7 @@ from itertools import groupby
 from sidecar.handlers.core import Core
 from sidecar.handlers.kv_events.history import Event, History
 from sidecar.handlers.kv_events.subscriptions import token_ids
-from sidecar.wire.publisher import BlockRemoved, BlockStored, KvEvent, Publisher
+from sidecar.wire.publisher import BlockEvent, BlockRemoved, BlockStored, Publisher
 
 _EVENTS_A_BATCH = 64  # some 80 KiB with chunks of 256 tokens
 _FULL_SECONDS = 0.01
@@ -48,7 +48,7 @@ class Publication:
         self._core.telemetry.kv_events_sent.add(len(events), "socket")
 
 
-def _as_vllm(events: Sequence[Event], chunk_size: int) -> list[KvEvent]:
+def _as_vllm(events: Sequence[Event], chunk_size: int) -> list[BlockEvent]:
     return [
         BlockRemoved(event.hashes, event.medium)
         if event.chunk is None

@@ -5,7 +5,7 @@ missed and is told anew, leads to the same.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from sidecar.cache.changes import Changes
@@ -150,7 +150,7 @@ class Holdings:
 
         def all_objects() -> Objects:
             for group, hashes in in_l1:
-                yield from ((group, hash) for hash in hashes)
+                yield from _of_group(group, hashes)
             for names in in_l2:
                 for name in names:
                     group_of = groups.get(name.space)
@@ -179,5 +179,5 @@ class Holdings:
         return wire.IN_L1 * in_l1 + wire.IN_L2 * is_below
 
 
-def _of_group(group: int, hashes: Sequence[bytes]) -> Objects:
+def _of_group(group: int, hashes: Iterable[bytes]) -> Objects:
     return ((group, hash) for hash in hashes)

@@ -290,13 +290,7 @@ class Objects:
         hits = sum(slot >= 0 for slot in answer[0])
         telemetry.lookups_requests.add(1, *labels)
         telemetry.lookup_requested_tokens.add(len(answer[0]) * tokens, *labels)
-        if hits:
-            from_l1 = hits - from_l2
-            telemetry.lookup_hit_tokens.add(hits * tokens, *labels)
-            telemetry.lookup_hit_l1_tokens.add(from_l1 * tokens, *labels)
-            telemetry.lookup_hit_l1_keys.add(from_l1, *labels)
-            telemetry.lookup_hit_l2_tokens.add(from_l2 * tokens, *labels)
-            telemetry.lookup_hit_l2_keys.add(from_l2, *labels)
+        self._core.count_hits(labels, hits, from_l2, tokens)
 
 
 def _slot(entry: Entry) -> int:
