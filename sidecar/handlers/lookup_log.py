@@ -2,9 +2,7 @@
 
 import logging
 import os
-import queue
 import secrets
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from sidecar.cache.leases import Scope
+from sidecar.outbox import Outbox
 from sidecar.replay.trace import Line, written
 
 log = logging.getLogger(__name__)
 _WAITING = 1024  # lookups
 _LARGEST = 1 << 30
-_STOP_SECONDS = 2.0
 
 
 class _Lookup(NamedTuple):
@@ -44,39 +42,31 @@ class LookupLog:
         self._key = secrets.token_bytes(32)
         self._began = time.monotonic()
         self._left = _LARGEST
-        self._waiting: queue.Queue[_Lookup | None] = queue.Queue(_WAITING)
         self.dropped = 0  # the disk was too slow for them
-        self._thread = threading.Thread(target=self._run, name="lookup-log", daemon=True)
-        self._thread.start()
+        self._waiting: Outbox[_Lookup] = Outbox("lookup-log", _WAITING, self._run)
+        self._waiting.start()
 
     def add(self, scope: Scope, hashes: Sequence[bytes], tokens: int) -> None:
         """A lookup of `tokens` tokens, whose chunks have these hashes. Waits for nothing."""
-        try:
-            self._waiting.put_nowait(_Lookup(scope, hashes, tokens, time.monotonic()))
-        except queue.Full:
-            self.dropped += 1
+        self.dropped += not self._waiting.put(_Lookup(scope, hashes, tokens, time.monotonic()))
 
     def close(self) -> None:
         """Write what waits, within two seconds."""
-        try:
-            self._waiting.put(None, timeout=_STOP_SECONDS)
-        except queue.Full:
-            return
-        self._thread.join(_STOP_SECONDS)
+        self._waiting.close()
         if self.dropped:
             log.warning("%s lacks %d lookups: writing was too slow", self._path, self.dropped)
 
     def _run(self) -> None:
         try:
-            while (lookup := self._waiting.get()) is not None:
+            while (lookup := self._waiting.take()) is not None:
                 self._write(lookup)
-                if self._waiting.empty():
+                if self._waiting.is_empty:
                     self._file.flush()
             self._file.close()
         except OSError as error:
             log.warning("lookups are not recorded any more: %s: %s", self._path, error)
             self._left = 0
-            while self._waiting.get() is not None:
+            while self._waiting.take() is not None:
                 pass
 
     def _write(self, lookup: _Lookup) -> None:

@@ -9,13 +9,14 @@ not read.
 
 import logging
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
 import zmq
+
+from sidecar.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ _REPLAYED_BYTES = 16 << 20
 _POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 0.001
 _REPLAY_SECONDS = 5.0
-_STOP_SECONDS = 2.0
 _MAX_REQUEST_BYTES = 1024
 
 
@@ -95,15 +95,12 @@ class Publisher:
         self._number = 0
         self._sent: deque[Batch] = deque()
         self._sent_bytes = 0
-        self._waiting: queue.Queue[tuple[int, str, Make] | None] = queue.Queue(_WAITING)
-        self._thread = threading.Thread(target=self._run, name="kv-events", daemon=True)
-        self._thread.start()
+        self._waiting: Outbox[tuple[int, str, Make]] = Outbox("kv-events", _WAITING, self._run)
+        self._waiting.start()
 
     def publish(self, topic: str, make: Make) -> bool:
         """Publish the batch that `make` makes on the publisher's thread; False: not now."""
-        try:
-            self._waiting.put_nowait((self._number, topic, make))
-        except queue.Full:
+        if not self._waiting.put((self._number, topic, make)):
             return False
         self._number += 1
         return True
@@ -114,12 +111,7 @@ class Publisher:
 
     def close(self) -> None:
         """What waits is sent within two seconds."""
-        try:
-            self._waiting.put(None, timeout=_STOP_SECONDS)
-        except queue.Full:
-            return
-        self._thread.join(_STOP_SECONDS)
-        if not self._thread.is_alive():
+        if self._waiting.close():
             self._context.destroy(linger=0)
 
     def _bind(self, kind: int, url: str) -> "zmq.Socket[bytes]":
@@ -140,7 +132,7 @@ class Publisher:
         while True:
             try:
                 seconds = _POLL_SECONDS if self._replay is None else _PAUSE_SECONDS
-                batch = self._waiting.get(timeout=seconds)
+                batch = self._waiting.take(seconds)
             except queue.Empty:
                 pass
             else:

@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_log_and_nothing_else() -> None:
     for _ in range(10_000):
         log.add(SCOPE, HASHES, 1024)
     log.close()
-    assert not log._thread.is_alive()
+    assert not log._waiting._thread.is_alive()
 
 
 def test_a_log_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
