@@ -14,14 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 WIDTH = 80
-# The fonts of rich's format come from the network, where a picture in a page gets nothing.
-FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+# Fonts from the network, where a picture in a page gets nothing.
+FONTS = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 
 
 def main() -> int:
@@ -51,9 +50,7 @@ def picture(lines: list[str]) -> str:
     console.print(Text("$ make demo", style="bold green"))
     for line in lines:
         console.print(Text(line, style="bold" if "sooner" in line else ""))
-    svg = console.export_svg(
-        title="kv-sidecar", theme=MONOKAI, code_format=FORMAT, unique_id="demo"
-    )
+    svg = FONTS.sub("", console.export_svg(title="kv-sidecar", theme=MONOKAI, unique_id="demo"))
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 

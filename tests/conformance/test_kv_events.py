@@ -9,6 +9,7 @@ import pytest
 import zmq
 
 from tests.conformance.rig import Rig
+from tests.support.hashes import hashes_of
 from tests.support.raw import RawClient
 from tests.support.server import CHUNK_SIZE, Server, wait_until
 
@@ -18,14 +19,9 @@ from tests.support.client import Peer  # isort: skip
 from lmcache.integration.vllm.vllm_multi_process_adapter import LMCacheMPWorkerAdapter
 from lmcache.v1.multiprocess.custom_types import KVEventBatch, KVEventRecord
 
-from sidecar.cache.keys import ROOT, chunk_hashes
+from sidecar.cache.keys import ROOT
 
 MakeServer = Callable[..., Server]
-
-
-def hashes_of(tokens: tuple[int, ...]) -> list[bytes]:
-    data = b"".join(token.to_bytes(4, "big") for token in tokens)
-    return chunk_hashes([], data, CHUNK_SIZE, len(tokens) // CHUNK_SIZE)
 
 
 class Reader:
@@ -178,6 +174,7 @@ def test_evicted_chunks_are_told(new_server: MakeServer) -> None:
     worker = rig.worker()
     number = 0
     while all(record.kind == "stored" for record in reader.records):
+        assert number < 100_000, "nothing was evicted, or it was not told"
         assert worker.store(rig.tokens(4, number), rig.blocks(worker, 4))
         number += 1
     scheduler = rig.scheduler()

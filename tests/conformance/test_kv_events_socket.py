@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import zmq
 
-from sidecar.cache.keys import chunk_hashes
+from tests.support.hashes import hashes_of
 from tests.support.raw import RawClient, RawWorker, make_key
 from tests.support.server import CHUNK_SIZE, Server, wait_until
 
@@ -24,15 +24,10 @@ def tokens_of(number: int, chunks: int = 2) -> list[int]:
     return [number, *range(1, chunks * CHUNK_SIZE)]
 
 
-def hashes_of(tokens: list[int]) -> list[bytes]:
-    data = b"".join(token.to_bytes(4, "big") for token in tokens)
-    return chunk_hashes([], data, CHUNK_SIZE, len(tokens) // CHUNK_SIZE)
-
-
 class Site:
     """A server with an L2 that publishes, a worker of it, and a reader."""
 
-    def __init__(self, server: Server, folder: Path, chance: str = "r") -> None:
+    def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
         self.client = RawClient(server.url)
         self.client.greet()

@@ -55,6 +55,7 @@ HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "5
 # States are kept where vLLM's own prefix cache is on.
 RECURRENT = ("--no-disable-hybrid-kv-cache-manager", "--enable-prefix-caching")
 SETTLE_SECONDS = 120.0
+START_SECONDS = 600.0  # beside two engines at work on the same cores
 MORE = ("faults", "stacks")
 
 
@@ -235,7 +236,7 @@ def _harm(server: Server, chance: random.Random) -> str:
         case "kill":
             server.kill()
             time.sleep(chance.uniform(0.0, 3.0))
-            _start(server)
+            server.start(START_SECONDS)
         case "stop":
             server.process.send_signal(signal.SIGSTOP)
             time.sleep(chance.choice([0.2, 1.0, 5.0, 60.0]))
@@ -244,14 +245,8 @@ def _harm(server: Server, chance: random.Random) -> str:
             server.stop()
             at = server._flags.index("--l1-size-gb") + 1
             server._flags[at] = chance.choice(["0.1", "0.25", "0.5"])
-            _start(server)
+            server.start(START_SECONDS)
     return kind
-
-
-def _start(server: Server) -> None:
-    """However long that takes beside two engines at work on the same cores."""
-    server.spawn()
-    wait_until(server.healthy, "the sidecar serves", 600)
 
 
 def _hit_again(engines: list[Engine], texts: list[str], before: int) -> bool:

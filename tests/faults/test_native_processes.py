@@ -27,7 +27,7 @@ def test_what_a_held_worker_writes_to_is_nobody_elses(new_server: Callable[..., 
         worker.tell(**plan)
         worker.wait_stopped()
         with engines(server.url, identity=bytes(32)) as (other,):
-            assert (bytes_at(other, plan["slots"][0]) == content(0).view(np.uint8)).all()
+            assert (other.bytes_at(plan["slots"][0]) == content(0).view(np.uint8)).all()
             scheduler.kill()
             # What it had would be free now, if that were for its end to say.
             successor = Engine(server.url, engine="an engine", identity=bytes(32))
@@ -39,7 +39,7 @@ def test_what_a_held_worker_writes_to_is_nobody_elses(new_server: Callable[..., 
             worker.process.send_signal(signal.SIGCONT)
             assert worker.hear() == {"success": True}
             for chunk, slot in enumerate(plan["slots"]):
-                assert (bytes_at(other, slot) == content(chunk).view(np.uint8)).all()
+                assert (other.bytes_at(slot) == content(chunk).view(np.uint8)).all()
             assert not fill(other, 1000) & set(plan["slots"])
             assert found(other) == [MISS] * CHUNKS
 
@@ -85,9 +85,3 @@ def found(engine: Engine) -> list[int]:
     [slots] = engine.call("lookup", request="theirs", budget_ms=0, groups=[group])
     engine.finish("theirs")
     return slots
-
-
-def bytes_at(engine: Engine, slot: int) -> np.ndarray:
-    arena = engine.members[0].arena
-    assert arena is not None
-    return arena[slot * 4096 : slot * 4096 + OBJECT_BYTES]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sidecar.cache.changes import Medium
 from sidecar.cache.entry import MAY_PIN, Entry, State
-from sidecar.cache.keys import SpaceKey, chunk_hashes
+from sidecar.cache.keys import SpaceKey
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.policy import ABOVE_COLD
 from sidecar.cache.protections import TooMuchToProtect
@@ -33,6 +34,7 @@ from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.names import ObjectName, object_name
 from sidecar.tiers.record import HEADER_BYTES
+from tests.support import hashes
 from tests.support.node import CHUNK, EngineDrivenWorker, HandleWorker, Node
 from tests.support.raw import EVENT
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
@@ -65,9 +67,7 @@ class Prompt(list[int]):
 PROMPTS = [Prompt(shared) for shared in (0, 1, 3, 4)]
 
 
-def hashes_of(tokens: Sequence[int]) -> list[bytes]:
-    encoded = np.array(tokens, ">u4").tobytes()
-    return chunk_hashes([], encoded, CHUNK, CHUNKS)
+hashes_of = partial(hashes.hashes_of, chunk_size=CHUNK)
 
 
 def content(space: SpaceKey | str, chunk_hash: bytes) -> Bytes:

@@ -100,7 +100,7 @@ class Engine:
 
     def write(self, slot: int, number: int) -> None:
         """What object `number` holds."""
-        self._bytes(slot)[:] = _content(number)
+        self.bytes_at(slot)[:] = _content(number)
 
     def store(self, request: str, *numbers: int, group: int = 0) -> int:
         """All of it: reserve, write, publish; how many are visible then."""
@@ -124,7 +124,7 @@ class Engine:
         [slots] = self.call("lookup", request=request, budget_ms=budget_ms, groups=[group])
         for slot, number in zip(slots, numbers, strict=True):
             if slot >= 0:
-                assert (self._bytes(slot) == _content(number)).all(), f"object {number} is wrong"
+                assert (self.bytes_at(slot) == _content(number)).all(), f"object {number} is wrong"
         return slots
 
     def finish(self, *requests: str, used: bool = True) -> None:
@@ -141,7 +141,7 @@ class Engine:
         for member in self.members:
             member.end_process()
 
-    def _bytes(self, slot: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def bytes_at(self, slot: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         arena = self.members[0].arena
         assert arena is not None
         return arena[slot * 4096 : slot * 4096 + OBJECT_BYTES]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+
+from tests.support.server import DEADLINE, wait_until
 
 PAGE: Final = 3 * 4096  # of a chunk: the only block of a rank
 CHUNKS: Final = 4
@@ -38,13 +41,20 @@ class Child:
         self.process.stdin.flush()
 
     def hear(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        out = self.process.stdout
+        assert out is not None and select.select([out], [], [], DEADLINE)[0], "it says nothing"
+        return json.loads(out.readline())
 
     def wait_stopped(self) -> None:
         """Until it has stopped itself."""
-        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        found: list[tuple[int, int]] = []
+
+        def changed() -> int:
+            found.append(os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG))
+            return found[-1][0]
+
+        wait_until(changed, "the child to stop itself")
+        assert os.WIFSTOPPED(found[-1][1])
 
     def kill(self) -> None:
         self.process.kill()
@@ -78,12 +88,15 @@ def _scheduler(url: str, engine: str) -> None:
     manager = SidecarOffloadingManager(lambda: attach, lambda: Dealer(context, url), PAGE, 5.0)
     request = ReqContext(req_id="of a child")
     keys = [make_offload_key(name_of(chunk), 0) for chunk in range(CHUNKS)]
-    while True:
+    output = None
+
+    def is_planned() -> bool:
+        nonlocal output
         manager.on_schedule_end(ScheduleEndContext((), ()))
         output = manager.prepare_store(keys, request)
-        if output is not None and output.keys_to_store == keys:
-            break
-        time.sleep(0.01)
+        return output is not None and output.keys_to_store == keys
+
+    wait_until(is_planned, "slots for all chunks")
     slots = output.store_spec.block_ids.tolist()
     print(json.dumps({"slots": slots, "server": output.store_spec.server.hex()}), flush=True)
     while True:

@@ -111,10 +111,10 @@ class Server:
                 cwd=self.source,
             )
 
-    def start(self) -> Server:
+    def start(self, timeout: float = DEADLINE) -> Server:
         """Start the process and wait until /healthcheck says 200."""
         self.spawn()
-        wait_until(self._ready_or_dead, f"server ready; log: {self.log}")
+        wait_until(self._ready_or_dead, f"server ready; log: {self.log}", timeout)
         assert self.running, f"server exited {self.returncode}:\n{self.stderr()}"
         return self
 

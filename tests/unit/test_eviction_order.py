@@ -7,22 +7,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.entry import Entry, Space, State, sizes_of
-from sidecar.cache.keys import SpaceKey, chunk_hashes
+from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.order import Order
 from sidecar.cache.policies import POLICIES
 from sidecar.cache.quotas import Quotas
 from sidecar.tiers.names import ObjectName
+from tests.support import hashes
 from tests.support.node import CHUNK, WORKERS, EngineDrivenWorker, HandleWorker, Node
 from tests.support.tiers import DEFAULTS, Bench, Memory, hash_of
 
@@ -30,9 +31,7 @@ KEY = SpaceKey("m", 1, 0, "", b"layout")
 PROMPT = list(range(8 * CHUNK))
 
 
-def hashes_of(tokens: Sequence[int]) -> list[bytes]:
-    encoded = np.array(tokens, ">u4").tobytes()
-    return chunk_hashes([], encoded, CHUNK, len(tokens) // CHUNK)
+hashes_of = partial(hashes.hashes_of, chunk_size=CHUNK)
 
 
 @dataclass

@@ -236,11 +236,8 @@ def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
     assert under_way is not None
     order = [entry.hash for entry in site.l1._policy.candidates()]
     site.l1.leave()
-    legacy = site.legacy()
-    assert legacy.trusted
-    heir = L1(SIZE, LRU())
-    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
-    left = restore(heir, journal, legacy, is_alone=False)
+    assert site.legacy().trusted
+    left, heir = site.succeed(is_alone=False), site.l1
     assert [entry.hash for entry in heir._policy.candidates()] == order
     assert [entry.start for entry in left.suspects] == [under_way.start]
     assert not (left.unproven or left.being_read)
@@ -252,31 +249,23 @@ def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
     assert under_way.start in {store(heir, number).start for number in range(40, 60)}
     assert not problems(heir, Leases())
     assert not site.legacy().trusted  # while the heir runs
-    os.close(journal._fd)
 
 
 def test_after_a_crash_only_what_has_a_digest_is_worth_a_try(site: Site) -> None:
     entries = [store(site.l1, number) for number in range(4)]
     site.journal.proven(entries[1], b"d" * 12)
-    legacy = site.legacy()
-    heir = L1(SIZE, LRU())
-    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
-    left = restore(heir, journal, legacy, is_alone=True)
+    left, heir = site.succeed(is_alone=True), site.l1
     assert heir.objects == 0 and not left.suspects
     ((unproven, digest),) = left.unproven
     assert (unproven.hash, digest) == (hash_of(1), b"d" * 12)
     assert heir.prove(unproven) and heir.objects == 1
     assert not problems(heir, Leases())
-    os.close(journal._fd)
 
 
 def test_what_is_unproven_gives_way_to_what_is_new(site: Site) -> None:
     for number in range(8):
         site.journal.proven(store(site.l1, number), b"d" * 12)
-    legacy = site.legacy()
-    heir = L1(SIZE, LRU())
-    journal = Journal(os.dup(site.fd), HEAD, legacy.spaces, age=10)
-    left = restore(heir, journal, legacy, is_alone=True)
+    left, heir = site.succeed(is_alone=True), site.l1
     again = store(heir, 0)
     assert [e.state for e, _ in left.unproven] == [State.GONE] + [State.INHERITED] * 7
     for number in range(50, 52):
@@ -287,7 +276,6 @@ def test_what_is_unproven_gives_way_to_what_is_new(site: Site) -> None:
     assert {left.hash for left in site.legacy().slots} == {
         hash_of(0), hash_of(50), hash_of(51)
     }  # fmt: skip
-    os.close(journal._fd)
 
 
 def test_what_is_unproven_goes_before_what_is_in_use(site: Site) -> None:
