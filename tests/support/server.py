@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ SHM = Path("/dev/shm")
 DEADLINE = 60.0
 CHUNK_SIZE = 64
 _names = itertools.count()
+# The kernel gives a port that it has just given once more: to another test, before the server that
+# it was meant for listens. These are below its range, and each process of a test run has its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw")) % 16
+_ports = itertools.cycle(range(20_000 + _WORKER * 700, 20_000 + (_WORKER + 1) * 700))
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listens on, and that none is given again soon."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the cycle has no end")
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = DEADLINE) -> None:

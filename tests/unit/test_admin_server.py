@@ -10,12 +10,7 @@ from sidecar.admin import AdminServer
 from sidecar.config import Config
 from sidecar.telemetry import Telemetry
 from tests.support.admin_site import Loop, Service, Site
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+from tests.support.server import free_port
 
 
 def test_metrics_and_health_on_their_own_port_alone() -> None:
