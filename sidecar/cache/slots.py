@@ -4,12 +4,15 @@ from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
+from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.entry import Entry, IllegalStep
 from sidecar.cache.extents import Extents
 from sidecar.cache.quotas import Quotas
 
 _FREED_A_CALL = 64
-_REGION_BITS = 26
+# A dictionary of 8,192 places takes 5,460 items, and one of half as many places half of them: so it
+# is full when its region is, whether slots have 1, 2, 4 or more pages.
+_REGION_BYTES = 5460 * ALIGNMENT
 
 
 class Slots:
@@ -38,7 +41,7 @@ class Slots:
 
     def at(self, start: int) -> Entry | None:
         """What occupies the bytes from `start` on."""
-        region = self._at.get(start >> _REGION_BITS)
+        region = self._at.get(start // _REGION_BYTES)
         return region.get(start) if region is not None else None
 
     def grow(self, offset: int, size: int) -> None:
@@ -73,7 +76,7 @@ class Slots:
 
     def occupy(self, entry: Entry) -> None:
         """`entry` has the bytes that were taken for it."""
-        self._at[entry.start >> _REGION_BITS][entry.start] = entry
+        self._at[entry.start // _REGION_BYTES][entry.start] = entry
         self._by_size[entry.slot_bytes] += 1
         self.used_bytes += entry.slot_bytes
         self._quotas.occupy(entry.space.key.cache_salt, entry.slot_bytes)
@@ -136,7 +139,7 @@ class Slots:
         del self._vacated[-_FREED_A_CALL:]
 
     def _give(self, entry: Entry) -> None:
-        del self._at[entry.start >> _REGION_BITS][entry.start]
+        del self._at[entry.start // _REGION_BYTES][entry.start]
         self._by_size[entry.slot_bytes] -= 1
         if not self._by_size[entry.slot_bytes]:
             del self._by_size[entry.slot_bytes]

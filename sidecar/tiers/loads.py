@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.cache.arena import aligned
-from sidecar.cache.entry import Entry, Heat, State
+from sidecar.cache.entry import Entry, Heat, State, shared
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.flow import Cancelled, Flow, Flows, Gate, Outcome, ended
@@ -223,7 +223,7 @@ class Loads:
     def _publish(self, load: Load, missing: frozenset[int]) -> None:
         entry, backend = load.entry, load.backend
         del self._loads[entry]
-        entry.missing, entry.sealed, entry.heat = missing, True, self._heat
+        entry.missing, entry.sealed, entry.heat = shared(missing), True, self._heat
         self._telemetry.l2_prefetch_load_completed_chunks.add(1, backend.label)
         self._l1.commit(entry)
         if not entry.leases:  # nobody waits any more who would see to it that heads outlive tails

@@ -27,6 +27,7 @@ from sidecar.tiers.base import (
     TierError,
 )
 from tests.support.disks import MIB, files_below, name, settings
+from tests.support.server import free_port
 
 try:
     import nixl._api
@@ -287,9 +288,7 @@ def test_settings_that_mean_nothing_are_refused(
 def bucket() -> Iterator[dict[str, str]]:
     """Parameters of a bucket on a server of this test's own."""
     pytest.importorskip("moto.server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

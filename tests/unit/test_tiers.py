@@ -62,6 +62,10 @@ def test_a_new_server_finds_what_the_old_one_kept() -> None:
     assert new.tiers.backends[0].catalog.used_bytes == 3 * RECORD_BYTES
     assert new.lookup(1, 2, 3, 4) == 3
     assert new.count("l2_prefetch_load_completed_chunks") == 3
+    space = new.l1.space(SPACE)
+    assert space is not None
+    loaded = space.prefix([hash_of(1), hash_of(2)])
+    assert loaded[0].missing is loaded[1].missing, "a set of its own would cost each 216 bytes"
 
 
 def test_hits_while_the_scan_is_under_way() -> None:
