@@ -16,7 +16,21 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cases, crowd, disk, idle, l2, many, mixed, native, plot, replay, report, servers
+from bench import (
+    cases,
+    crowd,
+    disk,
+    idle,
+    l2,
+    many,
+    mixed,
+    native,
+    plot,
+    replay,
+    report,
+    restart,
+    servers,
+)
 from bench.cases import Pools
 from bench.common import unlink_segments
 from bench.figures import Samples, rows
@@ -25,10 +39,10 @@ from bench.servers import Server
 CASES = (
     *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native"),
     *("crowd16", "idle", "many"),
-    *("replay", "l2"),
+    *("restart", "replay", "l2"),
 )
 # These start servers of their own, for the last round only.
-APART = {"replay", "l2"}
+APART = {"restart", "replay", "l2"}
 SETTLE = 3.0
 
 
@@ -105,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--objects", type=int, default=200_000, help="of the case many; 1,000,000 fit (200,000)"
     )
+    parser.add_argument("--l1-gb", type=int, default=6, help="L1 of each server, in GiB (6)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument(
         "--l2-dir", default=tempfile.gettempdir(), help="folder on the disk to measure L2 on"
@@ -125,7 +140,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         idle_seconds=5 if quick else 20,
         crowd_seconds=5 if quick else 15,
         many_objects=options.objects // 10 if quick else options.objects,
-        l1_gb=6,
+        l1_gb=options.l1_gb,
         l2_dir=os.path.abspath(options.l2_dir),
         l2_groups=2 if quick else 3,
         l2_pairs=2 if quick else 4,
@@ -154,6 +169,8 @@ def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: b
     if set(settings.cases) - APART:
         samples |= _l1_cases(name, settings, pools, logs, last)
     last = last or set(settings.cases) <= APART
+    if "restart" in settings.cases and last and name == "ours":  # the peer's L1 ends with it
+        samples |= restart.measure(pools.large, settings.l1_gb, logs)
     if "replay" in settings.cases and last:
         samples |= replay.measure(name, pools, logs)
     if "l2" in settings.cases and last:

@@ -190,6 +190,14 @@ FIGURES += [
     Figure("many_ping_p99", "  ping, p99", "ms", "many"),
     Figure("many_store_max", "  the longest store of 128k tokens", "ms", "many"),
     Figure("many_bytes", "  memory of an object beside the L1", "B", "many", Target(at_most=400)),
+    Figure(
+        "restart_sigterm",
+        "L1 kept, full: first hit after the start, after SIGTERM",
+        "s",
+        "restart",
+        Target(at_most=5),
+    ),
+    Figure("restart_sigkill", "  after SIGKILL", "s", "restart", Target(at_most=5)),
 ]
 
 L2 = {

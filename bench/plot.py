@@ -38,5 +38,6 @@ def write(path: Path, results: Sequence[Row]) -> bool:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(panels):
         panel.set_visible(False)
-    canvas.savefig(path, dpi=120)
+    # Without the date: the same figures make the same file.
+    canvas.savefig(path, dpi=120, metadata={"Date": None})
     return True

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,30 @@ class Server:
     """A running server; `name` is "peer" or "ours"."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    arguments: list[str]
     port: int
     http_port: int
     shm_name: str
-    ready: Ready
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+    ready: Ready = field(init=False)
+
+    def start(self) -> None:
+        """Returns once both ports answer."""
+        start = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command(self.name), *self.arguments],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.ready = _wait_ready(self.process, self.port, self.http_port, start, self.log)
+
+    def end(self, number: int) -> None:
+        """By this signal."""
+        self.process.send_signal(number)
+        self.process.wait(STOP_LIMIT)
 
     @property
     def url(self) -> str:
@@ -127,17 +146,12 @@ def running(name: str, l1_gb: float, log_dir: Path, flags: Sequence[str] = ()) -
         *("--shm-name", shm_name, "--max-workers", "2", "--eviction-policy", "LRU"),
         *flags,
     ]
-    log_path = log_dir / f"{name}.log"
-    with log_path.open("ab") as log:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [*command(name), *arguments], stdout=log, stderr=log, start_new_session=True
-        )
+    server = Server(name, arguments, port, http_port, shm_name, log_dir / f"{name}.log")
     try:
-        ready = _wait_ready(process, port, http_port, start, log_path)
-        yield Server(name, process, port, http_port, shm_name, ready)
+        server.start()
+        yield server
     finally:
-        _stop(process)
+        _stop(server.process)
         for segment in Path("/dev/shm").glob(f"*{shm_name}*"):
             segment.unlink(missing_ok=True)
 
