@@ -18,7 +18,7 @@ from vllm.v1.kv_offload.base import (
 
 from connectors.native.arena import Arenas
 from connectors.native.copier import Copier
-from connectors.native.geometry import Geometry, Part, runs
+from connectors.native.geometry import Geometry, Ids, Part
 from connectors.native.membership import Membership
 from connectors.native.places import Places
 from connectors.native.transfer import ArenaSlots
@@ -90,24 +90,33 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
 
     def _store(self, part: Part, place: Bytes) -> int:
         self._places.clear_rest(part, place)
-        return sum(_copied(theirs, ours) for ours, theirs in self._pairs(part, place))
+        return sum(_gather(*each) for each in self._fields(part, place))
 
     def _load(self, part: Part, place: Bytes) -> int:
-        return sum(_copied(ours, theirs) for ours, theirs in self._pairs(part, place))
+        return sum(_scatter(*each) for each in self._fields(part, place))
 
-    def _pairs(self, part: Part, place: Bytes) -> Iterator[tuple[Bytes, Bytes]]:
-        """The same bytes in vLLM's tensors and in the slot, in stretches as long as there are."""
-        stretches = list(runs(part.blocks))
+    def _fields(self, part: Part, place: Bytes) -> Iterator[tuple[Bytes, Ids, Bytes]]:
+        """vLLM's pages, which of them a part's blocks are, and their bytes in the slot."""
+        last = part.first + len(part.blocks)
         for field in self._places.fields[part.group]:
-            rows = self._places.rows(field, place)[part.first :, : field.used]
-            pages = self._pages[field.tensor]
-            for begin, end in stretches:
-                block = int(part.blocks[begin])
-                yield pages[block : block + end - begin, : field.used], rows[begin:end]
+            pages = self._pages[field.tensor][:, : field.used]
+            rows = self._places.rows(field, place)[part.first : last, : field.used]
+            # Else numpy would repeat rows, or take others: it clips ids and wraps negative ones.
+            assert rows.shape == (len(part.blocks), field.used)
+            assert part.blocks.min() >= 0 and part.blocks.max() < len(pages)
+            yield pages, part.blocks, rows
 
 
-def _copied(to: Bytes, source: Bytes) -> int:
-    # Else numpy would repeat the one for the other.
-    assert to.shape == source.shape
-    to[:] = source
-    return to.nbytes
+def _gather(pages: Bytes, blocks: Ids, rows: Bytes) -> int:
+    """`rows` become `pages[blocks]`; the number of bytes."""
+    if pages.flags.c_contiguous:
+        np.take(pages, blocks, axis=0, out=rows, mode="clip")  # numpy buffers in other modes
+    else:  # `take` would copy all pages first
+        rows[:] = pages[blocks]
+    return rows.nbytes
+
+
+def _scatter(pages: Bytes, blocks: Ids, rows: Bytes) -> int:
+    """`pages[blocks]` become `rows`; the number of bytes."""
+    pages[blocks] = rows
+    return rows.nbytes

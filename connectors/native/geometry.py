@@ -101,9 +101,3 @@ def parts(
             used_slots += 1
     if used_slots != len(slots) or used_blocks != len(block_ids):
         raise ValueError("more slots than blocks")
-
-
-def runs(blocks: Ids) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the stretches of `blocks` whose ids are consecutive."""
-    breaks = (np.flatnonzero(np.diff(blocks) != 1) + 1).tolist()
-    yield from zip([0, *breaks], [*breaks, len(blocks)], strict=True)

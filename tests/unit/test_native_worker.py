@@ -212,6 +212,27 @@ def test_what_does_not_fit_is_not_copied(
     worker.shutdown()
 
 
+@pytest.mark.parametrize("block", [BLOCKS, -1])
+def test_a_block_that_is_not_there_is_no_other(tmp_path: Path, block: int) -> None:
+    case = Case(2, 1, 0, [100], [[(0, 100)]], 0)
+    geometry, arenas = case.geometry(), Arenas()
+    arena = arena_of(tmp_path, 4096)
+    arenas.add(arena)
+    caches = case.caches(3)
+    before = caches.tensors[0].tensor.clone()
+    worker = CpuWorker(caches, geometry, arenas, NoMembership())
+
+    blocks = spec([([1, block], 0)])
+    worker.submit_store(1, blocks, ArenaSlots([0], SERVER))
+    worker.submit_load(2, ArenaSlots([0], SERVER), blocks)
+    worker.wait({1, 2})
+
+    assert [result.success for result in worker.get_finished()] == [False, False]
+    assert (arena.bytes[:200] == DIRTY).all()
+    assert torch.equal(caches.tensors[0].tensor, before)
+    worker.shutdown()
+
+
 def test_tensors_that_do_not_fit_are_refused() -> None:
     case = Case(2, 1, 0, [100], [[(0, 100)]], 0)
     with pytest.raises(ValueError, match="200 bytes a chunk, and vLLM announces 199"):
