@@ -6,6 +6,7 @@ for it. So a thread may copy beside the model.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from connectors.native.places import Places
 from connectors.native.transfer import ArenaSlots
 
 Bytes = npt.NDArray[np.uint8]
+# One alone moves two thirds of what memcpy does, two as much.
+_THREADS = 2
 
 
 class CpuWorker(OffloadingWorker):  # type: ignore[misc]
@@ -45,6 +48,7 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
         self._pages = [tensor.tensor.numpy().view(np.uint8) for tensor in kv_caches.tensors]
         self._places = Places(kv_caches, geometry)
         self._copier = Copier()
+        self._threads = ThreadPoolExecutor(_THREADS, "kv-sidecar copies")
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: ArenaSlots) -> bool:
         self._copier.submit(job_id, self._job(src_spec, dst_spec, self._store))
@@ -57,10 +61,11 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
         dst_spec: GPULoadStoreSpec,
         expedited: bool = False,
     ) -> bool:
-        job = self._job(dst_spec, src_spec, self._load)
-        # vLLM waits for these within the step.
-        start = self._copier.run_now if expedited else self._copier.submit
-        start(job_id, job)
+        if expedited:  # vLLM waits for these within the step
+            found = self._found(dst_spec, src_spec)
+            self._copier.run_now(job_id, lambda: sum(self._load(*each) for each in found))
+        else:
+            self._copier.submit(job_id, self._job(dst_spec, src_spec, self._load))
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -80,13 +85,23 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
     def shutdown(self) -> None:
         self._membership.stop()
         self._copier.stop()
+        self._threads.shutdown()
 
     def _job(
         self, blocks: GPULoadStoreSpec, slots: ArenaSlots, copy: Callable[[Part, Bytes], int]
     ) -> Callable[[], int]:
         """A job as a function. Raises UnknownArena or ValueError before anything is copied."""
-        found = self._places.of(blocks, slots, self._arenas.of(slots.server))
-        return lambda: sum(copy(part, place) for part, place in found)
+        found = self._found(blocks, slots)
+
+        def job() -> int:
+            copies = [self._threads.submit(copy, *each) for each in found]
+            wait(copies)  # once one has failed the others must not go on behind the job's end
+            return sum(each.result() for each in copies)
+
+        return job
+
+    def _found(self, blocks: GPULoadStoreSpec, slots: ArenaSlots) -> list[tuple[Part, Bytes]]:
+        return self._places.of(blocks, slots, self._arenas.of(slots.server))
 
     def _store(self, part: Part, place: Bytes) -> int:
         self._places.clear_rest(part, place)

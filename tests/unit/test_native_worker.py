@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from connectors.native import pinning
 from connectors.native.arena import Arena, Arenas, UnknownArena
 from connectors.native.copier import Copier
 from connectors.native.cpu_worker import CpuWorker
-from connectors.native.geometry import Geometry
+from connectors.native.geometry import Geometry, Part
 from connectors.native.gpu_worker import ArenaRegion, GpuWorker
 from connectors.native.transfer import ArenaSlots
 from tests.support.server import SHM, wait_until
@@ -230,6 +231,36 @@ def test_a_block_that_is_not_there_is_no_other(tmp_path: Path, block: int) -> No
     assert [result.success for result in worker.get_finished()] == [False, False]
     assert (arena.bytes[:200] == DIRTY).all()
     assert torch.equal(caches.tensors[0].tensor, before)
+    worker.shutdown()
+
+
+def test_a_job_that_fails_ends_with_its_last_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told that it has ended may use its blocks and slots again."""
+    case = Case(1, 1, 0, [100], [[(0, 100)]], 0)
+    arenas = Arenas()
+    arenas.add(arena_of(tmp_path, 4096 * 2))
+    worker = CpuWorker(case.caches(3), case.geometry(), arenas, NoMembership())
+    copying, go_on = threading.Event(), threading.Event()
+
+    def store(part: Part, place: Any) -> int:
+        if part.slot == 0:
+            raise RuntimeError("no")
+        copying.set()
+        return int(go_on.wait(60))
+
+    monkeypatch.setattr(worker, "_store", store)
+    worker.submit_store(1, spec([([1, 2], 0)]), ArenaSlots([0, 1], SERVER))
+    assert copying.wait(60)
+    for _ in range(20):
+        assert worker.get_finished() == []
+        time.sleep(0.01)
+    worker.submit_load(2, ArenaSlots([0], SERVER), spec([([3], 0)]), expedited=True)
+    assert [(result.job_id, result.success) for result in worker.get_finished()] == [(2, True)]
+    go_on.set()
+    worker.wait({1})
+    assert [(result.job_id, result.success) for result in worker.get_finished()] == [(1, False)]
     worker.shutdown()
 
 
