@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from multiprocessing.synchronize import Barrier
 
@@ -21,40 +21,60 @@ _WEIGHTS = (3, 3, 3, 1)
 _REMEMBERED = 16  # requests of a worker that it loads again: what all have fits in the L1
 _LOOKUP_CHUNKS = 8
 
+# In the second phase a worker begins an operation every so often: as much as the peer serves, too,
+# so both have the same to do, and the workers do not wait for each other's CPUs.
+_PACE_SECONDS = 0.125
+
 Taken = dict[str, list[float]]
 
 
 def measure(url: str, seconds: int) -> Samples:
-    """By operation p50, p99 and the longest, in ms; operations and gigabytes a second of all."""
-    results: list[Taken] = run(_client, url, CLIENTS, seconds)
+    """As much as the server serves, and at a pace: by operation p50, p99 and the longest, in ms;
+    operations and gigabytes a second of all."""
+    results: list[tuple[Taken, Taken]] = run(_client, url, CLIENTS, seconds)
+    free, paced = zip(*results, strict=True)
+    return _figures("crowd16", free, seconds) | _figures("paced16", paced, seconds)
+
+
+def _figures(case: str, results: Sequence[Taken], seconds: int) -> Samples:
     taken = {name: [x for result in results for x in result[name]] for name in OPERATIONS}
     moved = (len(taken["store"]) + len(taken["load"])) * SMALL.nbytes(CHUNK_TOKENS)
     samples: Samples = {
-        "crowd16_rate": [sum(map(len, taken.values())) / seconds],
-        "crowd16_moved": [moved / 1e9 / seconds],
+        f"{case}_rate": [sum(map(len, taken.values())) / seconds],
+        f"{case}_moved": [moved / 1e9 / seconds],
     }
     for name, values in taken.items():
         milliseconds = 1e3 * np.array(values)
-        samples[f"crowd16_{name}_p50"] = [float(np.percentile(milliseconds, 50))]
-        samples[f"crowd16_{name}_p99"] = [float(np.percentile(milliseconds, 99))]
-        samples[f"crowd16_{name}_max"] = [float(milliseconds.max())]
+        samples[f"{case}_{name}_p50"] = [float(np.percentile(milliseconds, 50))]
+        samples[f"{case}_{name}_p99"] = [float(np.percentile(milliseconds, 99))]
+        samples[f"{case}_{name}_max"] = [float(milliseconds.max())]
     return samples
 
 
-def _client(url: str, barrier: Barrier, seconds: int) -> Taken:
+def _client(url: str, barrier: Barrier, seconds: int) -> tuple[Taken, Taken]:
     with closing(Pool(SMALL)) as pool, closing(Worker(url, pool)) as worker:
         one = _Mixed(worker)
         one.store()
-        barrier.wait(LIMIT)
-        end = time.monotonic() + seconds
-        calls: list[Callable[[], float]] = [one.store, one.load, one.lookup, one.ping]
-        taken: Taken = {name: [] for name in OPERATIONS}
-        while time.monotonic() < end:
-            (which,) = one.random.choices(range(len(OPERATIONS)), _WEIGHTS)
-            taken[OPERATIONS[which]].append(calls[which]())
+        phases = []
+        for pace in (0.0, _PACE_SECONDS):
+            barrier.wait(LIMIT)
+            phases.append(_phase(one, seconds, pace))
         barrier.wait(LIMIT)
         pool.check_equal(one.source, one.target)
-        return taken
+        return phases[0], phases[1]
+
+
+def _phase(one: _Mixed, seconds: int, pace: float) -> Taken:
+    calls: list[Callable[[], float]] = [one.store, one.load, one.lookup, one.ping]
+    taken: Taken = {name: [] for name in OPERATIONS}
+    begun = time.monotonic()
+    due = begun + one.random.random() * pace
+    while time.monotonic() < begun + seconds:
+        time.sleep(max(0.0, due - time.monotonic()))
+        due += pace
+        (which,) = one.random.choices(range(len(OPERATIONS)), _WEIGHTS)
+        taken[OPERATIONS[which]].append(calls[which]())
+    return taken
 
 
 class _Mixed:
