@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,18 @@ from tests.support.raw import RawClient, RawWorker, make_key
 from tests.support.server import CHUNK_SIZE, Server, wait_until
 
 MakeServer = Callable[..., Server]
+# What versions of vLLM add to BlockStored and BlockRemoved, all of it optional; those between add
+# nothing (vllm/distributed/kv_events.py of 0.24.0 to 0.33.0).
+ADDED = {
+    "0.24": (
+        ("extra_keys", "group_idx", "kv_cache_spec_kind", "kv_cache_spec_sliding_window"),
+        ("group_idx",),
+    ),
+    "0.26": (("locality",), ("locality",)),
+    "0.29": (("ownership",), ("ownership",)),
+    "0.30": (("session_id",), ()),
+    "0.33": (("lookahead_token_ids",), ()),
+}
 MODEL, END = "some/model", (-1).to_bytes(8, "big", signed=True)
 Event = dict[str, Any]
 
@@ -40,6 +54,8 @@ class Site:
         self.ask = self.context.socket(zmq.DEALER)
         self.ask.connect(f"ipc://{folder}/replay")
         self.frames: list[list[bytes]] = []
+        # Never one twice: of what L2 has already nothing is told when it is stored again.
+        self._others = itertools.count(1000)
 
     def store(self, number: int, chunks: int = 2) -> list[bytes]:
         tokens = tokens_of(number, chunks)
@@ -54,15 +70,14 @@ class Site:
 
     def wait_until_heard(self) -> None:
         """A subscription takes a moment; what was sent before is not for it."""
-        numbers = iter(range(1000, 10_000))
 
         def heard() -> bool:
-            self.store(next(numbers), 1)
+            self.store(next(self._others), 1)
             self.read()
             return bool(self.frames)
 
         wait_until(heard, "the subscription to count")
-        last = set(self.store(next(numbers), 1))  # L2 is written in the order of the stores
+        last = set(self.store(next(self._others), 1))  # L2 is written in the order of the stores
         wait_until(lambda: self.of("BlockStored", "STORAGE") >= last, "the last of these")
         self.frames.clear()
 
@@ -146,16 +161,69 @@ def test_missed_batches_are_replayed(site: Site) -> None:
 
 def test_vllm_decodes_them(site: Site) -> None:
     kv_events = pytest.importorskip("vllm.distributed.kv_events")
-    site.wait_until_heard()
-    hashes = site.store(5)
-    wait_until(lambda: site.of("BlockStored", "CPU") == set(hashes), "the chunks")
-    site.server.request("/cache/clear", body={"tier": "l1"})
-    wait_until(lambda: site.of("BlockRemoved", "CPU") >= set(hashes), "the clear")
+    stored_and_removed(site)
     decoder = msgspec.msgpack.Decoder(type=kv_events.KVEventBatch)
     batches = [decoder.decode(payload) for _, _, payload in site.frames]
     kinds = {type(event) for batch in batches for event in batch.events}
     assert kinds == {kv_events.BlockStored, kv_events.BlockRemoved}
     assert abs(batches[0].ts - time.time()) < 3600
+
+
+def test_every_version_of_vllms_decoder_takes_them(site: Site) -> None:
+    stored_and_removed(site)
+    for version in ADDED:
+        decoder = msgspec.msgpack.Decoder(type=batch_type(version))
+        batches = [decoder.decode(payload) for _, _, payload in site.frames]
+        events = [event for batch in batches for event in batch.events]
+        assert {type(event).__name__ for event in events} == {"BlockStored", "BlockRemoved"}
+        assert {event.medium for event in events} == {"CPU", "STORAGE"}
+
+
+def test_the_installed_vllm_has_the_format_of_its_version() -> None:
+    kv_events = pytest.importorskip("vllm.distributed.kv_events")
+    version = ".".join(metadata.version("vllm").split(".")[:2])
+    known = max((v for v in ADDED if v <= version), default="")
+    for theirs, ours in zip(
+        (kv_events.BlockStored, kv_events.BlockRemoved), event_types(known), strict=True
+    ):
+        assert [(f.name, f.required) for f in msgspec.structs.fields(theirs)] == [
+            (f.name, f.required) for f in msgspec.structs.fields(ours)
+        ]
+
+
+def stored_and_removed(site: Site) -> None:
+    """Events of both kinds and both media in the site's frames."""
+    site.wait_until_heard()
+    hashes = site.store(5)
+    for medium in ("CPU", "STORAGE"):
+        wait_until(lambda m=medium: site.of("BlockStored", m) == set(hashes), medium)
+    site.server.request("/cache/clear", body={"tier": "l1"})
+    wait_until(lambda: site.of("BlockRemoved", "CPU") >= set(hashes), "the clear")
+
+
+def event_types(version: str) -> tuple[type[Any], type[Any]]:
+    """BlockStored and BlockRemoved as a version of vLLM reads them."""
+    Hash = bytes | int
+    stored: list[Any] = [
+        ("block_hashes", list[Hash]), ("parent_block_hash", Hash | None),
+        ("token_ids", list[int]), ("block_size", int), ("lora_id", int | None),
+        ("medium", str | None), ("lora_name", str | None),
+    ]  # fmt: skip
+    removed: list[Any] = [("block_hashes", list[Hash]), ("medium", str | None)]
+    for added, (to_stored, to_removed) in ADDED.items():
+        if added <= version:
+            stored += [(name, Any, None) for name in to_stored]
+            removed += [(name, Any, None) for name in to_removed]
+    return (
+        msgspec.defstruct("BlockStored", stored, tag=True),
+        msgspec.defstruct("BlockRemoved", removed, tag=True),
+    )
+
+
+def batch_type(version: str) -> type[Any]:
+    stored, removed = event_types(version)
+    fields = [("ts", float), ("events", list[stored | removed]), ("rank", int | None, None)]  # type: ignore[valid-type]
+    return msgspec.defstruct("Batch", fields, array_like=True)
 
 
 def test_after_a_restart_what_l2_has_is_told_when_it_is_found_again(site: Site) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -27,9 +28,11 @@ DEADLINE = 60.0
 CHUNK_SIZE = 64
 _names = itertools.count()
 # The kernel gives a port that it has just given once more: to another test, before the server that
-# it was meant for listens. These are below its range, and each process of a test run has its own.
+# it was meant for listens. These are below its range, each process of a test run has its own, and
+# another run begins elsewhere among them.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw")) % 16
-_ports = itertools.cycle(range(20_000 + _WORKER * 700, 20_000 + (_WORKER + 1) * 700))
+_OWN = range(20_000 + _WORKER * 700, 20_000 + (_WORKER + 1) * 700)
+_ports = itertools.islice(itertools.cycle(_OWN), secrets.randbelow(len(_OWN)), None)
 
 
 def free_port() -> int:
