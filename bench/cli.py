@@ -30,6 +30,7 @@ from bench import (
     report,
     restart,
     servers,
+    ttft,
 )
 from bench.cases import Pools
 from bench.common import unlink_segments
@@ -39,10 +40,10 @@ from bench.servers import Server
 CASES = (
     *("ready", "handle", "engine", "small", "small4", "lookup", "lookup4", "native"),
     *("crowd16", "idle", "many"),
-    *("restart", "replay", "l2"),
+    *("restart", "ttft", "replay", "l2"),
 )
 # These start servers of their own, for the last round only.
-APART = {"restart", "replay", "l2"}
+APART = {"restart", "ttft", "replay", "l2"}
 SETTLE = 3.0
 
 
@@ -171,6 +172,8 @@ def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: b
     last = last or set(settings.cases) <= APART
     if "restart" in settings.cases and last and name == "ours":  # the peer's L1 ends with it
         samples |= restart.measure(pools.large, settings.l1_gb, logs)
+    if "ttft" in settings.cases and last and name == "ours":  # the peer has one client alone
+        samples |= ttft.measure(logs)
     if "replay" in settings.cases and last:
         samples |= replay.measure(name, pools, logs)
     if "l2" in settings.cases and last:

@@ -139,6 +139,14 @@ FIGURES = [
     ),
     Figure("lookup_4", "lookup hit, 2k tokens, four clients", "ms", "lookup4", Target(at_most=2)),
     Figure(
+        "ttft_cold_lmcache", "time to first token, 3,900 tokens, new, --client lmcache", "s", "ttft"
+    ),
+    Figure("ttft_lmcache", "  the same prompts again, from L1", "s", "ttft"),
+    Figure(
+        "ttft_cold_native", "time to first token, 3,900 tokens, new, --client native", "s", "ttft"
+    ),
+    Figure("ttft_native", "  the same prompts again, from L1", "s", "ttft"),
+    Figure(
         "replay_hits",
         "1,200 requests of a conversation trace, L1 of half their size: tokens hit",
         "%",
