@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import shutil
 import tempfile
 import urllib.request
@@ -19,6 +18,7 @@ from signal import SIGKILL
 
 import pytest
 
+from bench.routing.decisions import LOG, Decision, decisions
 from examples.counters import counter
 from tests.support.server import REPO, wait_until
 from tests.support.stack import Stack
@@ -36,10 +36,6 @@ BLOCK = 128
 GPU_BLOCKS = 40  # of each worker; a prompt of the greatest length has 32
 TEXT = prompt("Upsilon", 1500)
 BLOCKS = len(TEXT) // BLOCK
-# What the frontend says of each request that it routes, once something is below a GPU.
-_KNOWN = re.compile(r"storage_tier=HostPinned queried_workers=\d+ matched_workers=(\d+)")
-_SELECTED = re.compile(r"Selected worker .* worker_id=(\d+) .*host_pinned_blocks=(\d+)")
-_LOG = "info,dynamo_kv_router::indexer::lower_tier_indexers=debug"
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Routed:
     are the tokens that the sidecar gave.
     """
 
-    worker: str
+    worker: int
     on_gpu: int
     below: int
     holders: int
@@ -61,7 +57,7 @@ class Node:
     """A frontend with the KV router, two workers with few blocks, one sidecar."""
 
     def __init__(self, directory: Path) -> None:
-        self.stack = Stack("agg", directory, DYN_LOG=_LOG).start(
+        self.stack = Stack("agg", directory, DYN_LOG=LOG).start(
             *("--client", "native", "--router-mode", "kv", "--workers", "2"),
             *("--worker-args", f"--num-gpu-blocks-override {GPU_BLOCKS}"),
             *("--l1-size-gb", "1"),
@@ -74,7 +70,7 @@ class Node:
         self._topics = itertools.count()
 
     def ask(self, text: str) -> Routed:
-        hits, asked = self._hits(), len(_SELECTED.findall(self.stack.output()))
+        hits, asked = self._hits(), len(self._decisions())
         body = {
             "model": "small", "prompt": text, "max_tokens": 2, "temperature": 0,
             "nvext": {"extra_fields": ["timing"]},
@@ -84,13 +80,15 @@ class Node:
         )
         with urllib.request.urlopen(request, timeout=180) as answer:
             rate = json.load(answer)["nvext"]["timing"]["kv_hit_rate"]
-        worker, below, holders = self._routed(asked)
+        wait_until(lambda: len(self._decisions()) > asked, "the router's word is in the log")
+        made = self._decisions()[asked]
+        below = made.host_blocks
         on_gpu = round(rate * -(-len(text) // BLOCK) - 0.75 * below)
-        return Routed(worker, on_gpu, below, holders, self._hits() - hits)
+        return Routed(made.worker, on_gpu, below, made.holders, self._hits() - hits)
 
     def fill_gpus(self) -> None:
         """With other prompts, until none of what was there before is left on any worker."""
-        blocks: dict[str, int] = {}
+        blocks: dict[int, int] = {}
         while len(blocks) < 2 or min(blocks.values()) < GPU_BLOCKS:
             routed = self.ask(prompt(f"Other {next(self._topics)}", 3000))
             blocks[routed.worker] = blocks.get(routed.worker, 0) + 3000 // BLOCK
@@ -111,17 +109,8 @@ class Node:
     def _hits(self) -> int:
         return counter(self.sidecar, "lmcache_mp_lookup_hit_tokens_total")
 
-    def _routed(self, number: int) -> tuple[str, int, int]:
-        """The worker of a request, how much is below its GPU, and how many workers know of that."""
-
-        def selected() -> list[re.Match[str]]:
-            return [*_SELECTED.finditer(self.stack.output())]
-
-        wait_until(lambda: len(selected()) > number, "the router's word is in the log")
-        found = selected()
-        begin = found[number - 1].end() if number else 0
-        known = _KNOWN.findall(self.stack.output(), begin, found[number].start())
-        return found[number][1], int(found[number][2]), int(known[-1]) if known else 0
+    def _decisions(self) -> list[Decision]:
+        return decisions(self.stack.output())
 
 
 @pytest.fixture(scope="module")
