@@ -187,21 +187,32 @@ def run_faults(minutes: float, count: int, folder: Path, seed: int, findings: Fi
             time.sleep(RECOMPUTE_SECONDS)
         server.start(START_SECONDS)
         load = _Load(engines, texts, expected, findings)
-        ends, harm = time.monotonic() + 60 * minutes, Counter[str]()
+        ends, harm = time.monotonic() + 60 * minutes, list[_Harm]()
         with load:
-            while harm.total() < count and time.monotonic() < ends:
+            while len(harm) < count and time.monotonic() < ends:
                 time.sleep(chance.uniform(0.5, 4.0))
-                harm[_harm(server, chance)] += 1
-                print(f"  {harm.total()} faults, {load.count} requests", flush=True)
+                begun = time.monotonic()
+                harm.append(_Harm(_harm(server, chance), begun, time.monotonic()))
+                print(f"  {len(harm)} faults, {len(load.took)} requests", flush=True)
         before = sum(map(loaded, engines))
         wait_until(lambda: _hit_again(engines, texts, before), "hits in the end", SETTLE_SECONDS)
         wait_until(lambda: nothing_is_held(server), "all pins are given back", 60)
-        more = max(load.slowest[text] - recomputed.slowest[text] for text in texts)
-        print(f"  faults: {dict(harm)}, {load.count} requests")
-        print(f"  slowest {max(load.slowest.values()):.2f} s; by prompt at most {more:+.2f} s to")
-        print(f"  the slowest of {recomputed.count} requests without a sidecar")
+        print(f"  faults: {dict(Counter(each.kind for each in harm))}")
+        _report(load, recomputed, harm)
         for number, engine in enumerate(engines):
             print(f"  engine {number}: {loaded(engine)} tokens loaded")
+
+
+def _report(load: _Load, recomputed: _Load, harm: list[_Harm]) -> None:
+    """How long requests took, against the slowest of the same prompt without a sidecar."""
+    slowest: dict[str, float] = defaultdict(float)
+    for request in recomputed.took:
+        slowest[request.text] = max(slowest[request.text], request.seconds)
+    print(f"  {len(load.took)} requests, {len(recomputed.took)} of the same without a sidecar")
+    for request in load.took:
+        if (more := request.seconds - slowest[request.text]) > 0.5:
+            during = [each.kind for each in harm if each.overlaps(request)]
+            print(f"  {request.seconds:.2f} s, {more:+.2f} s to its slowest recompute: {during}")
 
 
 def run_stacks(findings: Findings) -> None:
@@ -264,6 +275,25 @@ def _hit_again(engines: list[Engine], texts: list[str], before: int) -> bool:
     return sum(map(loaded, engines)) > before
 
 
+@dataclass(frozen=True)
+class _Request:
+    text: str
+    begun: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Harm:
+    """One fault, from its beginning until a sidecar serves again."""
+
+    kind: str
+    begun: float
+    ended: float
+
+    def overlaps(self, request: _Request) -> bool:
+        return request.begun < self.ended and self.begun < request.begun + request.seconds
+
+
 class _Load:
     """Two clients an engine that ask without end, within a `with` block."""
 
@@ -274,7 +304,7 @@ class _Load:
         expected: dict[str, Answer],
         findings: Findings,
     ) -> None:
-        self.count, self.slowest = 0, defaultdict[str, float](float)  # seconds
+        self.took: list[_Request] = []
         self._texts, self._expected, self._findings = texts, expected, findings
         self._stop = threading.Event()
         clients = [engine for engine in engines for _ in range(2)]
@@ -290,8 +320,7 @@ class _Load:
             except Exception as error:
                 self._findings.check(False, f"a request failed: {error!r}")
                 return
-            self.count += 1
-            self.slowest[text] = max(self.slowest[text], time.monotonic() - begun)
+            self.took.append(_Request(text, begun, time.monotonic() - begun))
             right = answer == self._expected[text]
             self._findings.check(right, f"a wrong answer to {text[:6]}")
 
