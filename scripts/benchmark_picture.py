@@ -3,7 +3,7 @@
 
     .venv/bin/python -m scripts.benchmark_picture [--to FILE]
 
-Run it when the table is replaced. Needs the groups `dev` and `bench` of scripts/install.py.
+Run it when the table is replaced. Needs the group `dev` of scripts/install.py.
 """
 
 import argparse

@@ -2,10 +2,6 @@
 
 import re
 
-import pytest
-
-pytest.importorskip("matplotlib", reason="needs the bench's packages: scripts/install.py bench")
-
 from scripts.benchmark_picture import PICTURE, table
 
 

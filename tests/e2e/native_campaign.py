@@ -55,7 +55,7 @@ HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "5
 # States are kept where vLLM's own prefix cache is on.
 RECURRENT = ("--no-disable-hybrid-kv-cache-manager", "--enable-prefix-caching")
 SETTLE_SECONDS = 120.0
-RECOMPUTE_SECONDS = 45.0  # of the load of `faults`, without a sidecar
+RECOMPUTE_SECONDS = 75.0  # of the load of `faults`, without a sidecar
 START_SECONDS = 600.0  # beside two engines at work on the same cores
 MORE = ("faults", "stacks")
 
@@ -311,9 +311,10 @@ class _Load:
         self._threads = [threading.Thread(target=self._client, args=(e,)) for e in clients]
 
     def _client(self, engine: Engine) -> None:
-        for text in itertools.cycle(self._texts):
-            if self._stop.is_set():
-                return
+        # By chance, so that each prompt meets each other one in the other client of the engine.
+        chance = random.Random(threading.get_ident())
+        while not self._stop.is_set():
+            text = chance.choice(self._texts)
             begun = time.monotonic()
             try:
                 answer = ask(engine, text)
