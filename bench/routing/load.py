@@ -19,7 +19,7 @@ from examples.counters import vllm_counts
 USERS, TURNS = 4, 10
 FIRST_TOKENS, MORE_TOKENS = 2000, 200  # of a user's first prompt; of each turn behind it
 ANSWER_TOKENS = 16
-# As long as a GPU's cache, so that nothing is left there of what was before.
+# As long as a GPU's cache: at most a block is left there of what was before.
 OTHER_TOKENS = 4000
 _ANSWER_SECONDS = 180
 
@@ -78,7 +78,7 @@ def converse(cluster: Cluster, at_once: int) -> Iterator[Turn]:
     order = Random(0)
     for turn in range(TURNS):
         if turn:
-            _pass_others(cluster, turn)
+            pass_others(cluster, f"{turn}, {at_once} at once")
         users = order.sample(range(USERS), USERS)
         tokens = FIRST_TOKENS + turn * MORE_TOKENS
         before = _counts(cluster)
@@ -89,9 +89,9 @@ def converse(cluster: Cluster, at_once: int) -> Iterator[Turn]:
         yield Turn(tuple(by_user[user] for user in range(USERS)), dict(_counts(cluster) - before))
 
 
-def _pass_others(cluster: Cluster, turn: int) -> None:
-    """A new prompt through each GPU: of two at once each worker gets one."""
-    texts = [prompt(f"other {turn}, {time.time_ns()} {i}", OTHER_TOKENS) for i in range(2)]
+def pass_others(cluster: Cluster, topic: str) -> None:
+    """Another prompt through each GPU: of two at once each worker gets one."""
+    texts = [prompt(f"other {topic}, {i}", OTHER_TOKENS) for i in range(2)]
     with ThreadPoolExecutor(2) as pool:
         answers = [*pool.map(ask, [cluster.url] * 2, texts)]
     if len({answer.worker for answer in answers}) != 2:

@@ -1,7 +1,7 @@
 """Dynamo's frontend with its KV router before two nodes, each a worker and a sidecar, on CPUs.
 
 The programs are those of `launch/agg.sh --client native --router-mode kv`. On one machine the nodes
-differ in their ports: a worker knows its own sidecar alone.
+differ in their ports, or are in network namespaces: a worker knows its own sidecar alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MODEL = "small"
 COUNT = 2
 BLOCK = 128  # tokens, of vLLM's CPU build
 _READY_SECONDS = 300.0
+_LOG_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 
 
@@ -43,6 +44,19 @@ class Plan:
     gpu_blocks: int
     l1_gb: float
     announced: bool = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node is: its address for others, what starts a program there, and the frontend's
+    address for it."""
+
+    address: str = "127.0.0.1"
+    before: tuple[str, ...] = ()
+    frontend: str = "127.0.0.1"
+
+
+HERE = (Place(),) * COUNT
 
 
 @dataclass(frozen=True)
@@ -64,16 +78,25 @@ class Cluster:
     def decisions(self) -> list[Decision]:
         return decisions(self.log.read_text(errors="replace"))
 
+    def wait_decided(self, count: int) -> list[Decision]:
+        """All so far, when there are `count`: the log may come after the answer."""
+        deadline = time.monotonic() + _LOG_SECONDS
+        while len(found := self.decisions()) < count:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{len(found)} of {count} decisions are in the router's log")
+            time.sleep(_POLL_SECONDS)
+        return found
+
 
 @contextmanager
-def running(plan: Plan, directory: Path) -> Iterator[Cluster]:
+def running(plan: Plan, directory: Path, places: Sequence[Place] = HERE) -> Iterator[Cluster]:
     """Ready for requests; all of it is ended on the way out. Logs are in `directory`.
 
     Raises ProcessFailed or BenchError where it does not get ready, and what `launch` raises where
     Dynamo or vLLM is not there.
     """
     directory.mkdir(parents=True)
-    frontend, nodes = _programs(plan, directory)
+    frontend, nodes = _programs(plan, directory, places)
     every = [frontend, *(program for node in nodes for program in node)]
     processes: list[Process] = []
     try:
@@ -90,12 +113,21 @@ def running(plan: Plan, directory: Path) -> Iterator[Cluster]:
             list(pool.map(Process.stop, processes))
 
 
-def _programs(plan: Plan, directory: Path) -> tuple[Program, list[tuple[Program, Program]]]:
+def _programs(
+    plan: Plan, directory: Path, places: Sequence[Place]
+) -> tuple[Program, list[tuple[Program, Program]]]:
     """The frontend; sidecar and worker of each node."""
     ports, setting = Ports(), _setting(plan, directory)
     frontend = programs.frontend(setting, ports)
-    frontend = replace(frontend, environment={**frontend.environment, "DYN_LOG": LOG})
-    return frontend, [_node(index, plan, setting, ports) for index in range(COUNT)]
+    environment = {**frontend.environment, **_listening(places[0].frontend), "DYN_LOG": LOG}
+    nodes = [_node(index, plan, setting, ports, place) for index, place in enumerate(places)]
+    return replace(frontend, environment=environment), nodes
+
+
+def _listening(address: str) -> dict[str, str]:
+    """Where Dynamo's programs listen for each other."""
+    names = ("DYN_SYSTEM_HOST", "DYN_TCP_RPC_HOST", "DYN_EVENT_PLANE_HOST")
+    return dict.fromkeys(names, address)
 
 
 def _setting(plan: Plan, directory: Path) -> Setting:
@@ -120,16 +152,25 @@ def _setting(plan: Plan, directory: Path) -> Setting:
     )
 
 
-def _node(index: int, plan: Plan, setting: Setting, ports: Ports) -> tuple[Program, Program]:
-    cache = programs.sidecar(setting.options, ports)
+def _node(
+    index: int, plan: Plan, setting: Setting, ports: Ports, place: Place
+) -> tuple[Program, Program]:
+    admin = ("--http-host", place.address)
+    cache = programs.sidecar(replace(setting.options, sidecar_args=admin), ports)
     if not plan.announced:
         setting = _unannounced(setting, cache.ports["mp"])
     (worker,), _ = workers(setting, cache, ports, hardware.installed(setting.python))
-    own_cores = {"VLLM_CPU_OMP_THREADS_BIND": cpu.cores(index, COUNT)}
+    own = _listening(place.address) | {"VLLM_CPU_OMP_THREADS_BIND": cpu.cores(index, COUNT)}
+    worker = replace(worker, environment=worker.environment | own)
     return (
-        replace(cache, name=f"sidecar-{index}"),
-        replace(worker, name=f"worker-{index}", environment=worker.environment | own_cores),
+        _placed(replace(cache, name=f"sidecar-{index}"), place),
+        _placed(replace(worker, name=f"worker-{index}"), place),
     )
+
+
+def _placed(program: Program, place: Place) -> Program:
+    check = replace(program.check, base=programs.base(place.address, program.ports["http"]))
+    return replace(program, argv=(*place.before, *program.argv), check=check)
 
 
 def _unannounced(setting: Setting, port: int) -> Setting:
