@@ -36,19 +36,21 @@ BLOCK = 128
 GPU_BLOCKS = 40  # of each worker; a prompt of the greatest length has 32
 TEXT = prompt("Upsilon", 1500)
 BLOCKS = len(TEXT) // BLOCK
+HITS = "lookup_hit_tokens_total"
 
 
 @dataclass(frozen=True)
 class Routed:
     """One request: the worker that got it, and how many of its blocks the router knew there.
 
-    `on_gpu` and `below` are blocks, `holders` the workers that could load some of them; `loaded`
-    are the tokens that the sidecar gave.
+    `on_gpu`, `below` (in host memory) and `on_disk` are blocks, `holders` the workers that could
+    load some from host memory; `loaded` are the tokens that the sidecar gave.
     """
 
     worker: int
     on_gpu: int
     below: int
+    on_disk: int
     holders: int
     loaded: int
 
@@ -57,10 +59,11 @@ class Node:
     """A frontend with the KV router, two workers with few blocks, one sidecar."""
 
     def __init__(self, directory: Path) -> None:
+        disk = {"type": "fs", "base_path": f"{directory}/l2"}
         self.stack = Stack("agg", directory, DYN_LOG=LOG).start(
             *("--client", "native", "--router-mode", "kv", "--workers", "2"),
             *("--worker-args", f"--num-gpu-blocks-override {GPU_BLOCKS}"),
-            *("--l1-size-gb", "1"),
+            *("--l1-size-gb", "1", "--l2-adapter", json.dumps(disk)),
         )
         self.stack.wait_ready()
         status = self.stack.status()
@@ -70,7 +73,7 @@ class Node:
         self._topics = itertools.count()
 
     def ask(self, text: str) -> Routed:
-        hits, asked = self._hits(), len(self._decisions())
+        hits, asked = self.count(HITS), len(self._decisions())
         body = {
             "model": "small", "prompt": text, "max_tokens": 2, "temperature": 0,
             "nvext": {"extra_fields": ["timing"]},
@@ -82,9 +85,9 @@ class Node:
             rate = json.load(answer)["nvext"]["timing"]["kv_hit_rate"]
         wait_until(lambda: len(self._decisions()) > asked, "the router's word is in the log")
         made = self._decisions()[asked]
-        below = made.host_blocks
-        on_gpu = round(rate * -(-len(text) // BLOCK) - 0.75 * below)
-        return Routed(made.worker, on_gpu, below, made.holders, self._hits() - hits)
+        below, on_disk = made.host_blocks, made.disk_blocks
+        on_gpu = round(rate * -(-len(text) // BLOCK) - 0.75 * below - 0.25 * on_disk)
+        return Routed(made.worker, on_gpu, below, on_disk, made.holders, self.count(HITS) - hits)
 
     def fill_gpus(self) -> None:
         """With other prompts, until none of what was there before is left on any worker."""
@@ -93,8 +96,9 @@ class Node:
             routed = self.ask(prompt(f"Other {next(self._topics)}", 3000))
             blocks[routed.worker] = blocks.get(routed.worker, 0) + 3000 // BLOCK
 
-    def clear(self) -> None:
-        request = urllib.request.Request(f"{self.sidecar}/cache/clear", b"{}")
+    def clear(self, tier: str) -> None:
+        body = json.dumps({"tier": tier}).encode()
+        request = urllib.request.Request(f"{self.sidecar}/cache/clear", body)
         request.add_header("Content-Type", "application/json")
         urllib.request.urlopen(request, timeout=60).close()
 
@@ -106,8 +110,9 @@ class Node:
             lambda: self.stack.output().count("worker-0 is ready") > before, "it is back", 300
         )
 
-    def _hits(self) -> int:
-        return counter(self.sidecar, "lmcache_mp_lookup_hit_tokens_total")
+    def count(self, metric: str) -> int:
+        """Of the sidecar."""
+        return counter(self.sidecar, f"lmcache_mp_{metric}")
 
     def _decisions(self) -> list[Decision]:
         return decisions(self.stack.output())
@@ -135,12 +140,31 @@ def test_a_router_goes_on_below_the_gpu(node: Node) -> None:
     assert found.holders == 2, "the worker that has not stored it, too"
 
 
+def test_a_router_goes_on_to_the_disk(node: Node) -> None:
+    text = prompt("Phi", 1500)
+    wait_until(lambda: node.count("num_queued_l2_stores") == 0, "what there was is written")
+    written = node.count("l2_store_completed_objects_chunks_total")
+    node.ask(text)
+    wait_until(
+        lambda: node.count("l2_store_completed_objects_chunks_total") >= written + BLOCKS,
+        "L2 has the text",
+    )
+    for _ in range(3):  # to load takes longer than a lookup may where the machine is busy: a miss
+        node.clear("l1")
+        node.fill_gpus()
+        found = node.ask(text)
+        assert (found.on_gpu, found.below, found.on_disk) == (0, 0, BLOCKS)
+        if found.loaded:
+            break
+    assert found.loaded == BLOCKS * BLOCK
+
+
 def test_a_router_forgets_what_the_sidecar_has_lost(node: Node) -> None:
     node.ask(TEXT)
-    node.clear()
+    node.clear("all")
     node.fill_gpus()
     lost = node.ask(TEXT)
-    assert (lost.on_gpu, lost.below, lost.holders, lost.loaded) == (0, 0, 0, 0)
+    assert (lost.on_gpu, lost.below, lost.on_disk, lost.holders, lost.loaded) == (0, 0, 0, 0, 0)
 
 
 def test_a_worker_that_returns_tells_what_the_sidecar_has(node: Node) -> None:
