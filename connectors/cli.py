@@ -12,7 +12,7 @@ from connectors.errors import ConnectorError
 from connectors.lmcache_mp import CacheServer
 from connectors.nixl import Nixl
 from connectors.offloading import NativeServer
-from connectors.roles import Role, Server
+from connectors.roles import Client, Role, Server
 from connectors.worker import DEFAULT_PORTS, Ports, Worker, command, needs
 
 COMMANDS = ("connector", "worker-args")
@@ -22,13 +22,19 @@ _V1_ROLES: dict[Role, Literal["kv_both", "kv_producer", "kv_consumer"]] = {
     "prefill": "kv_producer",
     "decode": "kv_consumer",
 }
-# Options of lmcache's client, and their defaults.
-_LMCACHE_ONLY: dict[str, object] = {
-    "server_url": [],
-    "transfer_mode": CacheServer.transfer_mode,
-    "timeout": CacheServer.timeout_seconds,
-    "heartbeat": CacheServer.heartbeat_seconds,
-    "lmcache_config": "",
+# The options that one client has, and their defaults.
+_OPTIONS_OF: dict[Client, dict[str, object]] = {
+    "lmcache": {
+        "server_url": [],
+        "transfer_mode": CacheServer.transfer_mode,
+        "timeout": CacheServer.timeout_seconds,
+        "heartbeat": CacheServer.heartbeat_seconds,
+        "lmcache_config": "",
+    },
+    "native": {
+        "lookup_budget": NativeServer.budget_ms,
+        "blocks_per_chunk": NativeServer.blocks_per_chunk,
+    },
 }
 
 
@@ -88,16 +94,21 @@ def _versions(given: argparse.Namespace) -> versions.Installed | None:
 
 
 def _config(given: argparse.Namespace, transfer: Nixl, client: str) -> dict[str, Any] | None:
+    _refuse_options_of_the_other(given)
     if given.client == "lmcache" and given.lmcache_config and given.role in _V1_ROLES:
         return lmcache_v1.kv_transfer_config(_V1_ROLES[given.role])
     server = _native(given) if given.client == "native" else _lmcache(given, client)
     return roles.kv_transfer_config(given.role, server, transfer, given.handoff)
 
 
+def _refuse_options_of_the_other(given: argparse.Namespace) -> None:
+    for client, defaults in _OPTIONS_OF.items():
+        for option, default in defaults.items():
+            if client != given.client and getattr(given, option) != default:
+                raise ConnectorError(f"--{option.replace('_', '-')} is for --client {client}")
+
+
 def _native(given: argparse.Namespace) -> Server:
-    for option, value in _LMCACHE_ONLY.items():
-        if getattr(given, option) != value:
-            raise ConnectorError(f"--{option.replace('_', '-')} is for --client lmcache")
     return NativeServer(
         host=given.host,
         port=given.port,

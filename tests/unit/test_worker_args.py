@@ -15,6 +15,7 @@ from sidecar.cli import main
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ("connector", "--role", "aggregated", "--client", "native")
+LMCACHE = ("connector", "--role", "aggregated")
 
 
 def line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -238,6 +239,8 @@ def test_the_same_value_twice_is_no_conflict(capsys: pytest.CaptureFixture[str])
         (("worker-args", "--role", "decode"), "--model"),
         ((*NATIVE, "--timeout", "9"), "--timeout is for --client lmcache"),
         ((*NATIVE, "--server-url", "tcp://a:1"), "--server-url is for --client lmcache"),
+        ((*LMCACHE, "--lookup-budget", "5"), "--lookup-budget is for --client native"),
+        ((*LMCACHE, "--blocks-per-chunk", "4"), "--blocks-per-chunk is for --client native"),
         ((*NATIVE, "--blocks-per-chunk", "0"), "at least one block"),
         ((*NATIVE, "--lookup-budget", "1e3"), "--lookup-budget"),
     ],
