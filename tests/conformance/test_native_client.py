@@ -247,6 +247,8 @@ def test_what_l2_has_comes_with_the_lookup(
     with engine_at(server, bytes(32)) as engine:
         engine.store(group=0)
         engine.store(group=1)
+        # The engine does not wait for that: before, there may be nothing to write yet.
+        wait_until(lambda: server.l1()["total_object_count"] == 2 * CHUNKS, "all is published")
         wait_written(server)
         clear_l1(server)
         engine.load()
