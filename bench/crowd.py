@@ -58,8 +58,12 @@ def run(
     clients: int,
     repeats: int,
     context: BaseContext = _PROCESSES,
+    limit: float = LIMIT,
 ) -> list[Any]:
-    """Runs `client(url, barrier, repeats)` in as many processes of `context`; their results."""
+    """Runs `client(url, barrier, repeats)` in as many processes of `context`; their results.
+
+    Raises BenchError where one gives none within `limit` seconds.
+    """
     barrier = context.Barrier(clients)
     pipes, processes = [], []
     try:
@@ -72,7 +76,7 @@ def run(
             sending.close()
             pipes.append(receiving)
             processes.append(process)
-        return [_received(pipe) for pipe in pipes]
+        return [_received(pipe, limit) for pipe in pipes]
     except BaseException:
         for process in processes:
             process.terminate()
@@ -85,9 +89,9 @@ def run(
                 unlink_segments(process.pid)
 
 
-def _received(pipe: Connection) -> Any:
-    if not pipe.poll(LIMIT):
-        raise BenchError(f"a client process gave no result within {LIMIT:.0f} s")
+def _received(pipe: Connection, limit: float) -> Any:
+    if not pipe.poll(limit):
+        raise BenchError(f"a client process gave no result within {limit:.0f} s")
     try:
         result = pipe.recv()
     except EOFError:

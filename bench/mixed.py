@@ -53,18 +53,19 @@ def _figures(case: str, results: Sequence[Taken], seconds: int) -> Samples:
 
 def _client(url: str, barrier: Barrier, seconds: int) -> tuple[Taken, Taken]:
     with closing(Pool(SMALL)) as pool, closing(Worker(url, pool)) as worker:
-        one = _Mixed(worker)
+        one = Mixed(worker)
         one.store()
         phases = []
         for pace in (0.0, _PACE_SECONDS):
             barrier.wait(LIMIT)
-            phases.append(_phase(one, seconds, pace))
+            phases.append(phase(one, seconds, pace))
         barrier.wait(LIMIT)
         pool.check_equal(one.source, one.target)
         return phases[0], phases[1]
 
 
-def _phase(one: _Mixed, seconds: int, pace: float) -> Taken:
+def phase(one: Mixed, seconds: float, pace: float) -> Taken:
+    """Operations by chance, one begun every `pace` seconds; the seconds of each."""
     calls: list[Callable[[], float]] = [one.store, one.load, one.lookup, one.ping]
     taken: Taken = {name: [] for name in OPERATIONS}
     begun = time.monotonic()
@@ -77,25 +78,25 @@ def _phase(one: _Mixed, seconds: int, pace: float) -> Taken:
     return taken
 
 
-class _Mixed:
+class Mixed:
     """What one worker does. Each call returns the seconds until its answer."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self.worker = worker
         self.random = random.Random(worker.instance_id)
         ((self.source, self.target),) = worker.pool.block_lists(CHUNK_TOKENS, 1)
-        self._stored: list[Request] = []
+        self.stored: list[Request] = []
 
     def store(self) -> float:
-        worker = self._worker
+        worker = self.worker
         request = worker.request(worker.pool.tokens(CHUNK_TOKENS))
         seconds = worker.store(request, self.source)
-        self._stored = [*self._stored, request][-_REMEMBERED:]
+        self.stored = [*self.stored, request][-_REMEMBERED:]
         return seconds
 
     def load(self) -> float:
         """Of something stored; the lookup before it is not counted."""
-        worker, request = self._worker, self.random.choice(self._stored)
+        worker, request = self.worker, self.random.choice(self.stored)
         again = worker.request(request.tokens)
         worker.lock(again)
         seconds = worker.retrieve(again, self.target)
@@ -104,7 +105,7 @@ class _Mixed:
 
     def lookup(self) -> float:
         """Of something stored with a new tail."""
-        worker, request = self._worker, self.random.choice(self._stored)
+        worker, request = self.worker, self.random.choice(self.stored)
         longer = request.tokens + worker.pool.tokens((_LOOKUP_CHUNKS - 1) * CHUNK_TOKENS)
         again = worker.request(longer)
         seconds, hit = worker.lookup(again)
@@ -113,5 +114,5 @@ class _Mixed:
 
     def ping(self) -> float:
         start = time.perf_counter()
-        self._worker.rpc.ping(None).result(LIMIT)
+        self.worker.rpc.ping(None).result(LIMIT)
         return time.perf_counter() - start

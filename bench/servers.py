@@ -83,15 +83,16 @@ class Server:
         values = [line.split()[-1] for line in lines if line.startswith((f"{name}{{", f"{name} "))]
         return int(sum(map(float, values)))
 
-    def clear_l1(self) -> None:
-        """Empties the L1 alone; the operation `clear` of the protocol may reach L2, too."""
+    def post(self, path: str, body: Any) -> Any:
         request = urllib.request.Request(
-            self._http("/cache/clear"),
-            data=b'{"tier": "l1"}',
-            headers={"Content-Type": "application/json"},
+            self._http(path), json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
-            reply.read()
+            return json.load(reply)
+
+    def clear_l1(self) -> None:
+        """Empties the L1 alone; the operation `clear` of the protocol may reach L2, too."""
+        self.post("/cache/clear", {"tier": "l1"})
 
     def cpu_seconds(self) -> float:
         """CPU time of the server and its children so far, ended threads included."""
