@@ -5,8 +5,11 @@ store are not written, and those of a load not read, until the job has ended or 
 for it. So a thread may copy beside the model.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from itertools import starmap
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +28,10 @@ from connectors.native.places import Places
 from connectors.native.transfer import ArenaSlots
 
 Bytes = npt.NDArray[np.uint8]
+Place = tuple[Part, Bytes]
 # One alone moves two thirds of what memcpy does, two as much.
 _THREADS = 2
+_START_SECONDS = 30.0
 
 
 class CpuWorker(OffloadingWorker):  # type: ignore[misc]
@@ -49,9 +54,15 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
         self._places = Places(kv_caches, geometry)
         self._copier = Copier()
         self._threads = ThreadPoolExecutor(_THREADS, "kv-sidecar copies")
+        # All threads from the start: where the system grants no more of them, a job would fail, and
+        # vLLM ends over that.
+        there = threading.Barrier(_THREADS, timeout=_START_SECONDS)
+        for started in [self._threads.submit(there.wait) for _ in range(_THREADS)]:
+            started.result()
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: ArenaSlots) -> bool:
-        self._copier.submit(job_id, self._job(src_spec, dst_spec, self._store))
+        found = self._found(src_spec, dst_spec)
+        self._copier.submit(job_id, partial(self._copy_all, self._store, found))
         return True
 
     def submit_load(
@@ -61,11 +72,11 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
         dst_spec: GPULoadStoreSpec,
         expedited: bool = False,
     ) -> bool:
-        if expedited:  # vLLM waits for these within the step
-            found = self._found(dst_spec, src_spec)
-            self._copier.run_now(job_id, lambda: sum(self._load(*each) for each in found))
+        found = self._found(dst_spec, src_spec)
+        if expedited:  # vLLM waits for these within the step; the threads have others to do first
+            self._copier.run_now(job_id, lambda: sum(starmap(self._load, found)))
         else:
-            self._copier.submit(job_id, self._job(dst_spec, src_spec, self._load))
+            self._copier.submit(job_id, partial(self._copy_all, self._load, found))
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -87,21 +98,14 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
         self._copier.stop()
         self._threads.shutdown()
 
-    def _job(
-        self, blocks: GPULoadStoreSpec, slots: ArenaSlots, copy: Callable[[Part, Bytes], int]
-    ) -> Callable[[], int]:
-        """A job as a function. Raises UnknownArena or ValueError before anything is copied."""
-        found = self._found(blocks, slots)
-
-        def job() -> int:
-            copies = [self._threads.submit(copy, *each) for each in found]
-            wait(copies)  # once one has failed the others must not go on behind the job's end
-            return sum(each.result() for each in copies)
-
-        return job
-
-    def _found(self, blocks: GPULoadStoreSpec, slots: ArenaSlots) -> list[tuple[Part, Bytes]]:
+    def _found(self, blocks: GPULoadStoreSpec, slots: ArenaSlots) -> list[Place]:
+        """Where a job copies. Raises UnknownArena or ValueError before anything is copied."""
         return self._places.of(blocks, slots, self._arenas.of(slots.server))
+
+    def _copy_all(self, copy: Callable[[Part, Bytes], int], found: list[Place]) -> int:
+        copies = [self._threads.submit(copy, *each) for each in found]
+        wait(copies)  # once one has failed the others must not go on behind the job's end
+        return sum(each.result() for each in copies)
 
     def _store(self, part: Part, place: Bytes) -> int:
         self._places.clear_rest(part, place)
@@ -113,12 +117,13 @@ class CpuWorker(OffloadingWorker):  # type: ignore[misc]
     def _fields(self, part: Part, place: Bytes) -> Iterator[tuple[Bytes, Ids, Bytes]]:
         """vLLM's pages, which of them a part's blocks are, and their bytes in the slot."""
         last = part.first + len(part.blocks)
+        lowest, highest = part.blocks.min(), part.blocks.max()
         for field in self._places.fields[part.group]:
             pages = self._pages[field.tensor][:, : field.used]
             rows = self._places.rows(field, place)[part.first : last, : field.used]
             # Else numpy would repeat rows, or take others: it clips ids and wraps negative ones.
             assert rows.shape == (len(part.blocks), field.used)
-            assert part.blocks.min() >= 0 and part.blocks.max() < len(pages)
+            assert lowest >= 0 and highest < len(pages)
             yield pages, part.blocks, rows
 
 
