@@ -210,7 +210,9 @@ GROUPS = {
     ),
     "clients": Group("older lmcache clients into .venv/clients (once)", install_clients),
     "dynamo": Group(
-        "Dynamo into .venv/dynamo (once)", install_dynamo, ("etcd", "nats-server", *_OF_VLLM)
+        "Dynamo into .venv/dynamo (once)",
+        install_dynamo,
+        ("etcd", "nats-server", "ip", *_OF_VLLM),
     ),
     "storage": Group(
         "storage clients and servers for the L2 tests into .venv (once)",

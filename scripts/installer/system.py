@@ -11,7 +11,7 @@ from installer.steps import step
 from sidecar import shared_libraries
 
 # The package, where it is not called like its program.
-PACKAGES = {"etcd": "etcd-server", **shared_libraries.DEBIAN}
+PACKAGES = {"etcd": "etcd-server", "ip": "iproute2", **shared_libraries.DEBIAN}
 
 
 def missing(needs: Iterable[str]) -> list[str]:
