@@ -10,13 +10,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from bench import plot
 from bench.routing.report import LOADS, SIDES, SOURCES, figures
 from bench.routing.sides import Run
 
-_COLOURS = {False: "#9aa5b1", True: "#1f77b4"}
+_COLOURS = {False: plot.OTHERS, True: plot.OURS}
 _SOURCE_COLOURS = {"own_cache": "#2ca02c", "transferred": "#1f77b4", "computed": "#c0392b"}
-# Text as text, and the same bytes for the same runs.
-_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "routing", "font.size": 9}
+_STYLE = plot.STYLE | {"font.size": 9}
 
 
 def write(path: Path, runs: Sequence[Run]) -> None:
@@ -33,7 +33,7 @@ def write(path: Path, runs: Sequence[Run]) -> None:
         _draw_tokens(tokens, runs)
         for panel in (*waits, tokens):
             panel.spines[["top", "right"]].set_visible(False)
-        canvas.savefig(path, format="svg", metadata={"Date": None})
+        canvas.savefig(path, format="svg", metadata=plot.NO_DATE)
 
 
 def _draw_waits(panel: Any, runs: Sequence[Run]) -> None:
