@@ -8,11 +8,11 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 from bench import servers
+from bench.cases import LARGE_TOKENS
 from bench.client import LARGE, Pool, Request, Worker
 from bench.common import LIMIT, BenchError
 from bench.figures import Samples
 
-_TOKENS = 2_048  # 256 MiB
 _KEEP = ("--l1-keep-seconds", "600")
 
 
@@ -25,13 +25,14 @@ def measure(pool: Pool, l1_gb: int, logs: Path) -> Samples:
     with servers.running("ours", l1_gb, logs, _KEEP) as server:
         server.wait_populated()
         for number in (SIGTERM, SIGKILL):
-            ((source, target),) = pool.block_lists(_TOKENS, 1)
+            ((source, target),) = pool.block_lists(LARGE_TOKENS, 1)
             stored = _fill(server, pool, source, l1_gb)
             if number == SIGKILL:
                 _wait_digested(server)
             server.end(number)
             start = time.monotonic()
-            server.start()
+            server.spawn()
+            server.wait_ready()
             with closing(Worker(server.url, pool)) as worker:
                 known = worker.request(stored.tokens)
                 worker.lock(known)
@@ -46,8 +47,8 @@ def measure(pool: Pool, l1_gb: int, logs: Path) -> Samples:
 def _fill(server: servers.Server, pool: Pool, source: list[int], l1_gb: int) -> Request:
     """Stores these blocks as ever new prompts, one more than fit; the last prompt."""
     with closing(Worker(server.url, pool)) as worker:
-        for _ in range(l1_gb * 2**30 // LARGE.nbytes(_TOKENS) + 1):
-            request = worker.request(pool.tokens(_TOKENS))
+        for _ in range(l1_gb * 2**30 // LARGE.nbytes(LARGE_TOKENS) + 1):
+            request = worker.request(pool.tokens(LARGE_TOKENS))
             worker.store(request, source)
             worker.end(request)
     return request

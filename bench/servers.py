@@ -50,10 +50,10 @@ class Server:
     log: Path
     process: subprocess.Popen[bytes] = field(init=False)
     ready: Ready = field(init=False)
+    _spawned: float = field(init=False)
 
-    def start(self) -> None:
-        """Returns once both ports answer."""
-        start = time.monotonic()
+    def spawn(self) -> None:
+        self._spawned = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command(self.name), *self.arguments],
@@ -61,7 +61,10 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        self.ready = _wait_ready(self.process, self.port, self.http_port, start, self.log)
+
+    def wait_ready(self) -> None:
+        """Until both ports answer."""
+        self.ready = _wait_ready(self.process, self.port, self.http_port, self._spawned, self.log)
 
     def end(self, number: int) -> None:
         """By this signal."""
@@ -148,8 +151,9 @@ def running(name: str, l1_gb: float, log_dir: Path, flags: Sequence[str] = ()) -
         *flags,
     ]
     server = Server(name, arguments, port, http_port, shm_name, log_dir / f"{name}.log")
+    server.spawn()
     try:
-        server.start()
+        server.wait_ready()
         yield server
     finally:
         _stop(server.process)
