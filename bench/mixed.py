@@ -98,10 +98,16 @@ class Mixed:
         """Of something stored; the lookup before it is not counted."""
         worker, request = self.worker, self.random.choice(self.stored)
         again = worker.request(request.tokens)
-        worker.lock(again)
+        if not self.locked(again):
+            return 0.0
         seconds = worker.retrieve(again, self.target)
         worker.end(again)
         return seconds
+
+    def locked(self, request: Request) -> bool:
+        """It must be a hit."""
+        self.worker.lock(request)
+        return True
 
     def lookup(self) -> float:
         """Of something stored with a new tail."""

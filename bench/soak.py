@@ -16,7 +16,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from bench import crowd, idle, servers
-from bench.client import SMALL, Pool, Worker
+from bench.client import SMALL, Pool, Request, Worker
 from bench.common import LIMIT
 from bench.mixed import Mixed, phase
 
@@ -29,15 +29,11 @@ _SAMPLE_SECONDS = 30.0
 class _Churn(Mixed):
     misses = 0
 
-    def load(self) -> float:
+    def locked(self, request: Request) -> bool:
         """What has been evicted meanwhile is a miss."""
-        again = self.worker.request(self.random.choice(self.stored).tokens)
-        if not self.worker.try_lock(again, 0.0):
-            self.misses += 1
-            return 0.0
-        seconds = self.worker.retrieve(again, self.target)
-        self.worker.end(again)
-        return seconds
+        hit = self.worker.try_lock(request, 0.0)
+        self.misses += not hit
+        return hit
 
 
 def main() -> int:

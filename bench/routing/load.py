@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 
 from bench.common import BenchError
-from bench.routing.nodes import MODEL, Cluster
+from bench.routing.nodes import COUNT, MODEL, Cluster
 from examples.counters import vllm_counts
 
 USERS, TURNS = 4, 10
@@ -91,18 +91,18 @@ def converse(cluster: Cluster, at_once: int) -> Iterator[Turn]:
 
 
 def pass_others(cluster: Cluster, topic: str) -> None:
-    """Another prompt through each GPU: of two at once each worker gets one, but for chance.
+    """Another prompt through each GPU: of two at once each of two workers gets one, but for chance.
 
     Raises BenchError where one worker gets none of many.
     """
     workers: set[int] = set()
     for attempt in range(_ATTEMPTS):
-        texts = [prompt(f"other {topic}, {attempt}, {i}", OTHER_TOKENS) for i in range(2)]
-        with ThreadPoolExecutor(2) as pool:
-            workers |= {answer.worker for answer in pool.map(ask, [cluster.url] * 2, texts)}
-        if len(workers) == 2:
+        texts = [prompt(f"other {topic}, {attempt}, {i}", OTHER_TOKENS) for i in range(COUNT)]
+        with ThreadPoolExecutor(COUNT) as pool:
+            workers |= {answer.worker for answer in pool.map(ask, [cluster.url] * COUNT, texts)}
+        if len(workers) == COUNT:
             return
-    raise BenchError(f"of {2 * _ATTEMPTS} prompts, two at once, one worker got none")
+    raise BenchError(f"of {COUNT * _ATTEMPTS} prompts, {COUNT} at once, one worker got none")
 
 
 def _counts(cluster: Cluster) -> Counter[str]:

@@ -186,7 +186,7 @@ def run_faults(minutes: float, count: int, folder: Path, seed: int, findings: Fi
         other = Server(folder, l1_size_gb=0.25)
         stack.callback(other.stop)
         other.start(START_SECONDS)
-        before_any = _under_load(recomputed, other, random.Random(seed), minutes / 3, count)
+        other_harm = _under_load(recomputed, other, random.Random(seed), minutes / 3, count)
         other.stop()
         server.start(START_SECONDS)
         load = _Load(engines, texts, expected, findings)
@@ -195,7 +195,7 @@ def run_faults(minutes: float, count: int, folder: Path, seed: int, findings: Fi
         wait_until(lambda: _hit_again(engines, texts, before), "hits in the end", SETTLE_SECONDS)
         wait_until(lambda: nothing_is_held(server), "all pins are given back", 60)
         print(f"  faults: {dict(Counter(each.kind for each in harm))}")
-        _report(load, harm, recomputed, before_any)
+        _report(load, harm, recomputed, other_harm)
         for number, engine in enumerate(engines):
             print(f"  engine {number}: {loaded(engine)} tokens loaded")
 
