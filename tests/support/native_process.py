@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -124,15 +125,18 @@ def _worker(url: str, engine: str) -> None:
     from connectors.native.transfer import ArenaSlots
 
     class Held(CpuWorker):  # type: ignore[misc]
-        """Stops, with its process, after the first chunk of a store."""
+        """Stops, with its process, after the first chunk of a store, whichever thread has that."""
 
         def _store(self, *chunk: Any) -> int:
-            moved = super()._store(*chunk)
-            if not self.held:
-                self.held = True
-                os.kill(os.getpid(), signal.SIGSTOP)
+            with self.one_at_a_time:
+                moved = super()._store(*chunk)
+                if not self.held:
+                    self.held = True
+                    # To this thread: another one that took it could let this one go on for a while.
+                    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             return moved
 
+        one_at_a_time = threading.Lock()
         held = False
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
