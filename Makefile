@@ -23,7 +23,7 @@ help:
 	@echo "make bench     this server and lmcache's, side by side"
 	@echo "make gpu       tests and bench of GPU workers, on a machine with an NVIDIA GPU"
 	@echo "make gpu-quick the same in nine minutes, with a driver, Python and numpy alone"
-	@echo "               (WHEELS=folder of scripts/gpu_wheels.py, SECONDS=540, FROM=0)"
+	@echo "               (WHEELS=folder of scripts/gpu_wheels.py, SECONDS=540, FROM=0, NO_BATCHES=1)"
 	@echo "make k8s       the manifests of k8s/, rendered into build/k8s and checked"
 	@echo "make docs      the documentation as a site with search: build/site/index.html"
 	@echo "make dist      the wheels and the sdist, into dist/"
@@ -58,7 +58,7 @@ gpu:
 # Installs nothing: it is for a machine without a package index.
 gpu-quick:
 	@python3 -m tests.gpu.quick $(if $(WHEELS),--wheels $(WHEELS)) \
-		--seconds $(or $(SECONDS),540) --from $(or $(FROM),0)
+		--seconds $(or $(SECONDS),540) --from $(or $(FROM),0) $(if $(NO_BATCHES),--no-batches)
 
 k8s:
 	$(venv) base dev k8s

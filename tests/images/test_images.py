@@ -14,6 +14,7 @@ import pytest
 
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
+from sidecar.engines.cuda.library import OTHER_PLACES
 from tests.images.conftest import Buildah
 from tests.support.raw import RawClient
 from tests.support.server import REPO, SHM, free_port, wait_until
@@ -32,6 +33,9 @@ def test_what_the_image_says_of_itself(buildah: Buildah, server_image: str) -> N
     assert config["Entrypoint"] == ["kv-sidecar"]
     assert config["Healthcheck"]["Test"] == ["CMD", "kv-sidecar", "wait", "--timeout", "4"]
     assert list(config["ExposedPorts"]) == ["5555/tcp"]
+    # Where GKE's device plugin and WSL put the driver.
+    places = dict(each.split("=", 1) for each in config["Env"])["LD_LIBRARY_PATH"]
+    assert tuple(places.split(":")) == OTHER_PLACES
 
 
 def test_without_arguments_it_says_what_it_wants(

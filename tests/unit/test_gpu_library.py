@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.engines.cuda.driver import DriverError, plain_uuid
+from sidecar.engines.cuda import library
+from sidecar.engines.cuda.driver import DriverError, DriverMissing, plain_uuid
 from tests.support.fake_gpu import UUID
 from tests.support.server import REPO
 from tests.support.stub_libraries import stub_driver
@@ -96,3 +97,23 @@ def test_uuids_are_the_same_however_they_are_written(stub: dict[str, str]) -> No
 )
 def test_codes_that_cost_the_process(code: int, harmless: int) -> None:
     assert DriverError("a call", code).is_fatal is not bool(harmless)
+
+
+def test_a_driver_where_no_loader_looks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GKE, whose device plugin mounts it there."""
+    there, not_there = tmp_path / "there", tmp_path / "not there"
+    there.mkdir()
+    (there / "libcuda.so.1").touch()
+    monkeypatch.setattr(library, "OTHER_PLACES", (str(not_there), str(there)))
+
+    def none(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(library.ctypes, "CDLL", none)
+    with pytest.raises(DriverMissing, match=f"it is in {there}: add that to LD_LIBRARY_PATH"):
+        library.Library()
+    (there / "libcuda.so.1").unlink()
+    with pytest.raises(DriverMissing, match=r"cannot open shared object file$"):
+        library.Library()

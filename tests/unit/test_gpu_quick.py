@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 
 from scripts import gpu_wheels
 from tests.gpu.quick import cli, wheels
+from tests.gpu.quick.checks import stock_client
+from tests.gpu.quick.report import Report, WrongBytes
 from tests.gpu.quick.steps import SERVER, STEPS
 from tests.support.server import REPO, wait_until
 
@@ -101,6 +104,69 @@ def test_no_time_is_left(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(3, len(STEPS)))
     assert lines[0]["why"] == "no time left: --from 3"
     assert code == 2
+
+
+def test_a_step_that_the_total_cuts_off_has_not_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limit was longer. What it had found is kept."""
+    monkeypatch.setenv("QUICK_STEPS", "hang hang")
+    steps = [
+        replace(step, module="tests.support.quick_step", needs=(), seconds=600)
+        for step in STEPS[:2]
+    ]
+    code = cli.main(["--output", str(tmp_path), "--seconds", "12"], steps)
+    (folder,) = tmp_path.iterdir()
+    first, second = lines_in(folder)
+    assert [part["what"] for part in first["parts"]] == ["it has begun"]
+    for line in (first, second):
+        assert (line["verdict"], line["why"]) == ("skipped", f"no time left: --from {line['step']}")
+    assert code == 2
+
+
+def test_an_older_python_gets_one_line() -> None:
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(REPO)!r})
+sys.version_info, sys.version = (3, 10, 4), "3.10.4 (main)"
+runpy.run_module("tests.gpu.quick", run_name="__main__")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (result.stdout, result.stderr) == ("this needs Python 3.11 or newer, not 3.10.4\n", "")
+    assert result.returncode == 2
+
+
+STOCK = """
+def test_well(): pass
+def test_fails(): assert 1 == 2
+def test_differs(): assert {same}, "bytes differ"
+"""
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_is_made_of_the_stock_clients_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """By pytest itself; torch is made to see a GPU."""
+    differing = pytest.raises(WrongBytes, match=r"^test_fails, test_differs$")
+    torch = pytest.importorskip("torch", reason="needs torch: scripts/install.py engine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(stock_client, "_TESTS", "test_stock.py")
+    monkeypatch.chdir(tmp_path)
+    Path("test_stock.py").write_text(STOCK.format(same=same))
+    with Path("found").open("w") as found, nullcontext() if same else differing:
+        stock_client.run(Report(found))
+    if not same:
+        return
+    summary, failed = map(json.loads, Path("found").read_text().splitlines())
+    assert (summary["verdict"], failed["what"], failed["verdict"]) == (
+        "MISSED",
+        "test_fails",
+        "MISSED",
+    )
+    assert "1 failed, 2 passed" in summary["note"]
 
 
 def test_it_is_killed_in_the_middle(tmp_path: Path) -> None:

@@ -57,9 +57,13 @@ def test_other_handles_are_refused(memory: Any) -> None:
 
 def test_memory_that_cuda_ipc_cannot_share_is_refused_with_what_to_do() -> None:
     vmm = {"type": "cuda_vmm", **COMMON, "export_id": bytes(16)}
-    with pytest.raises(BadPayload, match="without expandable_segments"):
+    with pytest.raises(
+        BadPayload, match=r"without expandable_segments.*--no-enable-cumem-allocator"
+    ):
         decode(msgspec.msgpack.encode(vmm))
-    with pytest.raises(BadPayload, match="without expandable_segments"):
+    with pytest.raises(
+        BadPayload, match=r"without expandable_segments.*--no-enable-cumem-allocator"
+    ):
         memory_handle(torch_tensor(b"\2e" + HANDLE))
 
 

@@ -26,7 +26,7 @@ _BAD_BATCHES, _BAD_BATCHES_FROM = 13000, 10
 _MULTIPROCESSORS, _COMPUTE_CAPABILITY, _USES_MPS = 16, 75, 133  # CUdevice_attribute
 # Where GKE's device plugin and WSL put the driver, which no loader knows by itself. A path of ours
 # would not do: the driver looks for its compiler as the loader does.
-_OTHER_PLACES = ("/usr/local/nvidia/lib64", "/usr/lib/wsl/lib")
+OTHER_PLACES = ("/usr/local/nvidia/lib64", "/usr/lib/wsl/lib")
 
 
 class Library:
@@ -112,5 +112,5 @@ class Library:
 
 def _where_it_is() -> str:
     """What helps if the loader does not look where the driver is."""
-    found = [place for place in _OTHER_PLACES if Path(place, "libcuda.so.1").exists()]
+    found = [place for place in OTHER_PLACES if Path(place, "libcuda.so.1").exists()]
     return f"; it is in {found[0]}: add that to LD_LIBRARY_PATH" if found else ""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.gpu.quick import runner, tables, wheels
-from tests.gpu.quick.runner import BAD, REPO, Outcome
+from tests.gpu.quick.runner import BAD, HUNG, REPO, Outcome
 from tests.gpu.quick.steps import STEPS, Step
 
 _ENOUGH_SECONDS = 3.0  # below that a step is not begun
@@ -76,7 +76,7 @@ def _run(
         left = end - time.monotonic()
         why = no_driver
         if left < _ENOUGH_SECONDS:
-            why = f"no time left: --from {step.number}"
+            why = _no_time_for(step)
         elif step.is_of_batches and not environment["GPU_QUICK_BATCHES"]:
             why = "--no-batches"
         if why:
@@ -84,11 +84,17 @@ def _run(
             continue
         limit = step.seconds * (_SMALL_PATIENCE if options.small else 1)
         outcome = runner.run(step, folder, min(limit, left), environment)
+        if outcome.verdict == HUNG and left < limit:
+            outcome.verdict, outcome.why = "skipped", _no_time_for(step)
         if step.number == 0 and outcome.verdict == "skipped":
             no_driver = outcome.why
         if step.is_of_batches and outcome.verdict in BAD:
             environment["GPU_QUICK_BATCHES"] = ""
         yield outcome
+
+
+def _no_time_for(step: Step) -> str:
+    return f"no time left: --from {step.number}"
 
 
 def _code(outcomes: Sequence[Outcome]) -> int:

@@ -18,7 +18,8 @@ from tests.gpu.quick.report import MISSED
 from tests.gpu.quick.steps import Step
 
 REPO = Path(__file__).resolve().parents[3]
-BAD = ("WRONG BYTES", "HUNG", "CRASHED")
+HUNG = "HUNG"
+BAD = ("WRONG BYTES", HUNG, "CRASHED")
 _HELP = "scripts/gpu_wheels.py"
 _FIND = """
 import importlib.util, sys
@@ -95,7 +96,7 @@ def _outcome(step: Step, findings: Path, code: int | None, limit: float) -> Outc
     if end is not None:
         outcome.verdict, outcome.why = end["end"], end["why"]
     elif code is None:
-        outcome.verdict, outcome.why = "HUNG", f"no end in {limit:.0f} s{after}"
+        outcome.verdict, outcome.why = HUNG, f"no end in {limit:.0f} s{after}"
     else:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         outcome.verdict, outcome.why = "CRASHED", f"{how}{after}"

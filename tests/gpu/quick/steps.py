@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a server and a client made by hand import.
+# What a server and a minimal client import.
 SERVER = (
     *("blake3", "fastapi", "msgspec", "prometheus_client", "shtab", "uvicorn", "xxhash", "yaml"),
     "zmq",
@@ -28,7 +28,7 @@ STEPS = (
     Step(0, "what there is: packages, /dev/shm, driver, GPU", f"{_CHECKS}.machine", 20),
     Step(1, "handles and events between two processes", f"{_CHECKS}.sharing", 30),
     Step(2, "the kernels", f"{_CHECKS}.kernels", 30),
-    Step(3, "pinning, unpinned memory, handles of nothing", f"{_CHECKS}.pinning", 30),
+    Step(3, "pinning, unpinned memory, invalid handles", f"{_CHECKS}.pinning", 30),
     Step(4, "batches of copies", f"{_CHECKS}.batches", 30, is_of_batches=True),
     Step(5, "the server: every byte, 384 B to 128 KiB", f"{_CHECKS}.round_trips", 60, SERVER),
     Step(6, "the order of copies and events", f"{_CHECKS}.order", 40, SERVER),
