@@ -23,16 +23,21 @@ class Chunk(NamedTuple):
 def chunks_of(
     core: Core, instance: Instance, key: CacheKey, block_ids: list[list[int]]
 ) -> tuple[list[Chunk], list[bytes]]:
-    """The chunks of `[start, end)` that have blocks, and the hashes of the sequence to `end`.
+    """The chunks of `[start, end)` that can be stored, and the hashes of the sequence to `end`.
+
+    What lacks a block of a group without a window is nobody's prefix. Clients do not tell every
+    window: of chunked-local attention, and before 0.5.5 of any (lmcache 0.5.6,
+    `kv_cache_groups.py`).
 
     Raises as `block_tables` does.
     """
     tables, hashes = block_tables(core, instance, key, block_ids), core.hashes(key, key.end)
     null, chunks = core.config.null_block_id, []
+    windowed = frozenset(group for group, _ in instance.windows)
     for row, chunk in enumerate(core.aligned_range(key)):
         blocks = [table[row] for table in tables]
-        if not all_null(core, blocks):
-            missing = frozenset(g for g, _ in instance.windows if (blocks[g] == null).any())
+        missing = frozenset(g for g, ids in enumerate(blocks) if (ids == null).any())
+        if missing <= windowed and not all_null(core, blocks):
             chunks.append(Chunk(hashes[chunk], blocks, missing))
     return chunks, hashes
 

@@ -181,6 +181,28 @@ def test_null_in_every_group_is_not_stored(rig: Rig) -> None:
     scheduler.free(tokens, 0, rig.chunk)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_null_in_a_group_without_a_window_is_not_stored(rig: Rig, groups: int) -> None:
+    """A window that the client does not tell: what vLLM has given up is nobody's prefix."""
+    caches = [one_group(FUSED, seed=1 + group) for group in range(groups)]
+    worker, scheduler = rig.worker(merge(*caches)), rig.scheduler()
+    tokens, source = rig.tokens(3), rig.blocks(worker, 3)
+    per_chunk = len(source[-1]) // 3
+    origin = worker.cache.image()
+    for name, stored in (("begin", 0), ("middle", 1)):
+        lacking = source[-1].copy()
+        lacking[stored * per_chunk] = 0
+        other = rig.tokens(3, variant=stored + 1)
+        assert worker.store(other, [*source[:-1], lacking])
+        assert scheduler.lookup(other, name) == stored
+        scheduler.free(other, 0, stored * rig.chunk, name)
+    assert worker.store(tokens, source)
+    assert scheduler.lookup(tokens) == 3
+    before, target = worker.cache.image(), rig.blocks(worker, 3, first=20)
+    assert worker.retrieve(tokens, target)
+    expect_moved(worker, before, origin, source, target)
+
+
 def test_skipped_tokens_of_groups_of_different_block_sizes(rig: Rig) -> None:
     cache = merge(one_group(FUSED, seed=1, slots=32), one_group(FUSED, seed=2, slots=16))
     worker = rig.worker(cache)

@@ -14,7 +14,9 @@ from sidecar.commands.doctor.worker.invocation import Invocation
 # a worker registers.
 _WEIGHTS = (
     "--hf-overrides", "--hf-config-path", "--revision", "--code-revision", "--quantization",
-    "--quantization-config", "--load-format", "--model-class-overrides",
+    "--quantization-config", "--load-format", "--model-class-overrides", "--kv-cache-dtype",
+    "--kv-cache-dtype-skip-layers", "--calculate-kv-scales", "--cp-kv-cache-interleave-size",
+    "--dcp-kv-cache-interleave-size",
 )  # fmt: skip
 
 
