@@ -14,6 +14,7 @@ from tests.support.fake_gpu import SHM
 from tests.support.gpu_site import SOURCE, TARGET, gpu_server  # noqa: F401
 from tests.support.gpu_worker import Event, GpuPool
 from tests.support.old_clients import Process
+from tests.support.releases import RELEASES
 from tests.support.server import Server
 
 TOKENS = list(range(1, 129))
@@ -40,7 +41,7 @@ def has_happened(event: str) -> bool:
     return len(event) == 128 and (SHM / name).read_bytes() == b"\1"
 
 
-@pytest.mark.parametrize("release", ["0.4.5", "0.4.6", "0.4.7", "0.5.2", "0.5.4", "0.5.5"])
+@pytest.mark.parametrize("release", RELEASES)
 def test_a_worker_on_a_gpu(gpu_server: Server, pool: GpuPool, release: str) -> None:  # noqa: F811
     tells_events = release < "0.5.5"
     client, done = Process(release, "old_gpu_client.py"), Event(done=True)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("lmcache", reason="the stock client is not installed")
 
-from tests.support.old_clients import ENGINE, HANDLE, SLOTS, OldClient
+from tests.support.old_clients import ENGINE, HANDLE, OldClient, blocks_of
 from tests.support.raw import RawClient, encode
 from tests.support.releases import RELEASES
 from tests.support.server import CHUNK_SIZE, Server, free_port, wait_until
@@ -54,6 +54,12 @@ def test_store_find_load_and_a_restart_in_the_middle(
         own_server.start()
         wait_for_worker(own_server, client)
         client.round_trip(tokens(2), "after")
+        wanted = tokens(2)
+        assert client.call("store", wanted, blocks_of(wanted, "freed")[0], "freed-s")
+        assert client.call("lookup", wanted, "freed") == 2
+        client.call("free", wanted, "freed")  # vLLM has computed it meanwhile
+        own_server.assert_no_leases()
+        client.call("end", wanted, "freed")
         client.call("shutdown")
         own_server.assert_no_leases()
 
@@ -71,26 +77,26 @@ def is_served(client: OldClient) -> bool:
     """The first requests on a new connection may miss: a stock client waits for none."""
     prompt = tokens(1)
     request = f"probe-{prompt[0]}"
-    client.call("store", prompt, list(range(1, 1 + len(prompt) // SLOTS)), f"{request}-s")
+    client.call("store", prompt, blocks_of(prompt, request)[0], f"{request}-s")
     found = client.call("lookup", prompt, request)
     client.call("end", prompt, request)
     return bool(found == 1)
 
 
 def test_generations_share_one_server_and_what_it_holds(
-    connect: Callable[[str], OldClient], own_server: Server
+    connect: Callable[[str | None], OldClient], own_server: Server
 ) -> None:
-    """Three at a time, of three tables; the layout is the same, so hits go across.
+    """Four at a time, of four tables; the layout is the same, so hits go across.
 
     Not with engine-driven workers: releases view an object in different shapes there.
     """
-    clients = [connect(release) for release in ("0.4.7", "0.5.2", "0.5.5")]
+    clients = [connect(release) for release in ("0.4.7", "0.5.2", "0.5.5", None)]
     for seed, client in enumerate(clients):
         client.start(own_server.url, "shared", HANDLE, seed=seed)
     for number, writer in enumerate(clients):
         prompt = tokens(3)
         writer.round_trip(prompt, f"w{number}")
-        source, target = list(range(1, 13)), list(range(25, 37))
+        source, target = blocks_of(prompt, f"w{number}")
         wanted = writer.call("digest", source)
         for reader in clients:
             request = f"r{number}-{id(reader)}"
@@ -137,6 +143,19 @@ def test_a_port_of_its_own_for_a_release(
     old.start(f"tcp://127.0.0.1:{port}", "m", HANDLE)
     old.round_trip(tokens(2), "r")
     assert [worker["lmcache"] for worker in server.status()["workers"]] == ["0.4.7"]
+    old.call("shutdown")
+
+
+def test_a_release_that_is_fixed(
+    connect: Callable[[str], OldClient], new_server: Callable[..., Server]
+) -> None:
+    """On the server's own port."""
+    server = new_server("--client-generation", "0.5.2").start()
+    old = connect("0.5.2")
+    old.start(server.url, "m", HANDLE)
+    old.round_trip(tokens(2), "r")
+    assert [worker["lmcache"] for worker in server.status()["workers"]] == ["0.5.0-0.5.2"]
+    old.call("shutdown")
 
 
 def test_a_client_that_was_told_to_give_up_loads_again_later(

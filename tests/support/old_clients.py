@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import Any
 from tests.support.releases import folder
 
 HANDLE, ENGINE = "handle", "engine"
-SLOTS = 16
+BLOCKS, SLOTS = 48, 16  # as in old_client.py
 # What LMCACHE_MP_TRANSFER_MODE is set to.
 _MODES = {HANDLE: "lmcache_driven", ENGINE: "engine_driven"}
 _MODES_OF_0_4_7 = {HANDLE: "handle", ENGINE: "data"}
 
 
 class Process:
-    """A program of tests/support that runs with one release; `call` calls a method there."""
+    """A program of tests/support that runs with one release; `call` calls a method there.
 
-    def __init__(self, release: str, program: str) -> None:
+    Without a release it is the installed one's.
+    """
+
+    def __init__(self, release: str | None, program: str) -> None:
         environment = os.environ | {
-            "PYTHONPATH": str(folder(release)),
+            "PYTHONPATH": str(folder(release)) if release else "",
             "LMCACHE_DISABLE_BANNER": "1",
             "LMCACHE_TRACK_USAGE": "false",
             "LMCACHE_LOG_LEVEL": "CRITICAL",
@@ -48,10 +52,17 @@ class Process:
         self.process.wait(timeout=60)
 
 
+def blocks_of(tokens: list[int], request: str) -> tuple[list[int], list[int]]:
+    """Random blocks to store the tokens from and to load them into, the same for one request."""
+    count = len(tokens) // SLOTS
+    blocks = random.Random(request).sample(range(1, BLOCKS), 2 * count)
+    return blocks[:count], blocks[count:]
+
+
 class OldClient(Process):
     """A worker and a scheduler of one release; its methods are those of `old_client.Client`."""
 
-    def __init__(self, release: str) -> None:
+    def __init__(self, release: str | None) -> None:
         self._modes = _MODES_OF_0_4_7 if release == "0.4.7" else _MODES
         super().__init__(release, "old_client.py")
 
@@ -62,9 +73,7 @@ class OldClient(Process):
 
     def round_trip(self, tokens: list[int], request: str, stored: bool = False) -> None:
         """Store, find, load into other blocks: byte for byte. `stored`: it is there already."""
-        count = len(tokens) // SLOTS
-        source = list(range(1, 1 + count))
-        target = list(range(1 + count, 1 + 2 * count))
+        source, target = blocks_of(tokens, request)
         if not stored:
             assert self.call("store", tokens, source, f"{request}-s")
         wanted = self.call("digest", source)
