@@ -148,7 +148,7 @@ FIGURES = [
     Figure("ttft_native", "  the same prompts again, from L1", "s", "ttft"),
     Figure(
         "replay_hits",
-        "1,200 requests of a conversation trace, L1 of half their size: tokens hit",
+        "1,200 requests of a conversation trace, L1 of a quarter of them: tokens hit",
         "%",
         "replay",
         Target(times_peer=1),

@@ -17,7 +17,7 @@ from bench.client import BLOCK_TOKENS, CHUNK_TOKENS, VOCABULARY, Request, Worker
 from bench.figures import Samples
 
 TRACE = Path(__file__).parent / "traces" / "conversation.jsonl.gz"
-# Half of what the requests have of chunks of 8 KiB, so that what is kept decides.
+# A quarter of what the requests ask for in chunks of 8 KiB, so that what is kept decides.
 L1_GB = 0.12
 _TOKENS_AN_ID = 512
 

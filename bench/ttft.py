@@ -16,7 +16,7 @@ from connectors.lmcache_mp import CacheServer
 from connectors.offloading import NativeServer
 from examples.demo.client import Completion, complete
 from examples.demo.engine import start_engine
-from examples.demo.model import make_model
+from launch.tiny_model import make_model
 
 _L1_GB = 4
 _PROMPTS = 8

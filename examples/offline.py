@@ -5,7 +5,7 @@
     python -m examples.offline --model Qwen/Qwen3-0.6B
 
 The first run computes its prompt and stores the KV, the second takes it from the sidecar and says
-the same: nothing else outlives the first. Without a GPU, `python -m examples.demo.model DIR` makes
+the same: nothing else outlives the first. Without a GPU, `python -m launch.tiny_model DIR` makes
 a model that is small enough; with `--dtype float32` its output is equal to the last bit.
 """
 

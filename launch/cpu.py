@@ -24,7 +24,7 @@ def no_small_model() -> str:
 def small_model(directory: Path) -> None:
     """Make a 6 MB model in `directory`, as every stack does anew."""
     # numpy and safetensors: only where a model is made.
-    from examples.demo.model import make_model
+    from launch.tiny_model import make_model
 
     make_model(directory, hidden=256, layers=4)
 

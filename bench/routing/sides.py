@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.common import BenchError
 from bench.routing.load import USERS, Turn, converse
 from bench.routing.nodes import Plan, running
-from examples.demo.model import make_model
+from launch.tiny_model import make_model
 
 # Of a worker's GPU: one prompt of the greatest length.
 GPU_BLOCKS = 34

@@ -110,7 +110,7 @@ def _python(words: Words) -> None:
     module, arguments = words[1], words[2:]
     if module == "dynamo.vllm":
         assert json.loads(arguments[arguments.index("--kv-transfer-config") + 1])
-    elif module == "examples.demo.model":
+    elif module == "launch.tiny_model":
         assert len(arguments) == 1
     else:
         flags = {word for word in arguments if word.startswith("--")}

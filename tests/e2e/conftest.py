@@ -13,8 +13,8 @@ from connectors import roles
 from connectors.lmcache_mp import CacheServer, TransferMode
 from examples.demo.client import Completion, complete
 from examples.demo.engine import Engine, start_engine
-from examples.demo.model import make_model
 from launch import processes, shared_memory
+from launch.tiny_model import make_model
 from tests.support.server import Server
 
 CHUNK_SIZE = 256

@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 from examples.counters import counter
 from examples.demo.engine import Engine
-from examples.demo.model import make_model
+from launch.tiny_model import make_model
 from tests.support.native_vllm import (
     BLOCK,
     Answer,

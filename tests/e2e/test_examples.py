@@ -131,7 +131,6 @@ def test_a_url_of_something_else_is_told(parts: Parts) -> None:
         ("chat", ["--sidecar-url"], "refused"),
         ("gain", ["--prefixes", "0"], "at least 1"),
         ("gain", ["--base-url"], "refused"),
-        ("demo.model", ["/"], "/ exists"),
     ],
 )
 def test_wrong_usage_is_one_line(name: str, arguments: list[str], why: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from examples.demo.model import (
+from launch.tiny_model import (
     HEAD_SIZE,
     VOCABULARY,
     Shapes,

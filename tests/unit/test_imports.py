@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "sidecar": {"connectors"},
     "launch": {
         *("connectors", "sidecar.addresses", "sidecar.commands", "sidecar.config"),
-        *("sidecar.shared_libraries", "examples.demo.model"),
+        "sidecar.shared_libraries",
     },
 }
 

@@ -495,3 +495,10 @@ def test_a_run_directory_that_does_not_do(
     monkeypatch.setenv("LAUNCH_RUN_DIR", path)
     assert cli.main(["agg", "--dry-run"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_small_model_is_never_written_over_something(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.tiny_model", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tiny_model.py: {tmp_path} exists\n"

@@ -1,8 +1,9 @@
 """A model made on the spot: a Llama with random weights and one token per byte of text.
 
-`python -m examples.demo.model DIR` makes one of 50 MB.
+`python -m launch.tiny_model DIR` makes one of 50 MB.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-from examples.usage import Parser
 
 Shapes = dict[str, tuple[int, ...]]
 HEAD_SIZE = 64
@@ -139,11 +138,11 @@ def write_tokenizer(directory: Path) -> None:
 
 
 def main() -> None:
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where; it is made, too")
     directory = parser.parse_args().directory
     if directory.exists():
-        parser.error(f"{directory} exists")
+        parser.exit(2, f"{parser.prog}: {directory} exists\n")
     make_model(directory, hidden=512, layers=8)
 
 
