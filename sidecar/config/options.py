@@ -136,7 +136,10 @@ class Config:
         "seconds of silence after which a worker that has sent heartbeats is dropped; 0 = never",
     )
     worker_registration_grace_seconds: float = _option(
-        "mp", _SECONDS, 3600.0, "seconds after which a disconnected worker is dropped; more than 30 count as 30"
+        "mp",
+        _SECONDS,
+        3600.0,
+        "seconds after which a disconnected worker is dropped; more than 30 count as 30",
     )
     l1_size_gb: float = field(
         metadata={"option": Option(values.size_gib, "size of L1 in GiB (required)", "l1")}
