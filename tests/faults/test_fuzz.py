@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sidecar.wire.generations import NEWEST
 from tests.support.raw import (
     EVENT,
     OPERATIONS,
@@ -171,6 +172,13 @@ def drain(client: RawClient, until: bytes) -> int:
         count += 1
         if reply[0] == until:
             return count
+
+
+def test_every_operation_is_among_the_seeds() -> None:
+    pool = RawPool()
+    pool.unlink()
+    names = {name for name, _ in seeds(pool, 1)}
+    assert names >= {op.name for op in NEWEST.table.operations().values() if op.served}
 
 
 def test_a_hundred_thousand_messages(server: Server, still_serves: Callable[[], None]) -> None:
