@@ -12,13 +12,13 @@ from pathlib import Path
 from connectors import roles
 from connectors.lmcache_mp import CacheServer
 from examples.counters import wait_stored
+from launch.tiny_model import make_model
 from sidecar import shared_libraries
 
 from . import report
 from .client import complete, request_body
 from .engine import Engine, start_engine
 from .measure import MAX_TOKENS, Measured, measure
-from .model import make_model
 from .process import ProcessFailed
 from .progress import Progress
 from .sidecar import CHUNK_SIZE, Sidecar, start_sidecar
