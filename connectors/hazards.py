@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from connectors import lmcache_mp, vllm_options
 from connectors.arguments import by_name, is_off
 from connectors.errors import ConnectorError
-from connectors.model_file import is_latent, is_multimodal
+from connectors.model_file import is_latent, is_multimodal, is_recurrent
 from connectors.versions import Installed, meets
 from connectors.worker import Command, Worker, connectors_of
 
@@ -81,6 +81,23 @@ def of_images(options: Options, have: Installed | None) -> Hazard | None:
     )
 
 
+def of_recurrent_model(have: Installed | None) -> Hazard | None:
+    """A model with recurrent state with a client that registers it as if it were KV.
+
+    `EngineGroupInfo.recurrent_state` is of lmcache 0.5.5; the sidecar refuses several KV groups of
+    older ones, and cannot tell what a single one holds.
+    """
+    client = have.get("lmcache") if have else None
+    if client is None or meets(client, "0.5.5"):
+        return None
+    return Hazard(
+        f"a model with recurrent state with lmcache {client}",
+        "before 0.5.5 the client does not say which layers are recurrent, and what is stored of "
+        "them is no prefix's",
+        "pip install 'lmcache>=0.5.5'",
+    )
+
+
 def check(
     worker: Worker, command: Command, have: Installed | None, salted: bool, python: str
 ) -> list[str]:
@@ -104,6 +121,8 @@ def check(
         found += [latent] if is_latent(worker.model) else []
     if images := of_images(options, have):
         found += [images] if is_multimodal(worker.model) else []
+    if recurrent := of_recurrent_model(have):
+        found += [recurrent] if is_recurrent(worker.model) else []
     for hazard in found:
         if not (salted and hazard.salts_help):
             raise ConnectorError(f"{hazard.what}: {hazard.why}: {hazard.do}")

@@ -46,6 +46,14 @@ def is_latent(model: str) -> bool:
         return False
 
 
+def is_recurrent(model: str) -> bool:
+    """Whether the directory `model` says recurrent state; False as in `is_latent`."""
+    try:
+        return bool(model) and read(Path(model)).recurrent_layers > 0
+    except ConnectorError:
+        return False
+
+
 def is_multimodal(model: str) -> bool:
     """Whether the directory `model` says that it takes more than text; False as in `is_latent`."""
     try:

@@ -251,3 +251,18 @@ QWEN2_5_OMNI_7B: dict[str, Any] = {
     },
     "torch_dtype": "bfloat16",
 }
+
+# Not a published one: what a small one of its family says.
+MAMBA2: dict[str, Any] = {
+    "architectures": ["Mamba2ForCausalLM"],
+    "model_type": "mamba2",
+    "conv_kernel": 4,
+    "expand": 2,
+    "head_dim": 64,
+    "hidden_size": 256,
+    "n_groups": 8,
+    "num_heads": 8,
+    "num_hidden_layers": 4,
+    "state_size": 128,
+    "torch_dtype": "float16",
+}

@@ -23,7 +23,7 @@ from sidecar.commands.doctor.finding import Finding
 from sidecar.commands.doctor.worker.invocation import parse
 from sidecar.commands.doctor.worker.reading import as_vllm_reads_it
 from tests.support.doctor import CURRENT, around, doctor
-from tests.support.models import DEEPSEEK_V3, GEMMA3_4B
+from tests.support.models import DEEPSEEK_V3, FALCON_H1_1B, GEMMA3_4B, MAMBA2
 
 Config = dict[str, Any]
 CLIENT = kv_transfer_config(CacheServer())
@@ -355,7 +355,7 @@ def test_every_check_has_a_trap() -> None:
         triggered |= {each for each in worker.CHECKS if each(invocation, looked)}
     # They depend on more than the command, and have tests of their own below.
     missing = {each.__name__ for each in set(worker.CHECKS) - triggered}
-    alone = {"transfer_mode", "name_of_the_mode", "latent_on_a_cpu", "images"}
+    alone = {"transfer_mode", "name_of_the_mode", "latent_on_a_cpu", "images", "recurrent"}
     assert missing == alone
 
 
@@ -384,6 +384,18 @@ def test_images_with_a_client_whose_keys_do_not_hold_them(tmp_path: Path) -> Non
     assert examined([*line, "--language-model-only"], installed=old) == []
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
     assert examined(line, installed=old) == []
+
+
+@pytest.mark.parametrize("config", [FALCON_H1_1B, MAMBA2], ids=["hybrid", "states alone"])
+def test_recurrent_state_with_a_client_that_does_not_tell_it(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = ["vllm", "serve", str(tmp_path), *vllm(CLIENT)[3:]]
+    (found,) = examined(line, installed={"lmcache": "0.5.4"})
+    assert found.check == "a model with recurrent state with lmcache 0.5.4"
+    assert found.level == "problem" and "0.5.5" in found.do
+    assert examined(line) == []
 
 
 def test_what_decides_weights_is_named() -> None:

@@ -17,7 +17,7 @@ from connectors.worker import DEFAULT_PORTS, Worker, command
 from launch import options as launch_options
 from launch.build import build
 from sidecar.cli import main
-from tests.support.models import DEEPSEEK_V3, GEMMA3_4B, LLAMA_8B
+from tests.support.models import DEEPSEEK_V3, FALCON_H1_1B, GEMMA3_4B, LLAMA_8B
 from tests.unit.test_launch import FREE, gpu_machine  # noqa: F401
 
 CPU = {"vllm": "0.32.0+cpu", "lmcache": "0.5.6", "nixl": "1.5.1", "ai-dynamo": "1.6.1"}
@@ -107,8 +107,15 @@ def test_mla_in_handle_mode_on_a_cpu_is_refused(
 
 
 @pytest.mark.parametrize(("client", "refused"), [("0.5.2", 1), ("0.5.4", 1), ("0.5.5", 0)])
-def test_images_with_an_old_client_are_refused(client: str, refused: int, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(GEMMA3_4B))
+@pytest.mark.parametrize(
+    ("config", "why", "salts_help"),
+    [(GEMMA3_4B, "one image", True), (FALCON_H1_1B, "which layers are recurrent", False)],
+    ids=["images", "recurrent"],
+)
+def test_what_old_clients_do_not_tell_is_refused(
+    client: str, refused: int, config: dict[str, Any], why: str, salts_help: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
     made = Worker(
         model=str(tmp_path),
         role="aggregated",
@@ -118,9 +125,10 @@ def test_images_with_an_old_client_are_refused(client: str, refused: int, tmp_pa
         nixl=Nixl(),
     )
     have = {**CPU, "lmcache": client}
-    with pytest.raises(ConnectorError, match="one image") if refused else nullcontext():
-        hazards.check(made, command(made), have, salted=False, python="")
-    assert hazards.check(made, command(made), have, salted=True, python="") == []
+    for salted in (False, True):
+        refuses = refused and not (salted and salts_help)
+        with pytest.raises(ConnectorError, match=why) if refuses else nullcontext():
+            assert hazards.check(made, command(made), have, salted=salted, python="") == []
 
 
 @pytest.mark.usefixtures("gpu_machine")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from connectors import hazards, lmcache_mp
 from connectors.hazards import Hazard, Options
-from connectors.model_file import is_latent, is_multimodal
+from connectors.model_file import is_latent, is_multimodal, is_recurrent
 from sidecar.commands.doctor.finding import Finding, ok, problem
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.invocation import Invocation
@@ -52,6 +52,13 @@ def images(worker: Invocation, around: Surroundings) -> Finding | None:
     return _of_options(worker, around, lambda options: hazards.of_images(options, around.installed))
 
 
+def recurrent(worker: Invocation, around: Surroundings) -> Finding | None:
+    """Recurrent state, by clients that do not say which layers have it."""
+    if not is_recurrent(worker.model):
+        return None
+    return _of_options(worker, around, lambda _: hazards.of_recurrent_model(around.installed))
+
+
 def same_weights(worker: Invocation) -> Iterator[Finding]:
     """Options that workers of one model name must have in common."""
     given = [name for name in _WEIGHTS if name in worker.options]
@@ -76,4 +83,4 @@ def _finding(hazard: Hazard) -> Finding:
     return problem(hazard.what, "wrong KV is loaded", hazard.why, hazard.do)
 
 
-CHECKS = (adapters, embeddings, counted_images, latent_on_a_cpu, images)
+CHECKS = (adapters, embeddings, counted_images, latent_on_a_cpu, images, recurrent)
