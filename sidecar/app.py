@@ -105,6 +105,8 @@ class App:
             trace_ratio=config.trace_sample_ratio,
         )
         check_threads(config.max_workers + _OTHER_THREADS)
+        # An earlier server may have left a million objects; the collector would walk their records.
+        gc.disable()
         keep = config.l1_keep_seconds
         name = config.shm_name or secrets.token_hex(4)
         self._segment = Segment(name, config.l1_size_bytes, keep)
@@ -159,6 +161,7 @@ class App:
         # What there is now stays; the collector, which stops everybody, need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         self._announce()
 
     def _build_head(self) -> Head:
