@@ -26,7 +26,7 @@ from sidecar.cache.records import Head, head_of
 from sidecar.cache.recovery import Legacy, inherited, open_journal, restore
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
-from sidecar.engines.attachments import Attachments
+from sidecar.engines.attachments import Attachments, watch_shared_memory
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.cuda.numa import gpu_nodes, place
@@ -109,6 +109,7 @@ class App:
         gc.disable()
         keep = config.l1_keep_seconds
         name = config.shm_name or secrets.token_hex(4)
+        self._watch = watch_shared_memory()
         self._segment = Segment(name, config.l1_size_bytes, keep)
         self._abandon = self._segment.leave if keep else self._segment.remove
         self._taken.callback(self._abandon)
@@ -209,7 +210,7 @@ class App:
         return Core(
             config=config,
             arena=self._arena,
-            attachments=Attachments(self._segment),
+            attachments=Attachments(self._segment, self._watch),
             l1=l1,
             leases=leases,
             registry=Registry(),
