@@ -118,7 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="how often each server is started (3)")
     parser.add_argument("--server", choices=("ours", "peer", "both"), default="both")
     parser.add_argument(
-        "--objects", type=int, default=200_000, help="of the case many; 1,000,000 fit (200,000)"
+        "--objects",
+        type=int,
+        default=200_000,
+        help="tiny ones, of the cases many and restart; 1,000,000 fit (200,000)",
     )
     parser.add_argument("--l1-gb", type=int, default=6, help="L1 of each server, in GiB (6)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -171,7 +174,7 @@ def _one_server(name: str, settings: Settings, pools: Pools, logs: Path, last: b
         samples |= _l1_cases(name, settings, pools, logs, last)
     last = last or set(settings.cases) <= APART
     if "restart" in settings.cases and last and name == "ours":  # the peer's L1 ends with it
-        samples |= restart.measure(pools.large, settings.l1_gb, logs)
+        samples |= restart.measure(pools.large, settings.l1_gb, settings.many_objects, logs)
     if "ttft" in settings.cases and last and name == "ours":  # the peer has one client alone
         samples |= ttft.measure(logs)
     if "replay" in settings.cases and last:

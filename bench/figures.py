@@ -217,6 +217,7 @@ FIGURES += [
         Target(at_most=5),
     ),
     Figure("restart_sigkill", "  after SIGKILL", "s", "restart", Target(at_most=5)),
+    Figure("restart_many", "  very many objects, after SIGTERM", "s", "restart"),
 ]
 
 L2 = {

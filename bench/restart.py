@@ -5,50 +5,66 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGTERM, Signals
 
 from bench import servers
 from bench.cases import LARGE_TOKENS
-from bench.client import LARGE, Pool, Request, Worker
+from bench.client import CHUNK_TOKENS, LARGE, POINT, Pool, Request, Worker
 from bench.common import LIMIT, BenchError
 from bench.figures import Samples
 
 _KEEP = ("--l1-keep-seconds", "600")
+_TINY_TOKENS = 131_072
 
 
-def measure(pool: Pool, l1_gb: int, logs: Path) -> Samples:
+def measure(pool: Pool, l1_gb: int, objects: int, logs: Path) -> Samples:
     """Seconds from the spawn of the successor to its first hit, retrieved. The bytes are compared.
 
-    The peer's L1 ends with it.
+    In the end with so many tiny `objects`. The peer's L1 ends with it.
     """
     samples: Samples = {}
     with servers.running("ours", l1_gb, logs, _KEEP) as server:
         server.wait_populated()
+        one_more_than_fits = l1_gb * 2**30 // LARGE.nbytes(LARGE_TOKENS) + 1
         for number in (SIGTERM, SIGKILL):
-            ((source, target),) = pool.block_lists(LARGE_TOKENS, 1)
-            stored = _fill(server, pool, source, l1_gb)
-            if number == SIGKILL:
-                _wait_digested(server)
-            server.end(number)
-            start = time.monotonic()
-            server.spawn()
-            server.wait_ready()
-            with closing(Worker(server.url, pool)) as worker:
-                known = worker.request(stored.tokens)
-                worker.lock(known)
-                worker.retrieve(known, target)
-                seconds = time.monotonic() - start
-                worker.end(known)
-            pool.check_equal(source, target)
+            seconds = _first_hit(server, pool, number, LARGE_TOKENS, one_more_than_fits)
             samples[f"restart_{number.name.lower()}"] = [seconds]
+    with closing(Pool(POINT)) as tiny, servers.running("ours", l1_gb, logs, _KEEP) as server:
+        server.wait_populated()
+        prompts = -(-objects * CHUNK_TOKENS // _TINY_TOKENS)
+        samples["restart_many"] = [_first_hit(server, tiny, SIGTERM, _TINY_TOKENS, prompts)]
     return samples
 
 
-def _fill(server: servers.Server, pool: Pool, source: list[int], l1_gb: int) -> Request:
-    """Stores these blocks as ever new prompts, one more than fit; the last prompt."""
+def _first_hit(
+    server: servers.Server, pool: Pool, end: Signals, tokens: int, prompts: int
+) -> float:
+    """Of the last of so many new prompts, which the earlier server has stored; in seconds."""
+    ((source, target),) = pool.block_lists(tokens, 1)
+    stored = _fill(server, pool, source, tokens, prompts)
+    if end == SIGKILL:
+        _wait_digested(server)
+    server.end(end)
+    start = time.monotonic()
+    server.spawn()
+    server.wait_ready()
     with closing(Worker(server.url, pool)) as worker:
-        for _ in range(l1_gb * 2**30 // LARGE.nbytes(LARGE_TOKENS) + 1):
-            request = worker.request(pool.tokens(LARGE_TOKENS))
+        known = worker.request(stored.tokens)
+        worker.lock(known)
+        worker.retrieve(known, target)
+        seconds = time.monotonic() - start
+        worker.end(known)
+    pool.check_equal(source, target)
+    return seconds
+
+
+def _fill(
+    server: servers.Server, pool: Pool, source: list[int], tokens: int, prompts: int
+) -> Request:
+    """Stores these blocks as ever new prompts; the last one."""
+    with closing(Worker(server.url, pool)) as worker:
+        for _ in range(prompts):
+            request = worker.request(pool.tokens(tokens))
             worker.store(request, source)
             worker.end(request)
     return request

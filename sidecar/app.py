@@ -26,7 +26,7 @@ from sidecar.cache.records import Head, head_of
 from sidecar.cache.recovery import Legacy, inherited, open_journal, restore
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.config import Config
-from sidecar.engines.attachments import Attachments
+from sidecar.engines.attachments import Attachments, watch_shared_memory
 from sidecar.engines.copier import CopyPool
 from sidecar.engines.cuda.gpus import Gpus
 from sidecar.engines.cuda.numa import gpu_nodes, place
@@ -105,8 +105,11 @@ class App:
             trace_ratio=config.trace_sample_ratio,
         )
         check_threads(config.max_workers + _OTHER_THREADS)
+        # An earlier server may have left a million objects; the collector would walk their records.
+        gc.disable()
         keep = config.l1_keep_seconds
         name = config.shm_name or secrets.token_hex(4)
+        self._watch = watch_shared_memory()
         self._segment = Segment(name, config.l1_size_bytes, keep)
         self._abandon = self._segment.leave if keep else self._segment.remove
         self._taken.callback(self._abandon)
@@ -159,6 +162,7 @@ class App:
         # What there is now stays; the collector, which stops everybody, need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         self._announce()
 
     def _build_head(self) -> Head:
@@ -206,7 +210,7 @@ class App:
         return Core(
             config=config,
             arena=self._arena,
-            attachments=Attachments(self._segment),
+            attachments=Attachments(self._segment, self._watch),
             l1=l1,
             leases=leases,
             registry=Registry(),

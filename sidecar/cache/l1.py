@@ -168,21 +168,11 @@ class L1(Holds):
         space = self._spaces.get(key)
         if space is None:
             return
-        now, policy, heat = self._clock(), self._policy, Heat.COLD
+        now, heat = self._clock(), Heat.COLD
         for hash in reversed(hashes):
             entry = space.ready.get(hash)
-            if entry is None:
-                continue
-            is_candidate = not (entry.leases or entry.pins)
-            if is_candidate and entry.place >= 0:
-                policy.remove(entry)
-            if entry.place < 0 and entry.heat is Heat.WARM and policy.recalls(entry):
-                entry.heat = Heat.HOT
-            heat = entry.heat = max(heat, entry.heat)
-            entry.used_at = now
-            entry.place = policy.next_place(entry)
-            if is_candidate:
-                policy.add(entry)
+            if entry is not None:
+                heat = self._use(entry, now, heat)
 
     def abort(self, entry: Entry) -> None:
         """`entry` will not be completed and nobody writes to it any more: free its slot."""
@@ -306,19 +296,19 @@ class L1(Holds):
 
     def prove(self, entry: Entry) -> bool:
         """The inherited `entry` is whole: publish it. False if somebody has brought it again."""
-        key = entry.space.key
-        if self.knows(key, entry.hash):
+        space = entry.space
+        if entry.hash in space.ready or entry.hash in space.writing:
             self.disown(entry)
             return False
         entry.step("prove")
         self.unproven.pop(entry, None)
-        entry.space.inherited -= 1
-        entry.space.ready[entry.hash] = entry
+        space.inherited -= 1
+        space.ready[entry.hash] = entry
         entry.stored_at = self._clock()
         self.objects += 1
-        self.touch(key, [entry.hash])
+        self._use(entry, entry.stored_at, Heat.COLD)
         if self.changes.on:
-            self.changes.stored(Medium.CPU, key, [entry.hash])
+            self.changes.stored(Medium.CPU, space.key, [entry.hash])
         return True
 
     def disown(self, entry: Entry) -> None:
@@ -404,6 +394,20 @@ class L1(Holds):
             self._policy.remove(entry)
         if not entry.pins:
             self._slots.free(entry)
+
+    def _use(self, entry: Entry, now: float, heat: Heat) -> Heat:
+        """A ready object is used, and what comes after it has `heat`; the heat of both."""
+        policy, is_candidate = self._policy, not (entry.leases or entry.pins)
+        if is_candidate and entry.place >= 0:
+            policy.remove(entry)
+        if entry.place < 0 and entry.heat is Heat.WARM and policy.recalls(entry):
+            entry.heat = Heat.HOT
+        heat = entry.heat = max(heat, entry.heat)
+        entry.used_at = now
+        entry.place = policy.next_place(entry)
+        if is_candidate:
+            policy.add(entry)
+        return heat
 
     def _held_now(self, entry: Entry) -> None:
         self._policy.remove(entry)

@@ -5,6 +5,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
@@ -203,12 +204,17 @@ def _slots(index: int, ours: Head, numbers: dict[int, SpaceKey]) -> list[Left]:
         known = not is_object or record.space in numbers
         if not (known and is_whole(record, check, fixed, seed)):
             raise Unusable("a record of its index is damaged")
-        missing = frozenset(g for g in range(MAX_GROUPS) if record.missing >> g & 1)
+        missing = _groups(record.missing)
         digest = b"" if record.digest == NO_DIGEST else record.digest
         key = numbers[record.space] if is_object else None
         start, sizes = page * PAGE_BYTES, sizes_of(record.size, ours.headroom)
         found.append(Left(start, sizes, key, record.hash, missing, digest, record.age, record.read))
     return found
+
+
+@lru_cache(maxsize=4096)
+def _groups(bits: int) -> frozenset[int]:
+    return frozenset(group for group in range(MAX_GROUPS) if bits >> group & 1)
 
 
 def _check_places(slots: Sequence[Left], pieces: Sequence[range], ours: Head) -> None:

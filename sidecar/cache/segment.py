@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from sidecar.cache import will
 from sidecar.cache.lockfile import lock
+from sidecar.cache.room import room_in
 
 log = logging.getLogger(__name__)
 SHM_DIR = Path("/dev/shm")
@@ -292,11 +293,19 @@ def _is_ours(path: Path) -> bool:
 
 
 def _check_room(size: int) -> None:
-    room = os.statvfs(SHM_DIR)
-    free = room.f_bavail * room.f_frsize
-    if size > free:
+    """Raises SegmentError unless there is room for `size` bytes, or will be by itself."""
+    room = room_in(SHM_DIR)
+    if size <= room.free:
+        return
+    free, wanted = room.free / _GIB, size / _GIB
+    if size > room.free + room.nameless:
         raise SegmentError(
-            f"{SHM_DIR} has {free / _GIB:.2f} GiB free and the L1 needs {size / _GIB:.2f} GiB: "
+            f"{SHM_DIR} has {free:.2f} GiB free and the L1 needs {wanted:.2f} GiB: "
             "mount a larger one (docker --shm-size, Kubernetes emptyDir with medium: Memory) "
             "or lower --l1-size-gb"
         )
+    log.warning(
+        "%s has %.2f GiB free for an L1 of %.2f GiB: processes still map %.2f GiB of removed "
+        "files, as workers do the L1 of an earlier server; the L1 grows as they let go of it",
+        SHM_DIR, free, wanted, room.nameless / _GIB,
+    )  # fmt: skip

@@ -53,9 +53,12 @@ class Attachments:
 
     `reliable`: whether the kernel tells who has it open. If not, every worker may have.
     An inherited segment may be open by names that an earlier server has told.
+
+    `watch` is of `watch_shared_memory`, as early as can be: an earlier server's worker that closes
+    the segment before is taken to have it open until nobody else has.
     """
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, watch: int | None) -> None:
         self._segment = segment
         self._workers: dict[int, _Worker] = {}
         self._by_name: dict[bytes, _Name] = {}
@@ -65,7 +68,7 @@ class Attachments:
         self._by_name |= {name.name.encode(): name for name in self._old}
         # Not the workers' ids: everybody can list the names.
         self._numbers = itertools.count(1 + max(map(_number, old), default=0))
-        self._inotify = _watch_shared_memory()
+        self._inotify = watch
 
     @property
     def reliable(self) -> bool:
@@ -107,15 +110,14 @@ class Attachments:
 
         `own_name_told`: others may have it open by the segment's own name.
         """
-        if self._inotify is None:
-            return False
-        self._read(self._inotify)
-        if self._segment.is_alone():
-            for name in self._old:
-                name.is_open = False
-            own_name_told = False
+        if self._inotify is not None:
+            self._read(self._inotify)
+        is_alone = self._segment.is_alone()
+        for name in self._old if is_alone else ():
+            name.is_open = False
         self._forget(self._old)
-        return not (self._old or own_name_told or self._unknown or self._behind)
+        unknown = self._inotify is None or own_name_told or self._unknown or self._behind
+        return is_alone or not (self._old or unknown)
 
     def _forget(self, names: list[_Name]) -> None:
         """Give up those of `names` that are not open any more."""
@@ -176,7 +178,7 @@ def _number(name: str) -> int:
     return int(number) if number.isascii() and number.isdigit() else 0
 
 
-def _watch_shared_memory() -> int | None:
+def watch_shared_memory() -> int | None:
     """A descriptor that tells of files in /dev/shm being opened and closed; None if none is had."""
     inotify = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if inotify >= 0:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.fake_gpu import UUID
-from tests.support.gpu_site import GpuSite, gpu_server_in, round_trip
+from tests.support.gpu_site import GpuSite, gpu_server_in, prove, round_trip, stored
 from tests.support.gpu_worker import GpuPool, GpuWorker, Timeline
+from tests.support.kept import KEEP, finish
 from tests.support.raw import extension
 from tests.support.server import REPO, Server, shown, wait_until
 from tests.support.stub_libraries import stub_driver
@@ -56,6 +57,33 @@ def test_an_allocation_ends_where_the_worker_s_does(gpu_site: GpuSite) -> None:
     assert gpu_site.server.instances() == shown(1)
     round_trip(good, chunks=2)
     worker.close()
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_an_l1_that_was_kept_is_pinned_again(
+    new_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    for name, value in stub_driver(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    server = new_server(*KEEP).start()
+    before = GpuSite(server)
+    worker = before.worker(1)
+    key = stored(worker, 1)
+    wait_until(lambda: not server.status()["kept"]["undigested_objects"], "it has digests")
+    before.client.close()
+    finish(server, end)
+    server.start()
+    wait_until(lambda: not server.status()["kept"]["unproven_objects"], "all is proven")
+    site = GpuSite(server)
+    worker = site.worker(1, worker.pool)
+    assert worker.lookup({**key, "worker_id": None}) == 2
+    prove(worker, key)
+    round_trip(worker, chunks=3)
+    wait_until(
+        lambda: server.metrics().total("lmcache_mp_l1_memory_pinned_bytes") == 1 << 28,
+        "all of the arena is pinned",
+    )
+    site.close()
 
 
 def test_the_kernel_s_sums(tmp_path: Path) -> None:

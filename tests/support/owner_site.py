@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from sidecar.cache.segment import Segment
-from sidecar.engines.attachments import Attachments
+from sidecar.engines.attachments import Attachments, watch_shared_memory
 from tests.support.node import Node
 from tests.support.tiers import Bench, Memory
 
@@ -25,7 +25,7 @@ class Site:
         self._patch = patch("sidecar.handlers.core.time", clock)
         self._patch.start()
         self.segment = Segment(f"owners_{os.getpid()}_{next(_names)}", 4096)
-        self.attachments = Attachments(self.segment)
+        self.attachments = Attachments(self.segment, watch_shared_memory())
         self.node = Node(Bench(*below, slots=slots), self.attachments)
         self.node.core.arena.segment = self.segment
         self.gone = self.node.replies.gone

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cache.segment import SHM_DIR, Segment, remove_orphans
-from sidecar.engines.attachments import Attachments
+from sidecar.engines.attachments import Attachments, watch_shared_memory
 from tests.support.server import wait_until
 
 SIZE = 4096
@@ -31,7 +31,7 @@ def segment() -> Iterator[Segment]:
 
 @pytest.fixture
 def attachments(segment: Segment) -> Iterator[Attachments]:
-    made = Attachments(segment)
+    made = Attachments(segment, watch_shared_memory())
     yield made
     made.close()
 
@@ -163,3 +163,37 @@ def test_names_are_bounded(segment: Segment, attachments: Attachments) -> None:
     names = {attachments.name(1) for _ in range(100)}
     assert len(names) == 17 and segment.name in names
     assert attachments.may_touch(1), "by which name it has it open is not known any more"
+
+
+def inherited(segment: Segment, names: int) -> list[mmap.mmap]:
+    """So many workers have it open by names that an earlier server has told."""
+    segment.is_inherited = True
+    return [mapped(segment.link(str(number))) for number in range(1, names + 1)]
+
+
+def test_who_ends_while_the_server_starts_is_gone(segment: Segment) -> None:
+    """It reads the index for seconds. The other worker maps the L1 again, and is never without."""
+    ending, staying = inherited(segment, 2)
+    watch = watch_shared_memory()
+    ending.close()
+    attachments = Attachments(segment, watch)
+    again = mapped(attachments.name(1))
+    assert not attachments.predecessors_gone(own_name_told=False)
+    staying.close()
+    assert attachments.predecessors_gone(own_name_told=False)
+    assert attachments.may_touch(1)
+    again.close()
+    attachments.close()
+
+
+@pytest.mark.parametrize("lost", ["events", "all"])
+def test_when_nobody_else_has_it_open_nobody_can_have(segment: Segment, lost: str) -> None:
+    """Whatever is not known of names."""
+    (worker,) = inherited(segment, 1)
+    attachments = Attachments(segment, watch_shared_memory() if lost == "events" else None)
+    attachments._unknown = True
+    assert not attachments.predecessors_gone(own_name_told=True)
+    worker.close()
+    assert attachments.predecessors_gone(own_name_told=True)
+    assert segment.links() == []
+    attachments.close()

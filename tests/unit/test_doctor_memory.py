@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cache.segment import Segment
 from sidecar.commands.doctor import memory
 from tests.support.doctor import around, doctor
+from tests.support.small_shm import with_small_shm
 
 
 def in_small_shm(size: str) -> list[str]:
@@ -43,6 +46,43 @@ def test_a_dev_shm_that_promises_more_than_there_is() -> None:
     _, findings = doctor("--l1-size-gb", str(gib + 8), before=in_small_shm(f"{gib + 16}g"))
     assert findings["/dev/shm"]["level"] == "ok"
     assert findings["memory"]["level"] == "problem"
+
+
+def test_memory_that_workers_of_an_earlier_server_still_map() -> None:
+    def test() -> None:
+        earlier = Segment("earlier", 48 << 20)
+        os.posix_fallocate(earlier.fd, 0, earlier.size)
+        earlier.remove()
+        _, findings = doctor("--l1-size-gb", str(32 / 1024))
+        assert findings["/dev/shm"]["level"] == "warning"
+        assert findings["/dev/shm"]["what"] == (
+            "16 MiB free of 64 MiB, for an L1 of 32 MiB; processes map 48 MiB of removed files"
+        )
+        earlier.map.close()
+        os.close(earlier.fd)
+        assert doctor("--l1-size-gb", str(32 / 1024))[1]["/dev/shm"]["level"] == "ok"
+
+    with_small_shm("64m", test)
+
+
+def test_what_an_ended_server_has_left() -> None:
+    """It is said for how long, and takes no room from a server of its name."""
+
+    def test() -> None:
+        assert doctor()[1]["kept L1"]["what"] == "none"
+        ended = Segment("ended", 48 << 20, keep_seconds=1e6)
+        os.posix_fallocate(ended.fd, 0, ended.size)
+        assert doctor()[1]["kept L1"]["what"] == "none", "its server runs"
+        ended.leave()
+        _, findings = doctor("--l1-size-gb", str(48 / 1024), "--shm-name", "ended")
+        assert findings["/dev/shm"]["level"] == findings["kept L1"]["level"] == "ok"
+        assert re.fullmatch(
+            r"ended: 48 MiB, (9999\d\d|1000000) s more", findings["kept L1"]["what"]
+        )
+        _, findings = doctor("--l1-size-gb", str(48 / 1024), "--shm-name", "another")
+        assert findings["/dev/shm"]["level"] == "problem"
+
+    with_small_shm("64m", test)
 
 
 def test_without_a_size_nothing_is_compared() -> None:

@@ -1,6 +1,7 @@
 """Shared memory is owned by lock: taken once, removed by the next start, never somebody else's."""
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -178,6 +179,52 @@ def test_too_little_shared_memory_says_how_much_there_is(name: str) -> None:
     with pytest.raises(SegmentError, match=r"/dev/shm has [\d.]+ GiB free.*mount"):
         Segment(name, 1 << 50)
     assert not list(SHM_DIR.glob(f"*{name}"))
+
+
+@pytest.fixture
+def small_shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with mounted(tmp_path / "shm", "tmpfs", "-o", "size=40m") as shm:
+        monkeypatch.setattr(segment_module, "SHM_DIR", shm)
+        yield shm
+
+
+@pytest.mark.parametrize("keep_seconds", [0, 100])
+def test_memory_that_workers_still_map_is_waited_for(
+    name: str, keep_seconds: float, small_shm: Path
+) -> None:
+    """The L1 of the ended server takes the room of its successor's until they let go of it."""
+    old = Segment(name, 32 * MIB, keep_seconds)
+    os.posix_fallocate(old.fd, 0, old.size)
+    old.index_path.touch()
+    if keep_seconds:
+        old.leave()
+        successor = Segment(name, 32 * MIB, keep_seconds)
+        old.map.close()
+        os.close(old.fd)
+        workers, workers_fd = mmap.mmap(successor.fd, 0), os.dup(successor.fd)
+        successor.renew()
+    else:
+        old.remove()
+        workers, workers_fd = old.map, old.fd
+        successor = Segment(name, 32 * MIB)
+    arena, usable = Arena(successor), threading.Event()
+    arena.start_populating(lambda offset, size: usable.set())
+    assert not usable.is_set()
+    workers.close()
+    os.close(workers_fd)
+    assert usable.wait(60)
+    arena.stop_populating()
+    successor.remove()
+
+
+def test_memory_of_other_programs_is_not_waited_for(name: str, small_shm: Path) -> None:
+    """However many names it has."""
+    (small_shm / "folder").mkdir()
+    theirs = small_shm / "folder/theirs"
+    theirs.write_bytes(bytes(20 * MIB))
+    os.link(theirs, small_shm / "theirs")
+    with pytest.raises(SegmentError, match=r"has 0\.02 GiB free"):
+        Segment(name, 32 * MIB)
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "..//x", "x" * 65, "a b"])

@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 from sidecar.cache import segment
+from sidecar.cache.room import room_in
 from sidecar.cache.segment import SHM_DIR
 from sidecar.commands.doctor.cgroups import memory_left
 from sidecar.commands.doctor.finding import Finding, ok, problem, warning
@@ -26,15 +27,22 @@ def shm(around: Surroundings) -> Finding:
             "the server refuses to start",
             "its mode is 1777; look for ro in its line of /proc/mounts",
         )
-    room = os.statvfs(SHM_DIR)
-    free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
-    what = f"{amount(free)} free of {amount(total)}"
-    wanted = around.l1_bytes
+    room, wanted = room_in(SHM_DIR), around.l1_bytes
+    what = f"{amount(room.free)} free of {amount(room.total)}"
     if wanted is None:
         return ok("/dev/shm", f"{what} (--l1-size-gb N to compare)")
-    available = total if around.server else free
-    if wanted <= available:
+    # What an earlier server of the name has left is taken over, or removed.
+    left = sum(one.bytes for one in segment.kept() if one.name == around.config.shm_name)
+    if wanted <= (room.total if around.server else room.free + left):
         return ok("/dev/shm", f"{what}, for an L1 of {amount(wanted)}")
+    if wanted <= room.free + left + room.nameless:
+        return warning(
+            "/dev/shm",
+            f"{what}, for an L1 of {amount(wanted)}; processes map {amount(room.nameless)} of "
+            "removed files",
+            "the L1 starts smaller, and grows as they let go of it",
+            "workers let go of an earlier server's L1 when they use the next one's, or end",
+        )
     return problem(
         "/dev/shm",
         f"{what}; the L1 needs {amount(wanted)}",
