@@ -169,7 +169,8 @@ class Membership:
         if self._engines.joined(ask) is not None:
             return ""
         holder = self._engines.holder(ask)
-        if holder is not None and request.is_connected(holder.client):
+        stays = holder is not None and not self._engines.is_over(holder)
+        if holder is not None and stays and request.is_connected(holder.client):
             return f"another process is rank {ask.rank} of this engine"
         members = self._engines.by_member.values()
         mine = sum(member.client == request.client for member in members)
