@@ -157,7 +157,7 @@ class Loads:
             return
         if not said:
             said = [[wire.MISS] * len(wanted.hashes) for wanted in groups]
-        if not lookups.answer(said):
+        if not lookups.answer(said, self._session.last_slot):
             self._session.distrust("a lookup")
             return
         prefixes = (s for w, s in zip(groups, said, strict=True) if not w.windowed)

@@ -61,7 +61,8 @@ class Session:
     """A session at the sidecar that `connect` leads to.
 
     `introduce()` is the engine's introduction. `era` counts sessions: what belongs to
-    an earlier one is void. `usable` says whether questions make sense now.
+    an earlier one is void. `usable` says whether questions make sense now. `last_slot` is the
+    highest that an object can begin at.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Session:
         self._hope_until = float("inf")  # until the first attempt
         self._complaint = ""
         self.era = 0
-        self.number = 0
+        self.number = self.last_slot = 0
         self.server = b""
 
     @property
@@ -197,9 +198,14 @@ class Session:
 
     def _attach(self, now: float) -> None:
         self._next_attach = float("inf")
-        self.ask(wire.ATTACH, self._introduce(), now + ANSWER_SECONDS, self._attach_said)
+        introduction = self._introduce()
 
-    def _attach_said(self, frames: Sequence[bytes]) -> None:
+        def then(frames: Sequence[bytes]) -> None:
+            self._attach_said(introduction.object_bytes, frames)
+
+        self.ask(wire.ATTACH, introduction, now + ANSWER_SECONDS, then)
+
+    def _attach_said(self, object_bytes: int, frames: Sequence[bytes]) -> None:
         said = wire.value(frames, wire.Attached)
         if said is None or said.session <= 0:
             self._complain(f"refuses this engine ({said.why if said else 'no native protocol'})")
@@ -210,6 +216,8 @@ class Session:
         if not resumed:
             self._void()
             self.server, self.number = said.server, said.session
+        room = said.arena_bytes - object_bytes
+        self.last_slot = min(room // wire.SLOT_BYTES, wire.LAST_SLOT)
         self._attached = True
         self._next_ping = 0.0
         if resumed:

@@ -42,7 +42,8 @@ class Membership:
             log.info("engine %d of %s attaches", engine.session, ask.model)
         engine.client, engine.unreachable_since = request.client, None
         self._engines.settle(engine)
-        return wire.Attached(engine.session, self.server, engine.ready)
+        arena_bytes = self._core.arena.size
+        return wire.Attached(engine.session, self.server, engine.ready, "", arena_bytes)
 
     def join(self, request: Request, ask: wire.Join) -> wire.Joined:
         """A worker process, new or once more: by which name it is to open the arena."""
