@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import zmq
 
 from connectors.native import wire
+from connectors.native.allowance import Allowance
 from connectors.native.connection import Connection
 
 logger = logging.getLogger("vllm.kv_sidecar")
@@ -74,6 +75,7 @@ class Session:
     ) -> None:
         self._introduce, self._connect, self._owner, self._clock = introduce, connect, owner, clock
         self._connection: Connection | None = None
+        self._reading = Allowance(clock)
         self._uids = itertools.count(1)
         self._asked: dict[int, _Question] = {}
         self._next_due = float("inf")
@@ -142,8 +144,7 @@ class Session:
     def poll(self) -> None:
         """Take what has arrived, and do what is due."""
         now = self._clock()
-        self._receive()
-        if now >= self._next_due:
+        if self._receive() and now >= self._next_due:
             self._look_for_overdue(now)
         if self._connection is not None and self._connection.ended():
             self._lose(now, "has closed the connection" if self._attached else "is not there")
@@ -155,6 +156,10 @@ class Session:
         if self._attached and now >= self._next_ping:
             self._ping(now)
 
+    def end_step(self) -> None:
+        """What a step may spend on answers, the next one may spend again."""
+        self._reading.renew()
+
     def close(self) -> None:
         """The engine ends. What was reserved is free when its processes are gone."""
         if self._attached:
@@ -162,15 +167,17 @@ class Session:
         self._drop()
         self._next_attempt = float("inf")
 
-    def _receive(self) -> None:
-        for _ in range(MOST_ASKED):
+    def _receive(self) -> bool:
+        """Take what has arrived. False: there is more than this step may spend on it."""
+        for _ in self._reading.pieces():
             frames = self._connection.receive() if self._connection is not None else None
             if frames is None:
-                return
+                return True
             question = self._asked.pop(wire.reply_uid(frames) or 0, None)
             if question is not None:
                 self._stalled = False
                 question.then(frames)
+        return False
 
     def _look_for_overdue(self, now: float) -> None:
         waiting = [question for question in self._asked.values() if not question.overdue]

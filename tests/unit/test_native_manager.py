@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 
-from connectors.native import wire
+from connectors.native import allowance, wire
 from connectors.native.manager import SidecarOffloadingManager
 
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
@@ -519,3 +520,35 @@ def test_a_slot_that_is_not_in_the_arena_is_not_read(said: list[int]) -> None:
     assert all(0 <= slot <= LAST for slot in slots)
     if all(-2 <= slot <= LAST for slot in said):
         assert slots == [slot for slot in said if slot >= 0]
+
+
+def test_many_prompts_at_once_are_looked_up_in_several_steps() -> None:
+    """Each message takes a while, to be written or read; none of them waits for ever."""
+    sidecar, now = FakeSidecar(), [1000.0]
+    sidecar.room = 1000
+
+    def clock() -> float:
+        now[0] += allowance.SECONDS / 8
+        return now[0]
+
+    manager = SidecarOffloadingManager(lambda: ATTACH, sidecar.connect, OBJECT_BYTES, 60.0, clock)
+    each = key(FULL, 1, 0)
+    sidecar.life.objects[content(each)] = 0
+    for _ in range(3):
+        manager.on_schedule_end(ScheduleEndContext((), ()))
+        sidecar.deliver()
+    waiting = {f"r{number}": ReqContext(req_id=f"r{number}") for number in range(60)}
+    steps = 0
+    while waiting:
+        steps += 1
+        assert steps < 100 and sidecar.connection is not None
+        unread = len(sidecar.connection.answers)
+        for name, context in list(waiting.items()):
+            if manager.lookup(each, context) is LookupResult.HIT:
+                del waiting[name]
+        manager.on_schedule_end(ScheduleEndContext((), ()))
+        assert unread - len(sidecar.connection.answers) <= 10
+        sent = [msgspec.msgpack.decode(frames[1]) for frames in sidecar.connection.sent]
+        assert sent.count(wire.LOOKUP) <= 10
+        sidecar.deliver()
+    assert steps > 6
