@@ -109,8 +109,8 @@ class FakeConnection:
 
 
 class FakeSidecar:
-    """`garbage` is the next answer, or makes it of the right one; `replies_lost` tells that a client cannot know all, and
-    has not said since what it knows."""
+    """`garbage` is the next answer, or makes it of the right one; `replies_lost` tells that a
+    client cannot know all, and has not said since what it knows."""
 
     def __init__(self) -> None:
         self.lives = [Life(1)]
