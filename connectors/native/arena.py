@@ -73,12 +73,14 @@ class Arenas:
     """The arenas that jobs may still name, oldest first. Two threads use it.
 
     The scheduler goes over to a new arena once, and jobs arrive in the order in which it planned
-    them. So the first job of a newer arena is the end of the older ones.
+    them. So the first job of a newer arena is the end of the older ones. To unpin and unmap one
+    takes long, so that is left to `let_go`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arenas: dict[bytes, Arena] = {}
+        self._over: list[Arena] = []
 
     def add(self, arena: Arena) -> None:
         """Take a new mapping: of a new sidecar, or in the place of an earlier one of the same."""
@@ -91,5 +93,16 @@ class Arenas:
             if server not in self._arenas:
                 raise UnknownArena("a transfer names a sidecar whose arena is not mapped here")
             while (oldest := next(iter(self._arenas))) != server:
-                del self._arenas[oldest]
+                self._over.append(self._arenas.pop(oldest))
             return self._arenas[server]
+
+    def retire(self, arena: Arena) -> None:
+        """The caller, perhaps its last user, has no more use for it."""
+        with self._lock:
+            self._over.append(arena)
+
+    def let_go(self) -> None:
+        """Of what is over. For a thread that may take its time."""
+        with self._lock:
+            over, self._over = self._over, []
+        over.clear()

@@ -1,15 +1,20 @@
 """One connection to the sidecar: a DEALER that connects once, and never waits."""
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 # Messages that wait for the sidecar to read them. Beyond that it counts as stalled.
 MOST_QUEUED = 512
 # For what is still on its way when an engine ends.
 LINGER_MS = 200
+# libzmq reports nothing of a host's name that does not resolve, and never looks it up again.
+# Longer than a resolver asks two servers.
+CONNECT_SECONDS = 15.0
 
 
 class Connection(Protocol):
@@ -39,17 +44,29 @@ class Dealer:
     one sidecar or nobody.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", url: str) -> None:
-        """Begin to connect to `url`, as `tcp://HOST:PORT` or `ipc:///PATH`."""
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        url: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin to connect to `url`, as `tcp://HOST:PORT` or `ipc:///PATH`.
+
+        What is not made within CONNECT_SECONDS has ended.
+        """
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = LINGER_MS
         self._socket.set(zmq.RECONNECT_IVL, -1)
         self._socket.set(zmq.SNDHWM, MOST_QUEUED)
         self._socket.set(zmq.IPV6, 1)
-        self._ends = self._socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        self._events = self._socket.get_monitor_socket(
+            zmq.EVENT_CONNECTED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
-        self._ended = False
+        self._clock, self._give_up = clock, clock() + CONNECT_SECONDS
+        self._made = self._ended = False
         self._socket.connect(url)
 
     def send(self, frames: Sequence[bytes]) -> bool:
@@ -65,21 +82,24 @@ class Dealer:
         return self._socket.recv_multipart(zmq.NOBLOCK)
 
     def ended(self) -> bool:
-        # Any event that is watched is an end.
-        if not self._ended and _has_something(self._ends):
+        while not self._ended and _has_something(self._events):
+            event = parse_monitor_message(self._events.recv_multipart(zmq.NOBLOCK))["event"]
+            # Any other that is watched is an end.
+            self._made, self._ended = True, event != zmq.EVENT_CONNECTED
+        if not self._made and self._clock() >= self._give_up:
             self._ended = True
         return self._ended
 
     def wait(self, milliseconds: int) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._ends, zmq.POLLIN)
+        poller.register(self._events, zmq.POLLIN)
         poller.poll(milliseconds)
 
     def close(self) -> None:
         with contextlib.suppress(zmq.ZMQError):
             self._socket.disable_monitor()
-        self._ends.close(linger=0)
+        self._events.close(linger=0)
         self._socket.close()
 
 

@@ -4,6 +4,9 @@ vLLM loads it by its name and this module's path. As it comes, vLLM tells router
 engine has stored itself. All else is vLLM's.
 """
 
+import connectors.native.supported  # noqa: F401
+
+# isort: split
 from collections.abc import Iterable
 from typing import Any
 

@@ -117,9 +117,7 @@ class GpuWorker(OffloadingWorker):  # type: ignore[misc]
             ended = inner.worker.get_finished()
             inner.jobs.difference_update(result.job_id for result in ended)
             results += ended
-        for inner in [inner for inner in self._inner[:-1] if not inner.jobs]:
-            inner.worker.shutdown()
-            self._inner.remove(inner)
+        self._end_idle()
         return results
 
     def wait(self, job_ids: set[int]) -> None:
@@ -131,6 +129,13 @@ class GpuWorker(OffloadingWorker):  # type: ignore[misc]
         for inner in self._inner:
             inner.worker.shutdown()
         self._inner.clear()
+
+    def _end_idle(self) -> None:
+        """Of the workers over arenas before the present one."""
+        for at in reversed(range(len(self._inner) - 1)):
+            if not self._inner[at].jobs:
+                self._inner[at].worker.shutdown()
+                self._arenas.retire(self._inner.pop(at).arena)
 
     def _of(self, slots: ArenaSlots) -> _Inner:
         """Raises UnknownArena."""

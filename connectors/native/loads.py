@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from connectors.native import wire
+from connectors.native.allowance import Allowance
 from connectors.native.lookups import Lookups, has_pins
 from connectors.native.session import Session
 
@@ -77,13 +78,16 @@ class Loads:
         if lookups is not None and not lookups.loading:
             self._end(request)
 
-    def ask(self, now: float) -> None:
-        """Send what this step gathered."""
-        for request in self._to_ask:
+    def ask(self, now: float, allowance: Allowance) -> None:
+        """Send what has been gathered, the oldest first; the rest goes out in the next step."""
+        for _ in allowance.pieces():
+            if not self._to_ask:
+                return
+            request = next(iter(self._to_ask))
+            del self._to_ask[request]
             lookups = self._lookups.get(request)
             if lookups is not None and self._session.usable:
                 self._ask(request, lookups, now)
-        self._to_ask.clear()
 
     def reset(self) -> None:
         """Forget all. What is being copied stays pinned until `reset_has_ended`."""
@@ -157,7 +161,7 @@ class Loads:
             return
         if not said:
             said = [[wire.MISS] * len(wanted.hashes) for wanted in groups]
-        if not lookups.answer(said):
+        if not lookups.answer(said, self._session.last_slot):
             self._session.distrust("a lookup")
             return
         prefixes = (s for w, s in zip(groups, said, strict=True) if not w.windowed)

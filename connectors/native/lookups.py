@@ -10,7 +10,6 @@ from typing import Final
 
 from vllm.v1.kv_offload.base import LookupResult
 
-from connectors.native.pool import LAST_SLOT
 from connectors.native.wire import BELOW, MISS, MOST_HASHES, Wanted
 
 GROUP_BYTES: Final = 4
@@ -95,15 +94,15 @@ class Lookups:
         """The question did not go out: the keys are asked for anew in the next pass."""
         self._asked = None
 
-    def answer(self, said: list[list[int]]) -> bool:
-        """Take an answer to the question. False: it is no answer to it."""
+    def answer(self, said: list[list[int]], last: int) -> bool:
+        """Take an answer to the question, of slots up to `last`. False: it is no answer to it."""
         asked = self._asked
         if asked is None or len(said) != len(asked.groups):
             return False
         for keys, slots in zip(asked.keys, said, strict=True):
             if len(slots) != len(keys):
                 return False
-            if slots and not (min(slots) >= BELOW and max(slots) <= LAST_SLOT):
+            if slots and not (min(slots) >= BELOW and max(slots) <= last):
                 return False
         self._asked = None
         self._unknown.clear()

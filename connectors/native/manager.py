@@ -20,6 +20,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from connectors.native import wire
+from connectors.native.allowance import Allowance
 from connectors.native.announcements import Announcements
 from connectors.native.connection import Connection
 from connectors.native.loads import Loads
@@ -123,9 +124,10 @@ class SidecarOffloadingManager(OffloadingManager):  # type: ignore[misc]
         self._poll()
         for request in context.new_req_ids:
             self._loads.decided(request)
-        self._loads.ask(self._now)
+        self._loads.ask(self._now, Allowance(self._clock))
         self._stores.keep_pool(self._now)
         self.announcements.read(self._now)
+        self._session.end_step()
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._stores.finished(req_context.req_id)

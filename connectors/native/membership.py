@@ -65,6 +65,7 @@ class Membership:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._arenas.let_go()
             pause = RECONNECT_SECONDS
             try:
                 self._connection = self._connect()
@@ -140,6 +141,8 @@ class Membership:
             self._stop.wait(POLL_MS / 1000)
 
     def _check(self) -> None:
+        """Raises _Ended. Called a few times a second."""
+        self._arenas.let_go()
         if self._stop.is_set() or (self._connection is not None and self._connection.ended()):
             raise _Ended
 

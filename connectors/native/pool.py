@@ -4,14 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from connectors.native.wire import MOST_ITEMS, SLOT_BYTES
+from connectors.native.wire import MOST_ITEMS
 
 # The least and the most that an engine holds ahead of its stores.
 FEWEST: Final = 4
 LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 2 << 30
-# The highest slot that vLLM's int32 ids can name.
-LAST_SLOT: Final = 2**31 - 1
 # The largest recent store counts for so long.
 PEAK_SECONDS: Final = 60.0
 # After a reservation that brought nothing the next one waits.
@@ -26,7 +24,6 @@ class Pool:
     """
 
     def __init__(self, object_bytes: int) -> None:
-        self._step = object_bytes // SLOT_BYTES
         self._least = min(MOST_ITEMS, max(FEWEST, LEAST_BYTES // object_bytes))
         self._most = min(MOST_ITEMS, max(FEWEST, MOST_BYTES // object_bytes))
         self._free: deque[int] = deque()
@@ -75,12 +72,12 @@ class Pool:
         self._held.difference_update(given)
         return given
 
-    def refill(self, slots: Sequence[int], now: float) -> bool:
-        """Add what was reserved. False: these cannot be slots of this session."""
+    def refill(self, slots: Sequence[int], last: int, now: float) -> bool:
+        """Add what was reserved. False: these are no slots of this session, up to `last`."""
         fresh = set(slots)
         if len(fresh) < len(slots) or fresh & self._held:
             return False
-        if fresh and not (min(fresh) >= 0 and max(fresh) + self._step - 1 <= LAST_SLOT):
+        if fresh and not (min(fresh) >= 0 and max(fresh) <= last):
             return False
         self._free.extend(slots)
         self._held |= fresh

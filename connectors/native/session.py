@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import zmq
 
 from connectors.native import wire
+from connectors.native.allowance import Allowance
 from connectors.native.connection import Connection
 
 logger = logging.getLogger("vllm.kv_sidecar")
@@ -61,7 +62,8 @@ class Session:
     """A session at the sidecar that `connect` leads to.
 
     `introduce()` is the engine's introduction. `era` counts sessions: what belongs to
-    an earlier one is void. `usable` says whether questions make sense now.
+    an earlier one is void. `usable` says whether questions make sense now. `last_slot` is the
+    highest that an object can begin at.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Session:
     ) -> None:
         self._introduce, self._connect, self._owner, self._clock = introduce, connect, owner, clock
         self._connection: Connection | None = None
+        self._reading = Allowance(clock)
         self._uids = itertools.count(1)
         self._asked: dict[int, _Question] = {}
         self._next_due = float("inf")
@@ -84,7 +87,7 @@ class Session:
         self._hope_until = float("inf")  # until the first attempt
         self._complaint = ""
         self.era = 0
-        self.number = 0
+        self.number = self.last_slot = 0
         self.server = b""
 
     @property
@@ -141,8 +144,7 @@ class Session:
     def poll(self) -> None:
         """Take what has arrived, and do what is due."""
         now = self._clock()
-        self._receive()
-        if now >= self._next_due:
+        if self._receive() and now >= self._next_due:
             self._look_for_overdue(now)
         if self._connection is not None and self._connection.ended():
             self._lose(now, "has closed the connection" if self._attached else "is not there")
@@ -154,6 +156,10 @@ class Session:
         if self._attached and now >= self._next_ping:
             self._ping(now)
 
+    def end_step(self) -> None:
+        """What a step may spend on answers, the next one may spend again."""
+        self._reading.renew()
+
     def close(self) -> None:
         """The engine ends. What was reserved is free when its processes are gone."""
         if self._attached:
@@ -161,15 +167,17 @@ class Session:
         self._drop()
         self._next_attempt = float("inf")
 
-    def _receive(self) -> None:
-        for _ in range(MOST_ASKED):
+    def _receive(self) -> bool:
+        """Take what has arrived. False: there is more than this step may spend on it."""
+        for _ in self._reading.pieces():
             frames = self._connection.receive() if self._connection is not None else None
             if frames is None:
-                return
+                return True
             question = self._asked.pop(wire.reply_uid(frames) or 0, None)
             if question is not None:
                 self._stalled = False
                 question.then(frames)
+        return False
 
     def _look_for_overdue(self, now: float) -> None:
         waiting = [question for question in self._asked.values() if not question.overdue]
@@ -197,9 +205,14 @@ class Session:
 
     def _attach(self, now: float) -> None:
         self._next_attach = float("inf")
-        self.ask(wire.ATTACH, self._introduce(), now + ANSWER_SECONDS, self._attach_said)
+        introduction = self._introduce()
 
-    def _attach_said(self, frames: Sequence[bytes]) -> None:
+        def then(frames: Sequence[bytes]) -> None:
+            self._attach_said(introduction.object_bytes, frames)
+
+        self.ask(wire.ATTACH, introduction, now + ANSWER_SECONDS, then)
+
+    def _attach_said(self, object_bytes: int, frames: Sequence[bytes]) -> None:
         said = wire.value(frames, wire.Attached)
         if said is None or said.session <= 0:
             self._complain(f"refuses this engine ({said.why if said else 'no native protocol'})")
@@ -210,6 +223,8 @@ class Session:
         if not resumed:
             self._void()
             self.server, self.number = said.server, said.session
+        room = said.arena_bytes - object_bytes
+        self.last_slot = min(room // wire.SLOT_BYTES, wire.LAST_SLOT)
         self._attached = True
         self._next_ping = 0.0
         if resumed:

@@ -1,5 +1,8 @@
 """What vLLM loads by name: `spec_name` SidecarOffloadingSpec, `spec_module_path` this module."""
 
+import connectors.native.supported  # noqa: F401
+
+# isort: split
 import functools
 import os
 from collections.abc import Callable
@@ -27,18 +30,16 @@ from connectors.native.manager import SidecarOffloadingManager
 from connectors.native.membership import Membership
 from connectors.native.pinning import pin, registrar
 from connectors.native.settings import Settings
-from connectors.versions import check
 
 
 class SidecarOffloadingSpec(OffloadingSpec):  # type: ignore[misc]
     """Made in the scheduler's process and in each worker's.
 
-    Raises ValueError for what is not served: another vLLM, settings that cannot work, a layout of
-    host memory that vLLM may be asked for.
+    Raises ValueError for what is not served: settings that cannot work, a layout of host memory
+    that vLLM may be asked for.
     """
 
     def __init__(self, config: OffloadingConfig) -> None:
-        check({"vLLM's own offloading connector"}, {"vllm": vllm.__version__})
         if config.canonical_layout:
             raise ValueError("kv-sidecar keeps blocks as they are: canonical_layout is not served")
         super().__init__(config)

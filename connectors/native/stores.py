@@ -141,7 +141,7 @@ class Stores:
     def _reserved(self, count: int, frames: Sequence[bytes], asked: float) -> None:
         self._pool.refilling = False
         slots = wire.value(frames, list[int]) or []
-        if len(slots) > count or not self._pool.refill(slots, asked):
+        if len(slots) > count or not self._pool.refill(slots, self._session.last_slot, asked):
             self._session.distrust("a reservation")
 
     def _defer(self, request: str, now: float) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 VERSION: Final = 1
 # A slot is an offset in the arena in units of this many bytes, so that vLLM's int32 ids hold it.
 SLOT_BYTES: Final = 4096
+LAST_SLOT: Final = 2**31 - 1
 # What a lookup says of a hash beside its slot.
 MISS: Final = -1
 BELOW: Final = -2  # in L2, and not loaded
@@ -63,13 +64,14 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """`session` 0 is a refusal, and `why` its reason. `server` is another after a restart.
 
-    `ready`: all ranks have the arena mapped.
+    `ready`: all ranks have the arena mapped. `arena_bytes` is not told by older servers.
     """
 
     session: int
     server: bytes
     ready: bool
     why: str = ""
+    arena_bytes: int = SLOT_BYTES * (LAST_SLOT + 1)
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,12 +56,16 @@ class Attach(msgspec.Struct):
 
 
 class Attached(msgspec.Struct):
-    """`session` 0: refused, `why` says for what. `server` changes when the server restarts."""
+    """`session` 0: refused, `why` says for what. `server` changes when the server restarts.
+
+    `arena_bytes`: no slot is behind it.
+    """
 
     session: int = 0
     server: bytes = b""
     ready: bool = False
     why: str = ""
+    arena_bytes: int = 0
 
 
 class Join(msgspec.Struct):

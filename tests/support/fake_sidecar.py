@@ -109,8 +109,8 @@ class FakeConnection:
 
 
 class FakeSidecar:
-    """`garbage` spoils the next answer; `replies_lost` tells that a client cannot know all, and
-    has not said since what it knows."""
+    """`garbage` is the next answer, or makes it of the right one; `replies_lost` tells that a
+    client cannot know all, and has not said since what it knows."""
 
     def __init__(self) -> None:
         self.lives = [Life(1)]
@@ -173,7 +173,8 @@ class FakeSidecar:
 
     def _answer(self, connection: FakeConnection, frames: list[bytes], value: Any) -> None:
         if self.garbage is not None:
-            value, self.garbage, self.replies_lost = self.garbage, None, True
+            garbage, self.garbage, self.replies_lost = self.garbage, None, True
+            value = garbage(value) if callable(garbage) else garbage
         encoded = value if isinstance(value, bytes) else msgspec.msgpack.encode(value)
         if not connection.broken:
             connection.answers.append([*frames[:2], encoded])
@@ -187,7 +188,10 @@ class FakeSidecar:
             self.life.seat = Seat(next(self._sessions))
             self.replies_lost = False
         session, life = self.life.seat.number, self.life
-        return {"session": session, "server": life.server, "ready": life.ready, "why": ""}
+        return {
+            "session": session, "server": life.server, "ready": life.ready, "why": "",
+            "arena_bytes": len(life.arena) * OBJECT_BYTES,
+        }  # fmt: skip
 
     def _native_ping(self, payload: dict[str, Any]) -> dict[str, Any]:
         known = self._seat(payload) is not None

@@ -31,6 +31,8 @@ PAIR = roles.prefill(CacheServer(), Nixl())
 NATIVE = roles.aggregated(NativeServer())
 SEED = {"PYTHONHASHSEED": "0"}
 EVENTS = ("--kv-events-config", '{"enable_kv_cache_events": true, "publisher": "zmq"}')
+NO_EVENTS = ("--kv-events-config", '{"enable_kv_cache_events": false}')
+XXHASH = ("--prefix-caching-hash-algo", "xxhash")
 MODULE = "kv_connector_module_path"
 
 
@@ -152,7 +154,13 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "warning",
         "without self_describing_kv_events",
     ),
-    ("native, no seed", vllm(NATIVE), {"environ": {}}, "problem", "PYTHONHASHSEED is not set"),
+    (
+        "native, no seed",
+        vllm(NATIVE, *XXHASH),
+        {"environ": {}},
+        "problem",
+        "PYTHONHASHSEED is not set",
+    ),
     (
         "native, second",
         vllm(
@@ -309,7 +317,14 @@ TRAPS: list[tuple[str, list[str], dict[str, Any], str, str]] = [
         "warning",
         "inherited: /tmp/a",
     ),
-    ("no seed, events", vllm(CLIENT, *EVENTS), {"environ": {}}, "warning", "not set"),
+    ("no seed, events", vllm(CLIENT, *EVENTS, *XXHASH), {"environ": {}}, "warning", "not set"),
+    (
+        "no seed, events, old vLLM",
+        vllm(CLIENT, *EVENTS),
+        {"environ": {}, "installed": {"vllm": "0.28.0"}},
+        "warning",
+        "not set",
+    ),
     ("no seed, in-process", vllm(V1), {"environ": {}}, "problem", "not set"),
     ("no side channel", dynamo(PAIR), {}, "warning", "not set"),
     (
@@ -344,6 +359,24 @@ def test_a_trap_is_found(line: list[str], where: dict[str, Any], level: str, sai
     matching = [finding for finding in found if said in finding.what]
     assert [finding.level for finding in matching] == [level], found
     assert matching[0].why and matching[0].do
+
+
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        (vllm(NATIVE), {}),
+        (vllm(NATIVE, "--prefix-caching-hash-algo", "sha256_cbor"), {}),
+        (vllm(NATIVE, *XXHASH), {"environ": SEED}),
+        # A string like any other to vLLM.
+        (vllm(NATIVE, *XXHASH), {"environ": {"PYTHONHASHSEED": "random"}}),
+        (vllm(CLIENT, *EVENTS), {}),
+        (vllm(CLIENT, *EVENTS), {"installed": {"vllm": None}}),
+        (vllm(CLIENT, *NO_EVENTS, *XXHASH), {}),
+        (vllm(CLIENT), {"installed": {"vllm": "0.28.0"}}),
+    ],
+)
+def test_block_hashes_that_begin_alike_everywhere(line: list[str], where: dict[str, Any]) -> None:
+    assert examined(line, **{"environ": {}, **where}) == []
 
 
 def test_every_check_has_a_trap() -> None:

@@ -28,31 +28,44 @@ _clients = (f"connection {n}".encode() for n in itertools.count())
 
 
 class Engine:
-    """A scheduler and two workers, as the test knows them."""
+    """A scheduler and two workers, as the test knows them.
 
-    def __init__(self, site: Site) -> None:
-        self.site, self.id = site, secrets.token_hex(8)
+    The scheduler attaches when so many workers have tried to join; who is refused tries again.
+    """
+
+    def __init__(self, site: Site, name: str = "", attach_at: int = RANKS) -> None:
+        self.site, self.id = site, name or secrets.token_hex(8)
         self.secret = secrets.token_bytes(16)
-        self.open = [os.open(SHM_DIR / self._join(rank), os.O_RDWR) for rank in range(RANKS)]
-        for rank, client in enumerate(self.members):
-            told = {"member": self.joined[rank]["member"], "server": self.joined[rank]["server"]}
-            assert site.call(client, "native_mapped", told) is True
+        self.members = [next(_clients) for _ in range(RANKS)]
+        self.open: list[int] = []
         self.session = 0
         self.written: dict[int, int | None] = {}  # slot -> what the workers have written there
         self.read: dict[str, Counter[int]] = {}  # request -> slots
         self.holds: dict[int, int] = {}  # slot -> the number that was found there
-        self.attach()
+        mapped: set[int] = set()
+        for turn in (*range(attach_at), None, *range(attach_at, RANKS), *range(RANKS)):
+            if turn is None:
+                self.attach()
+            elif turn not in mapped and self._map(turn):
+                mapped.add(turn)
+            if self.session:
+                ready = self.call("ping")["ready"]
+                assert ready == (len(mapped) == RANKS), "of its own workers"
+        assert ready
 
-    def _join(self, rank: int) -> str:
-        if not rank:
-            self.members, self.joined = [], []
+    def _map(self, rank: int) -> bool:
         ask = {
             "version": 1, "engine": self.id, "incarnation": self.secret, "rank": rank,
             "ranks": RANKS, "object_bytes": OBJECT_BYTES, "layout": bytes(32),
         }  # fmt: skip
-        self.members.append(next(_clients))
-        self.joined.append(self.site.call(self.members[-1], "native_join", ask))
-        return str(self.joined[-1]["shm_name"])
+        client = self.members[rank]
+        joined = self.site.call(client, "native_join", ask)
+        if not joined["member"]:
+            return False
+        self.open.append(os.open(SHM_DIR / str(joined["shm_name"]), os.O_RDWR))
+        told = {"member": joined["member"], "server": joined["server"]}
+        assert self.site.call(client, "native_mapped", told) is True
+        return True
 
     def attach(self) -> None:
         self.client = next(_clients)
@@ -202,6 +215,17 @@ class NativeDoor(RuleBasedStateMachine):
         [mine] = [each for each in told if each["session"] == engine.session]
         assert mine["reserved_bytes"] == len(engine.written) * SLOT_BYTES
         assert mine["pinned_bytes"] == sum(map(len, engine.read.values())) * SLOT_BYTES
+
+    @precondition(lambda self: self.engines)
+    @rule(data=st.data(), connected=st.booleans(), attach_at=st.integers(0, RANKS))
+    def restart(self, data: st.DataObject, connected: bool, attach_at: int) -> None:
+        """Another engine under the same id, while the workers of the one before still copy."""
+        engine = self.pick(data)
+        self.engines.remove(engine)
+        self.site.gone |= {engine.client, *(() if connected else engine.members)}
+        held = set(engine.written) | {s for r in engine.read.values() for s in r}
+        self.dying.append((held, engine.open))
+        self.engines.append(Engine(self.site, engine.id, attach_at))
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data())

@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.fake_sidecar import OBJECT_BYTES, FakeSidecar, Life
+from tests.support.fake_sidecar import OBJECT_BYTES, OBJECTS, STEP, FakeSidecar, Life
 
 pytest.importorskip("vllm", reason="needs vLLM: scripts/install.py engine")
 
@@ -24,7 +27,7 @@ from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 
-from connectors.native import wire
+from connectors.native import allowance, wire
 from connectors.native.manager import SidecarOffloadingManager
 
 EXAMPLES = int(os.environ.get("KV_SIDECAR_MACHINE_EXAMPLES", "60"))
@@ -34,7 +37,21 @@ TROUBLES = (
     *("reset", "hold", "hold", "ranks", "garbage", "deaf", "break_connection", "restart"),
     *("forget", "lose_answers"),
 )
-GARBAGE = [b"\xc1", None, 7, "text", [], [[]], [[0]], [[-3, 0]], [2**40], [0, 0], [-1], {"a": 1}]
+
+
+def moved(by: int, value: Any) -> Any:
+    """Slots somewhere else."""
+    if isinstance(value, list):
+        return [moved(by, each) for each in value]
+    return value + by if type(value) is int and value >= 0 else value
+
+
+GARBAGE = [
+    *(b"\xc1", None, 7, "text", [], [[]], [[0]], [[-3, 0]], [2**40], [0, 0], [-1], {"a": 1}),
+    # Behind the arena, and where an object reaches beyond it.
+    partial(moved, OBJECTS * STEP),
+    partial(moved, (OBJECTS - 1) * STEP + 1),
+]
 ATTACH = wire.Attach(
     engine="e", incarnation=bytes(16), model="m", ranks=1, groups=2, object_bytes=OBJECT_BYTES,
     chunk_tokens=16, identity=bytes(32),
@@ -430,3 +447,108 @@ def test_a_reset_reaches_the_sidecar_whatever_happens(trouble: str) -> None:
 
     assert manager._session.usable
     assert not sidecar.life.objects and not sidecar.life.below
+
+
+LAST = (OBJECTS - 1) * STEP  # where an object just fits
+
+
+class Steps:
+    """A manager whose sidecar has told it that it is ready, step by step."""
+
+    def __init__(self) -> None:
+        self.sidecar, self.now = FakeSidecar(), 1000.0
+        self.manager = SidecarOffloadingManager(
+            lambda: ATTACH, self.sidecar.connect, OBJECT_BYTES, 0.9, lambda: self.now
+        )
+        self.step()
+
+    def step(self) -> None:
+        self.manager.on_schedule_end(ScheduleEndContext((), ()))
+        self.sidecar.deliver()
+        self.now += 0.1
+
+    def ask(self, keys: list[bytes], name: str = "r") -> tuple[ReqContext, list[LookupResult]]:
+        context = ReqContext(req_id=name)
+        for chunk, each in enumerate(keys):
+            context.set_offload_key_position(each, 16 * (chunk + 1))
+        return context, self.again(keys, context)
+
+    def again(self, keys: list[bytes], context: ReqContext) -> list[LookupResult]:
+        return [self.manager.lookup(each, context) for each in keys]
+
+
+somewhere = st.one_of(
+    st.sampled_from([-3, -1, 0, LAST, LAST + 1, OBJECTS * STEP, 2**31 - 1, 2**31, 2**40]),
+    st.integers(0, LAST),
+)
+
+
+@given(said=st.lists(somewhere, min_size=1, max_size=CHUNKS))
+def test_a_slot_that_is_not_in_the_arena_is_not_written_to(said: list[int]) -> None:
+    """vLLM ends over a job that is refused."""
+    steps = Steps()
+    steps.manager.on_schedule_end(ScheduleEndContext((), ()))
+    steps.sidecar.deliver(1)  # a ping, and then the reservation
+    steps.sidecar.garbage = said
+    steps.sidecar.deliver()
+    keys = [key(FULL, 1, chunk) for chunk in range(CHUNKS)]
+    context, _ = steps.ask(keys)
+    slots: list[int] = []
+    for _ in range(5):
+        output = steps.manager.prepare_store(keys, context)
+        slots += output.store_spec.block_ids.tolist() if output else []
+
+    assert all(0 <= slot <= LAST for slot in slots)
+    if all(0 <= slot <= LAST for slot in said) and len(set(said)) == len(said):
+        assert slots[: len(said)] == said
+
+
+@given(said=st.lists(somewhere, min_size=CHUNKS, max_size=CHUNKS))
+def test_a_slot_that_is_not_in_the_arena_is_not_read(said: list[int]) -> None:
+    steps = Steps()
+    steps.step()
+    keys = [key(FULL, 1, chunk) for chunk in range(CHUNKS)]
+    context, _ = steps.ask(keys)
+    steps.manager.on_schedule_end(ScheduleEndContext((), ()))
+    steps.sidecar.garbage = [said]
+    steps.sidecar.deliver(1)
+    steps.manager.on_schedule_end(ScheduleEndContext((), ()))
+    found = steps.again(keys, context)
+    hits = [each for each, result in zip(keys, found, strict=True) if result is LookupResult.HIT]
+    slots = steps.manager.prepare_load(hits, context).block_ids.tolist() if hits else []
+
+    assert all(0 <= slot <= LAST for slot in slots)
+    if all(-2 <= slot <= LAST for slot in said):
+        assert slots == [slot for slot in said if slot >= 0]
+
+
+def test_many_prompts_at_once_are_looked_up_in_several_steps() -> None:
+    """Each message takes a while, to be written or read; none of them waits for ever."""
+    sidecar, now = FakeSidecar(), [1000.0]
+    sidecar.room = 1000
+
+    def clock() -> float:
+        now[0] += allowance.SECONDS / 8
+        return now[0]
+
+    manager = SidecarOffloadingManager(lambda: ATTACH, sidecar.connect, OBJECT_BYTES, 60.0, clock)
+    each = key(FULL, 1, 0)
+    sidecar.life.objects[content(each)] = 0
+    for _ in range(3):
+        manager.on_schedule_end(ScheduleEndContext((), ()))
+        sidecar.deliver()
+    waiting = {f"r{number}": ReqContext(req_id=f"r{number}") for number in range(60)}
+    steps = 0
+    while waiting:
+        steps += 1
+        assert steps < 100 and sidecar.connection is not None
+        unread = len(sidecar.connection.answers)
+        for name, context in list(waiting.items()):
+            if manager.lookup(each, context) is LookupResult.HIT:
+                del waiting[name]
+        manager.on_schedule_end(ScheduleEndContext((), ()))
+        assert unread - len(sidecar.connection.answers) <= 10
+        sent = [msgspec.msgpack.decode(frames[1]) for frames in sidecar.connection.sent]
+        assert sent.count(wire.LOOKUP) <= 10
+        sidecar.deliver()
+    assert steps > 6

@@ -38,7 +38,7 @@ ASKED: dict[str, Any] = {
     client.DETACH: client.Detach(session=1),
 }  # fmt: skip
 ANSWERED = {
-    client.ATTACH: (client.Attached, server.Attached(3, bytes(16), True, "why")),
+    client.ATTACH: (client.Attached, server.Attached(3, bytes(16), True, "why", 8192)),
     client.JOIN: (client.Joined, server.Joined(3, bytes(16), "name", 4096, "why")),
     client.PING: (client.Pong, server.Pong(bytes(16), True, True)),
     client.HOLDINGS: (
@@ -79,6 +79,17 @@ def test_the_client_reads_what_the_server_writes(operation: str) -> None:
     no = client.value([uid, b"", BY_NAME[operation].negative or b""], kind)
     assert no is not None
     assert not any(getattr(no, field, 0) for field in ("session", "member", "begun", "more"))
+
+
+def test_each_end_understands_one_that_does_not_speak_of_the_arena() -> None:
+    encode = msgspec.msgpack.encode
+    told = msgspec.msgpack.decode(encode(server.Attached(3, bytes(16), True, "", 8192)))
+    newer = client.value([b"", b"", encode({**told, "what comes later": 1})], client.Attached)
+    assert newer is not None and newer.arena_bytes == 8192
+    del told["arena_bytes"]
+    read = client.value([b"", b"", encode(told)], client.Attached)
+    assert read is not None and read.session == 3
+    assert read.arena_bytes // client.SLOT_BYTES > client.LAST_SLOT, "all that vLLM can name"
 
 
 def test_the_client_reads_nothing_else() -> None:

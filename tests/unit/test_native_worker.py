@@ -27,12 +27,13 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.cpu import gpu_worker as vllm_worker
 
-from connectors.native import pinning
+from connectors.native import pinning, wire
 from connectors.native.arena import Arena, Arenas, UnknownArena
 from connectors.native.copier import Copier
 from connectors.native.cpu_worker import CpuWorker
 from connectors.native.geometry import Geometry, Part
 from connectors.native.gpu_worker import ArenaRegion, GpuWorker
+from connectors.native.membership import Membership
 from connectors.native.transfer import ArenaSlots
 from tests.support.server import SHM, wait_until
 
@@ -283,9 +284,44 @@ def test_an_arena_lives_as_long_as_its_jobs(tmp_path: Path) -> None:
         with pytest.raises(UnknownArena):
             arenas.of(bytes([gone]) * 16)
     assert old.bytes[0] == 1
+    assert mapped(tmp_path) == {"a0", "a1", "a2"}, "that takes a while, and is another thread's"
+    arenas.let_go()
     assert mapped(tmp_path) == {"a0", "a2"}
     del old
     assert mapped(tmp_path) == {"a2"}
+
+
+class Silence:
+    """A connection to a sidecar that answers nothing."""
+
+    def send(self, frames: object) -> bool:
+        return True
+
+    def receive(self) -> None:
+        """Nothing has come."""
+
+    def ended(self) -> bool:
+        return False
+
+    def wait(self, milliseconds: int) -> None:
+        time.sleep(0.01)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def test_the_membership_lets_go_of_arenas_that_are_over(tmp_path: Path) -> None:
+    arenas = Arenas()
+    for number in range(2):
+        arenas.add(arena_of(tmp_path, 4096, f"a{number}", bytes([number]) * 16))
+    join = wire.Join(
+        engine="e", incarnation=bytes(16), rank=0, ranks=1, object_bytes=4096, layout=bytes(32)
+    )
+    membership = Membership(join, arenas, Silence)
+    membership.start()
+    assert arenas.of(b"\1" * 16)
+    wait_until(lambda: mapped(tmp_path) == {"a1"}, "the old one is unmapped")
+    membership.stop()
 
 
 def mapped(folder: Path) -> set[str]:
@@ -443,6 +479,8 @@ def test_a_new_sidecar_gets_a_worker_of_its_own(tmp_path: Path, recorders: list[
     first.done.append(type("Result", (), {"job_id": 1})())
     assert len(worker.get_finished()) == 1
     assert first.ended and not second.ended
+    assert mapped(tmp_path) == {"a", "b"}
+    arenas.let_go()
     assert mapped(tmp_path) == {"b"}
     worker.shutdown()
     assert second.ended

