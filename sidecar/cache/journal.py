@@ -18,10 +18,12 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.records import (
     AGE_AT,
+    AGE_BYTES,
     HEAD_BYTES,
     MAX_GROUPS,
     MAX_SIZE,
     MAX_SPACES,
+    NAMELESS,
     NO_DIGEST,
     PAGE_BYTES,
     READ_AT,
@@ -34,6 +36,7 @@ from sidecar.cache.records import (
     Record,
     seed_of,
     table_bytes,
+    write_age,
     write_head,
     write_record,
     write_space,
@@ -66,12 +69,9 @@ class Journal:
 
     def taken(self, entry: Entry) -> None:
         """Somebody may write to the slot of `entry` from now on, and it is nobody's object."""
-        page = entry.start // PAGE_BYTES
-        size = min(entry.size, MAX_SIZE)
         if entry.size > MAX_SIZE:
             self._fail("an object of 4 GiB")
-        record = Record(page, TAKEN, 0, 0, size, _NO_HASH, NO_DIGEST, 0)
-        self._write(self._at(entry), write_record(record, 0))
+        self._write_nameless(entry, TAKEN)
 
     def ready(self, entries: Sequence[Entry]) -> None:
         """These are complete, and used now."""
@@ -139,24 +139,33 @@ class Journal:
         """Nothing changes any more. `order` is what is complete, in the order of its eviction."""
         if self.failed:
             return
-        with mmap.mmap(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes)) as file:
+        try:
+            file = mmap.mmap(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes))
+        except OSError as error:
+            self._fail(str(error))
+            return
+        with file:
             for age, entry in enumerate(order):
                 at = self._at(entry) + AGE_AT
-                file[at : at + 4] = age.to_bytes(4, "little")
+                file[at : at + AGE_BYTES] = write_age(age)
         self._write_head(clean=True, usable=True, shared=self._head.shared)
 
     def _write_ready(self, entry: Entry, digest: bytes, age: int) -> None:
         known = self._spaces.get(entry.space.key) or self._number(entry.space.key)
-        groups = sum(1 << group for group in entry.missing if group < MAX_GROUPS)
         if known is None or any(group >= MAX_GROUPS for group in entry.missing):
-            self.erase(entry)  # complete, and not kept
+            self._write_nameless(entry, NAMELESS)
             return
+        groups = sum(1 << group for group in entry.missing)
         if digest == NO_DIGEST:
             self.undigested.append(entry)
         number, seed = known
         page = entry.start // PAGE_BYTES
         record = Record(page, READY, groups, number, entry.size, entry.hash, digest, age)
-        self._write(self._at(entry), write_record(record, seed))
+        self._write_record(entry, record, seed)
+
+    def _write_nameless(self, entry: Entry, kind: int) -> None:
+        page = entry.start // PAGE_BYTES
+        self._write_record(entry, Record(page, kind, 0, 0, entry.size, _NO_HASH, NO_DIGEST, 0), 0)
 
     def _number(self, key: SpaceKey) -> tuple[int, int] | None:
         """Of a space that is new here; None if it cannot be kept."""
@@ -166,6 +175,10 @@ class Journal:
         known = self._spaces[key] = self._free.pop(), seed_of(key)
         self._write(HEAD_BYTES + known[0] * SPACE_BYTES, data)
         return known
+
+    def _write_record(self, entry: Entry, record: Record, seed: int) -> None:
+        if not self.failed:  # as it has for what no record can tell of
+            self._write(self._at(entry), write_record(record, seed))
 
     def _at(self, entry: Entry) -> int:
         return TABLE_AT + entry.start // PAGE_BYTES * RECORD_BYTES

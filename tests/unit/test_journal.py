@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import random
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -22,20 +25,27 @@ from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policies.lru import LRU
 from sidecar.cache.records import (
+    AGE_AT,
     HEAD_BYTES,
+    MAX_GROUPS,
+    MAX_SIZE,
     MAX_SPACES,
     RECORD_BYTES,
     SPACE_BYTES,
     TABLE_AT,
+    VERSION,
     Unusable,
     head_of,
     table_bytes,
+    write_head,
 )
 from sidecar.cache.recovery import Legacy, Restored, read_legacy, restore
 
 SIZE = PIECE_BYTES
 HEAD = head_of(SIZE, 0, [0], 256)
 SPACES = [SpaceKey("model", 1, 0, salt, b"layout") for salt in ("", "salt", "another")]
+# None of these has a place in the index.
+ODD_SPACE, ODD_GROUP = SpaceKey("model" * 250, 1, 0, "", b"layout"), frozenset({MAX_GROUPS})
 # Few slots of few sizes, so that they are evicted and reused all the time.
 SIZES = [SIZE // 8, SIZE // 4]
 
@@ -101,14 +111,19 @@ def store(l1: L1, number: int, space: SpaceKey = SPACES[0], size: int = SIZES[0]
 def agree(site: Site, exactly_read: bool = True) -> None:
     """What a successor would read is what is there."""
     objects: dict[int, Any] = {}
-    taken = set()
+    taken, nameless = set(), {}
     for entry in site.l1._slots:
         brought_again = entry.state is State.INHERITED and entry.hash in entry.space.ready
-        if entry.state is State.READY or (entry in site.l1.unproven and not brought_again):
+        if entry.state is State.READY and is_odd(entry):
+            nameless[entry.start] = entry in site.journal._readers
+        elif entry.state is State.READY or (entry in site.l1.unproven and not brought_again):
             objects[entry.start] = (entry.space.key, entry.hash, entry.size, entry.missing)
         elif entry.state is not State.GONE:
             taken.add((entry.start, entry.size))
     legacy = site.legacy()
+    found_nameless = {x.start: x.held for x in legacy.slots if x.start in nameless}
+    assert found_nameless == nameless
+    legacy.slots = [x for x in legacy.slots if x.start not in nameless]
     found = {
         left.start: (left.key, left.hash, left.sizes.object, left.missing)
         for left in legacy.slots
@@ -117,9 +132,19 @@ def agree(site: Site, exactly_read: bool = True) -> None:
     assert found == objects
     assert {(x.start, x.sizes.object) for x in legacy.slots if x.key is None} == taken
     assert not legacy.trusted
-    read = {left.start for left in legacy.slots if left.read and left.key is not None}
+    read = {left.start for left in legacy.slots if left.held and left.key is not None}
     readers = {entry.start for entry in site.journal._readers if entry.state is State.READY}
+    readers -= nameless.keys()
     assert read == readers if exactly_read else read >= readers
+
+
+def is_odd(entry: Entry) -> bool:
+    """Whether it is of no successor's use."""
+    return entry.space.key == ODD_SPACE or entry.missing == ODD_GROUP
+
+
+def any_space(chance: random.Random) -> SpaceKey:
+    return chance.choice([*SPACES, ODD_SPACE])
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,9 +156,9 @@ def test_the_index_agrees_after_every_step(arena: int, seed: int) -> None:
     reading: list[Entry] = []
 
     def reserve() -> None:
-        space, name = chance.choice(SPACES), hash_of(chance.randrange(6))
+        space, name = any_space(chance), hash_of(chance.randrange(6))
         if not site.l1.knows(space, name):
-            missing = frozenset({3}) if chance.random() < 0.2 else frozenset()
+            missing = chance.choice([frozenset[int]()] * 4 + [frozenset({3}), ODD_GROUP])
             entry = site.l1.reserve(space, name, chance.choice(SIZES), missing)
             writing.extend([entry] if entry else [])
 
@@ -189,9 +214,10 @@ def test_the_index_agrees_in_life_after_life(arena: int, seed: int) -> None:
 def live(site: Site, chance: random.Random, left: Restored) -> None:
     """A few steps of a server, each of which may have been its last; some end in order."""
     l1 = site.l1
+    reading: list[Entry] = []
 
     def bring() -> None:
-        space, name = chance.choice(SPACES), hash_of(chance.randrange(6))
+        space, name = any_space(chance), hash_of(chance.randrange(6))
         if not l1.knows(space, name) and (entry := l1.reserve(space, name, SIZES[0])):
             (l1.commit if chance.random() < 0.8 else l1.withdraw)(entry)
 
@@ -202,6 +228,17 @@ def live(site: Site, chance: random.Random, left: Restored) -> None:
     def discard() -> None:
         for entry in chance.sample(site.ready(), min(1, len(site.ready()))):
             l1.discard(entry)
+
+    def begin_to_read() -> None:
+        for entry in chance.sample(site.ready(), min(1, len(site.ready()))):
+            l1.pin(entry)
+            site.journal.reading([entry])
+            reading.append(entry)
+
+    def end_reading() -> None:
+        entry = reading.pop()
+        site.journal.read([entry])
+        l1.unpin(entry)
 
     def prove() -> None:
         entry, _ = left.unproven.pop()
@@ -214,7 +251,8 @@ def live(site: Site, chance: random.Random, left: Restored) -> None:
 
     agree(site, exactly_read=False)
     for _ in range(chance.randrange(20)):
-        steps = [bring, bring, bring, digest, discard]
+        steps = [bring, bring, bring, digest, discard, begin_to_read]
+        steps += [end_reading] if reading else []
         steps += [prove] * 3 if left.unproven else []
         steps += [others_are_gone] if left.suspects else []
         steps += [partial(l1.evict, 1, 0)]
@@ -297,6 +335,9 @@ def test_a_damaged_index_is_refused_or_says_nothing_wrong(arena: int, data: st.D
     site = Site(arena)
     for number in range(5):
         store(site.l1, number, SPACES[number % 3])
+    odd = store(site.l1, 6, ODD_SPACE)
+    site.l1.pin(odd)
+    site.journal.reading([odd])
     site.l1.reserve(SPACES[0], hash_of(7), SIZES[0])
     site.l1.leave()
     before = {(x.start, x.key, x.hash, x.sizes) for x in site.legacy().slots}
@@ -319,11 +360,70 @@ def test_a_damaged_index_is_refused_or_says_nothing_wrong(arena: int, data: st.D
     site.close()
 
 
+def test_a_damaged_age_is_no_age_of_what_comes_later(site: Site) -> None:
+    """It is the one part of a record that its check does not cover."""
+    at = TABLE_AT + store(site.l1, 1).start // 4096 * RECORD_BYTES + AGE_AT
+    site.l1.leave()
+    os.pwrite(site.fd, b"\xff" * (RECORD_BYTES - AGE_AT), at)
+    with pytest.raises(Unusable, match="damaged"):
+        site.legacy()
+
+
+def test_an_index_lives_for_longer_than_its_ages_did_once(site: Site) -> None:
+    """Every store and every digest makes all that comes later younger."""
+    site.journal._ages = count((1 << 32) - 2)
+    for number in range(4):
+        site.journal.proven(store(site.l1, number), b"d" * 12)
+    ages = {left.hash: left.age for left in site.legacy().slots}
+    assert sorted(ages, key=lambda each: ages[each]) == [hash_of(number) for number in range(4)]
+    left = site.succeed(is_alone=True)
+    assert [entry.hash for entry, _ in left.unproven] == [hash_of(number) for number in range(4)]
+    store(site.l1, 9)
+    assert max(site.legacy().slots, key=lambda left: left.age).hash == hash_of(9)
+
+
+def test_an_object_of_four_gib_ends_the_index_and_not_its_store() -> None:
+    size = 4 * MAX_SIZE
+    l1, index = L1(size, LRU()), os.memfd_create("index")
+    l1.grow(0, size)
+    l1.journal = Journal(index, head_of(size, 0, [0], 256), {})
+    entry = store(l1, 1, size=MAX_SIZE + 1)
+    assert entry.state is State.READY and l1.journal.failed
+    os.close(index)
+
+
+def test_what_is_nobody_s_counts_for_no_tenant(arena: int) -> None:
+    site = Site(arena)
+    ready, written = store(site.l1, 1, SPACES[1]), site.l1.reserve(SPACES[1], hash_of(2), SIZES[0])
+    assert written is not None
+    site.l1.pin(ready)
+    site.journal.reading([ready])
+    left = site.succeed(is_alone=False)
+    assert {entry.start for entry in left.suspects} == {ready.start, written.start}
+    assert site.l1.quotas.salts() == [] and site.l1.used_bytes == 2 * SIZES[0]
+    store(site.l1, 3)
+    assert site.l1.quotas.used("") == SIZES[0]
+    assert not problems(site.l1, Leases())
+    for entry in left.suspects:
+        site.l1.disown(entry)
+    assert site.l1.used_bytes == site.l1.quotas.used("") == SIZES[0]
+    assert not problems(site.l1, Leases())
+    site.close()
+
+
+def test_an_index_of_the_version_before_is_refused_as_a_whole(site: Site) -> None:
+    """Its head is shorter, and its records have another layout."""
+    store(site.l1, 1)
+    os.pwrite(site.fd, write_head(msgspec.structs.replace(HEAD, version=1, clean=True)), 0)
+    with pytest.raises(Unusable, match="another version"):
+        site.legacy()
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2}, {"boot_id": "another"}, {"arena_bytes": SIZE * 2}, {"headroom": 4096},
-        {"parts": [0, 1]}, {"chunk_size": 16},
+        {"version": VERSION - 1}, {"version": VERSION + 1}, {"boot_id": "another"},
+        {"arena_bytes": SIZE * 2}, {"headroom": 4096}, {"parts": [0, 1]}, {"chunk_size": 16},
     ],
     ids=str,
 )  # fmt: skip
@@ -341,3 +441,17 @@ def test_an_index_that_cannot_be_written_is_no_index(site: Site) -> None:
     site.l1.discard(second)
     site.l1.leave()
     assert site.journal.failed
+
+
+def test_an_index_that_cannot_be_mapped_is_no_index(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(site.l1, 1)
+
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    site.l1.leave()
+    with pytest.raises(Unusable, match="not complete"):
+        site.legacy()
