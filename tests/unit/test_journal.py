@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ from sidecar.cache.records import (
     write_head,
 )
 from sidecar.cache.recovery import Legacy, Restored, read_legacy, restore
+from sidecar.handlers.stored_objects import StoredObjects
 
 SIZE = PIECE_BYTES
 HEAD = head_of(SIZE, 0, [0], 256)
@@ -240,6 +242,12 @@ def live(site: Site, chance: random.Random, left: Restored) -> None:
         site.journal.read([entry])
         l1.unpin(entry)
 
+    def delete() -> None:
+        space, name = chance.choice(SPACES), hash_of(chance.randrange(6))
+        delete_by_key(l1, space, name)
+        found = {(x.key, x.hash) for x in site.legacy().slots if not x.held}
+        assert (space, name) not in found or l1.knows(space, name)
+
     def prove() -> None:
         entry, _ = left.unproven.pop()
         if entry.state is State.INHERITED:
@@ -251,7 +259,7 @@ def live(site: Site, chance: random.Random, left: Restored) -> None:
 
     agree(site, exactly_read=False)
     for _ in range(chance.randrange(20)):
-        steps = [bring, bring, bring, digest, discard, begin_to_read]
+        steps = [bring, bring, bring, digest, discard, delete, begin_to_read]
         steps += [end_reading] if reading else []
         steps += [prove] * 3 if left.unproven else []
         steps += [others_are_gone] if left.suspects else []
@@ -264,6 +272,26 @@ def live(site: Site, chance: random.Random, left: Restored) -> None:
     if chance.random() < 0.3:
         l1.leave()
         assert site.legacy().trusted
+
+
+def delete_by_key(l1: L1, space: SpaceKey, *hashes: bytes) -> tuple[int, int]:
+    """As `DELETE /cache/objects` does it."""
+    objects = StoredObjects(SimpleNamespace(l1=l1))  # type: ignore[arg-type]
+    rank = 1 << 24 | 1 << 8  # of a world of one
+    keys = [(each, space.model_name, rank, space.cache_salt) for each in hashes]
+    return objects.delete_from_l1(keys, force=False)
+
+
+def test_what_is_deleted_before_it_is_proven_is_never_found(site: Site) -> None:
+    for number in range(4):
+        site.journal.proven(store(site.l1, number, SPACES[number % 2]), b"d" * 12)
+    left, heir = site.succeed(is_alone=True), site.l1
+    store(heir, 0)  # brought again
+    assert delete_by_key(heir, SPACES[0], *map(hash_of, range(4))) == (2, 0)
+    states = {entry.hash: entry.state for entry, _ in left.unproven}
+    assert [states[hash_of(n)] for n in range(4)] == [State.GONE, State.INHERITED] * 2
+    assert heir.objects == 0 and not heir.knows(SPACES[0], hash_of(2))
+    assert not problems(heir, Leases())
 
 
 def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
