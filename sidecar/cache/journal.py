@@ -117,7 +117,7 @@ class Journal:
             self._free.append(known[0])
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
-        """All is gone but what occupies bytes now: `entries`."""
+        """There are no objects any more; what occupies bytes all the same is of `entries`."""
         shared = self._head.shared
         self._write_head(clean=False, usable=False, shared=shared)
         try:
@@ -126,12 +126,8 @@ class Journal:
         except OSError as error:
             self._fail(str(error))
         for entry in entries:
-            if entry.state is State.READY:
-                self._write_ready(entry, NO_DIGEST, next(self._ages))
-            elif entry.state is not State.GONE:
+            if entry.state is not State.GONE:
                 self.taken(entry)
-            if entry in self._readers:
-                self._write(self._at(entry) + READ_AT, b"\1")
         if not self.failed:
             self._write_head(clean=False, usable=True, shared=shared)
 

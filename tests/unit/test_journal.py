@@ -294,6 +294,21 @@ def test_what_is_deleted_before_it_is_proven_is_never_found(site: Site) -> None:
     assert not problems(heir, Leases())
 
 
+def test_a_clear_does_not_go_through_what_is_unproven_one_by_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        site.journal.proven(store(site.l1, number), b"d" * 12)
+    left, heir = site.succeed(is_alone=True), site.l1
+    written = []
+    monkeypatch.setattr(site.journal, "_write", lambda at, data: written.append(at))
+    heir.clear(force=False)
+    assert {at for at in written if at >= TABLE_AT} == set()
+    assert not heir.unproven and not heir.used_bytes and not heir.spaces()
+    assert {entry.state for entry, _ in left.unproven} == {State.GONE}
+    assert not problems(heir, Leases())
+
+
 def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
     for number in range(6):
         store(site.l1, number)
