@@ -55,6 +55,7 @@ from sidecar.wire.tokens import TokenLists
 
 if TYPE_CHECKING:
     from sidecar.gds import Gds
+    from sidecar.wire.publisher import Publisher
 
 log = logging.getLogger("sidecar")
 
@@ -123,9 +124,12 @@ class App:
             self._listen()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
+            publisher = self._bind_publisher()
+            # All that can fail has not: what was kept is for a server that starts.
             if head is not None:
                 self._inherit(head, legacy)
-            self._publish_events()
+            if publisher is not None:
+                self._publish_events(publisher)
         except BaseException:
             self._taken.close()
             raise
@@ -172,14 +176,14 @@ class App:
 
     def _inherit(self, head: Head, legacy: Legacy | None) -> None:
         """Write down for a successor what is in the L1, and begin with what is there already."""
+        own_name_told = legacy is not None and legacy.shared
+        deadline = time.monotonic() + _LET_GO_SECONDS
+        while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
+            time.sleep(_DRAIN_POLL_SECONDS)  # processes of the earlier server's GPUs
         journal = open_journal(self._segment, head, legacy)
         if legacy is None:
             self._core.l1.journal = journal
         else:
-            own_name_told = legacy.shared
-            deadline = time.monotonic() + _LET_GO_SECONDS
-            while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
-                time.sleep(_DRAIN_POLL_SECONDS)  # processes of the earlier server's GPUs
             self._arena.resident = {piece.start for piece in legacy.pieces}
             left = restore(self._core.l1, journal, legacy, self._segment.is_alone())
             inheritance = Inheritance(self._core, left, own_name_told)
@@ -271,18 +275,23 @@ class App:
             only = None if release == "auto" else generation_of(release)
             self._endpoint.bind(wire_url(config, port), config.ipc_mode, only)
 
-    def _publish_events(self) -> None:
-        """On a socket of libzmq. A server without one does not even load it."""
+    def _bind_publisher(self) -> "Publisher | None":
+        """Of KV events, on a socket of libzmq. A server without one does not even load it."""
         config = self._config
         if not config.kv_events_endpoint:
-            return
-        from sidecar.handlers.kv_events.publication import Publication
+            return None
         from sidecar.wire.publisher import Publisher
 
         replayed = self._telemetry.kv_events_replayed.add
         publisher = Publisher(config.kv_events_endpoint, config.kv_events_replay_endpoint, replayed)
         self._taken.callback(publisher.close)
-        Publication(self._core, self._service.history, publisher, config.kv_events_pod)
+        return publisher
+
+    def _publish_events(self, publisher: "Publisher") -> None:
+        from sidecar.handlers.kv_events.publication import Publication
+
+        pod = self._config.kv_events_pod
+        Publication(self._core, self._service.history, publisher, pod)
 
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry

@@ -1,6 +1,7 @@
 """Shared memory is owned by lock: taken once, removed by the next start, never somebody else's."""
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -400,6 +401,27 @@ def test_what_cannot_be_gone_on_with_is_replaced(name: str, how: str, clock: Clo
     size, keep = (2 * MIB if how == "another size" else MIB), (0 if how == "not wanted" else 100)
     heir = Segment(name, size, keep_seconds=keep)
     assert not heir.is_inherited and os.fstat(heir.fd).st_size == size
+    heir.remove()
+    assert not list(segment_module.SHM_DIR.iterdir())
+
+
+def test_what_is_kept_outlives_who_cannot_map_it(
+    name: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Segment(name, MIB, keep_seconds=100)
+    old.index_path.touch()
+    old.map[:4] = b"kept"
+    old.leave()
+
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse)
+        with pytest.raises(SegmentError, match="no memory"):
+            Segment(name, MIB, keep_seconds=100)
+    heir = Segment(name, MIB, keep_seconds=100)
+    assert heir.is_inherited and heir.map[:4] == b"kept"
     heir.remove()
     assert not list(segment_module.SHM_DIR.iterdir())
 
