@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -65,7 +66,7 @@ class Journal:
         self._readers: Counter[Entry] = Counter()
         self.undigested: deque[Entry] = deque(maxlen=_MAX_UNDIGESTED)  # complete, the oldest first
         self.failed = ""
-        self._write_head(clean=False, usable=True, shared=head.shared)
+        self._write_head()
 
     def taken(self, entry: Entry) -> None:
         """Somebody may write to the slot of `entry` from now on, and it is nobody's object."""
@@ -107,7 +108,12 @@ class Journal:
     def shared(self) -> None:
         """Others get the arena open by its own name."""
         if not self._head.shared:
-            self._write_head(clean=False, usable=True, shared=True)
+            self._write_head(shared=True)
+
+    def epochs(self, tags: list[str]) -> None:
+        """All that is here belongs to these epochs of the L2, and to none before them."""
+        if tags != self._head.epochs:
+            self._write_head(epochs=tags)
 
     def forget(self, space: SpaceKey) -> None:
         """Nothing is in `space` any more."""
@@ -118,8 +124,7 @@ class Journal:
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
         """There are no objects any more; what occupies bytes all the same is of `entries`."""
-        shared = self._head.shared
-        self._write_head(clean=False, usable=False, shared=shared)
+        self._write_head(usable=False)
         try:
             os.ftruncate(self._fd, TABLE_AT)
             os.ftruncate(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes))
@@ -129,7 +134,7 @@ class Journal:
             if entry.state is not State.GONE:
                 self.taken(entry)
         if not self.failed:
-            self._write_head(clean=False, usable=True, shared=shared)
+            self._write_head(usable=True)
 
     def close(self, order: Iterable[Entry]) -> None:
         """Nothing changes any more. `order` is what is complete, in the order of its eviction."""
@@ -144,7 +149,7 @@ class Journal:
             for age, entry in enumerate(order):
                 at = self._at(entry) + AGE_AT
                 file[at : at + AGE_BYTES] = write_age(age)
-        self._write_head(clean=True, usable=True, shared=self._head.shared)
+        self._write_head(clean=True)
 
     def _write_ready(self, entry: Entry, digest: bytes, age: int) -> None:
         known = self._spaces.get(entry.space.key) or self._number(entry.space.key)
@@ -179,9 +184,14 @@ class Journal:
     def _at(self, entry: Entry) -> int:
         return TABLE_AT + entry.start // PAGE_BYTES * RECORD_BYTES
 
-    def _write_head(self, clean: bool, usable: bool, shared: bool) -> None:
-        self._head = msgspec.structs.replace(self._head, clean=clean, usable=usable, shared=shared)
-        self._write(0, write_head(self._head))
+    def _write_head(self, **changes: Any) -> None:
+        head = msgspec.structs.replace(self._head, **changes)
+        data = write_head(head)
+        if len(data) > HEAD_BYTES:
+            self._fail("there are too many L2 adapters")
+            return
+        self._head = head
+        self._write(0, data)
 
     def _write(self, at: int, data: bytes) -> None:
         if self.failed:
@@ -214,6 +224,7 @@ class Unkept:
     def reading(self, entries: Iterable[Entry]) -> None: ...
     def read(self, entries: Iterable[Entry]) -> None: ...
     def shared(self) -> None: ...
+    def epochs(self, tags: list[str]) -> None: ...
     def forget(self, space: SpaceKey) -> None: ...
     def rewrite(self, entries: Iterable[Entry]) -> None: ...
     def close(self, order: Iterable[Entry]) -> None: ...

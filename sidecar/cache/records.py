@@ -53,7 +53,8 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     """What must be the same for a successor, and how its predecessor has ended.
 
     `clean`: it has stopped in order, so what is READY is whole. `usable`: it was not in the midst
-    of a change of everything. `shared`: others may have the arena open by its own name.
+    of a change of everything. `shared`: others may have the arena open by its own name. `epochs`:
+    those of its L2 to which all that is here belongs, and to none before them.
     """
 
     version: int
@@ -65,6 +66,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     clean: bool = False
     usable: bool = True
     shared: bool = False
+    epochs: list[str] = []
 
 
 def head_of(arena_bytes: int, headroom: int, parts: list[int], chunk_size: int) -> Head:

@@ -4,7 +4,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
@@ -61,14 +61,21 @@ class Legacy:
     """All of it, slots by place. `pieces` of the arena are resident.
 
     `trusted`: the predecessor has stopped in order, and what is complete is whole. `shared`:
-    others may have the arena open by its own name.
+    others may have the arena open by its own name. `epochs` are those of the L2 to which the
+    objects belong.
     """
 
     trusted: bool
     shared: bool
+    epochs: list[str]
     slots: list[Left]
     spaces: dict[SpaceKey, int]
     pieces: list[range]
+
+    def without_objects(self) -> "Legacy":
+        """The slots that others may still touch, and that is all."""
+        slots = [slot._replace(key=None) for slot in self.slots if slot.held]
+        return replace(self, slots=slots, epochs=[])
 
     def key_of(self, left: Left, is_alone: bool) -> SpaceKey:
         """Of the object in a slot; NOBODY's, if there is none that may be served, or prove itself.
@@ -123,7 +130,7 @@ def open_journal(segment: Segment, ours: Head, legacy: Legacy | None) -> Journal
         return Journal(index, ours, {})
     index = os.open(segment.index_path, flags)
     age = 1 + max((slot.age for slot in legacy.slots), default=0)
-    ours = msgspec.structs.replace(ours, shared=legacy.shared)
+    ours = msgspec.structs.replace(ours, shared=legacy.shared, epochs=legacy.epochs)
     return Journal(index, ours, legacy.spaces, age)
 
 
@@ -194,7 +201,8 @@ def read_legacy(index: int, arena: int, ours: Head) -> Legacy:
         raise Unusable(f"it cannot be read: {error.strerror}") from None
     _check_places(slots, pieces, ours)
     spaces = {key: number for number, key in numbers.items()}
-    return Legacy(head.clean, head.shared, _without_twins(slots, head.clean), spaces, pieces)
+    slots = _without_twins(slots, head.clean)
+    return Legacy(head.clean, head.shared, head.epochs, slots, spaces, pieces)
 
 
 def resident(arena: int, size: int) -> list[range]:

@@ -70,14 +70,20 @@ class Site:
     def legacy(self) -> Legacy:
         return read_legacy(self.fd, self.arena_fd, HEAD)
 
-    def succeed(self, is_alone: bool) -> Restored:
-        """The server of before is gone, and this is the next one."""
+    def succeed(self, is_alone: bool, in_doubt: bool = False) -> Restored:
+        """The server of before is gone, and this is the next one. `in_doubt`: what there is may
+        have been cleared.
+        """
         legacy = self.legacy()
+        legacy = legacy.without_objects() if in_doubt else legacy
         os.close(self.journal._fd)
         age = 1 + max((left.age for left in legacy.slots), default=0)
         self.journal = Journal(os.dup(self.fd), HEAD, legacy.spaces, age)
         self.l1 = L1(SIZE, LRU())
-        return restore(self.l1, self.journal, legacy, is_alone)
+        restored = restore(self.l1, self.journal, legacy, is_alone)
+        if in_doubt:
+            self.l1.clear(force=False)
+        return restored
 
     def ready(self) -> list[Entry]:
         return [e for space in self.l1.spaces() for e in space.ready.values()]
@@ -209,7 +215,8 @@ def test_the_index_agrees_in_life_after_life(arena: int, seed: int) -> None:
     """Servers end in any way, in the middle of proving what those before have left."""
     site, chance = Site(arena), random.Random(seed)
     for _ in range(5):
-        live(site, chance, site.succeed(is_alone=chance.random() < 0.5))
+        left = site.succeed(chance.random() < 0.5, in_doubt=chance.random() < 0.2)
+        live(site, chance, left)
     site.close()
 
 
@@ -330,6 +337,23 @@ def test_a_clean_end_is_trusted_and_keeps_the_order(site: Site) -> None:
     assert under_way.start in {store(heir, number).start for number in range(40, 60)}
     assert not problems(heir, Leases())
     assert not site.legacy().trusted  # while the heir runs
+
+
+def test_of_what_is_in_doubt_only_the_slots_in_others_hands_are_left(site: Site) -> None:
+    entries = [store(site.l1, number) for number in range(4)]
+    for entry in entries:
+        site.journal.proven(entry, b"d" * 12)
+    site.l1.pin(entries[1])
+    site.journal.reading([entries[1]])
+    written = site.l1.reserve(SPACES[1], hash_of(9), SIZES[0])
+    assert written is not None
+    site.l1.leave()
+    left = site.succeed(is_alone=False, in_doubt=True)
+    assert {entry.start for entry in left.suspects} == {entries[1].start, written.start}
+    assert not (site.l1.objects or left.unproven or left.being_read)
+    assert site.l1.used_bytes == 2 * SIZES[0]
+    assert [x.key for x in site.legacy().slots] == [None, None] and not site.legacy().spaces
+    assert not problems(site.l1, Leases())
 
 
 def test_after_a_crash_only_what_has_a_digest_is_worth_a_try(site: Site) -> None:
