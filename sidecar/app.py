@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sidecar.addresses import in_url
 from sidecar.admin import AdminServer
 from sidecar.cache.arena import Arena, parts_of
+from sidecar.cache.journal import Journal
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policies import POLICIES
@@ -55,6 +56,7 @@ from sidecar.wire.tokens import TokenLists
 
 if TYPE_CHECKING:
     from sidecar.gds import Gds
+    from sidecar.wire.publisher import Publisher
 
 log = logging.getLogger("sidecar")
 
@@ -126,9 +128,13 @@ class App:
             self._listen()
             self._admin = AdminServer(config, self._service, self._loop, self._telemetry)
             self._admin.start()
+            publisher = self._bind_publisher()
+            # All that can fail has not: what was kept is for a server that starts.
+            self._core.tiers.epochs.learn()
             if head is not None:
                 self._inherit(head, legacy)
-            self._publish_events()
+            if publisher is not None:
+                self._publish_events(publisher)
         except BaseException:
             self._taken.close()
             raise
@@ -176,23 +182,33 @@ class App:
 
     def _inherit(self, head: Head, legacy: Legacy | None) -> None:
         """Write down for a successor what is in the L1, and begin with what is there already."""
-        journal = open_journal(self._segment, head, legacy)
         if legacy is None:
-            self._core.l1.journal = journal
+            journal = self._core.l1.journal = open_journal(self._segment, head, None)
         else:
-            own_name_told = legacy.shared
-            deadline = time.monotonic() + _LET_GO_SECONDS
-            while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
-                time.sleep(_DRAIN_POLL_SECONDS)  # processes of the earlier server's GPUs
-            self._arena.resident = {piece.start for piece in legacy.pieces}
-            left = restore(self._core.l1, journal, legacy, self._segment.is_alone())
-            inheritance = Inheritance(self._core, left, own_name_told)
-            self._loop.every(TICK_SECONDS, inheritance.tick)
-            log.info(
-                "the L1 begins with %d objects of the earlier server, %d of them to be verified",
-                self._core.l1.objects + len(left.unproven), len(left.unproven),
-            )  # fmt: skip
+            journal = self._take_over(head, legacy)
+        self._core.tiers.epochs.tick()
         Digests(self._core, journal)
+
+    def _take_over(self, head: Head, legacy: Legacy) -> Journal:
+        l1, own_name_told = self._core.l1, legacy.shared
+        deadline = time.monotonic() + _LET_GO_SECONDS
+        while own_name_told and not self._segment.is_alone() and time.monotonic() < deadline:
+            time.sleep(_DRAIN_POLL_SECONDS)  # processes of the earlier server's GPUs
+        doubt = self._core.tiers.epochs.doubt(legacy.epochs)
+        if doubt:
+            log.warning("the L1 starts empty, the earlier one cannot be used: %s", doubt)
+            legacy = legacy.without_objects()
+        journal = open_journal(self._segment, head, legacy)
+        self._arena.resident = {piece.start for piece in legacy.pieces}
+        left = restore(l1, journal, legacy, self._segment.is_alone())
+        if doubt:
+            l1.clear(force=False)  # the index has the objects still
+        self._loop.every(TICK_SECONDS, Inheritance(self._core, left, own_name_told).tick)
+        log.info(
+            "the L1 begins with %d objects of the earlier server, %d of them to be verified",
+            l1.objects + len(left.unproven), len(left.unproven),
+        )  # fmt: skip
+        return journal
 
     def _build_core(self) -> Core:
         config = self._config
@@ -275,18 +291,23 @@ class App:
             only = None if release == "auto" else generation_of(release)
             self._endpoint.bind(wire_url(config, port), config.ipc_mode, only)
 
-    def _publish_events(self) -> None:
-        """On a socket of libzmq. A server without one does not even load it."""
+    def _bind_publisher(self) -> "Publisher | None":
+        """Of KV events, on a socket of libzmq. A server without one does not even load it."""
         config = self._config
         if not config.kv_events_endpoint:
-            return
-        from sidecar.handlers.kv_events.publication import Publication
+            return None
         from sidecar.wire.publisher import Publisher
 
         replayed = self._telemetry.kv_events_replayed.add
         publisher = Publisher(config.kv_events_endpoint, config.kv_events_replay_endpoint, replayed)
         self._taken.callback(publisher.close)
-        Publication(self._core, self._service.history, publisher, config.kv_events_pod)
+        return publisher
+
+    def _publish_events(self, publisher: "Publisher") -> None:
+        from sidecar.handlers.kv_events.publication import Publication
+
+        pod = self._config.kv_events_pod
+        Publication(self._core, self._service.history, publisher, pod)
 
     def _build_endpoint(self) -> Endpoint:
         core, telemetry = self._core, self._telemetry

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import chain, pairwise
 
 from sidecar.cache.entry import Entry, State
+from sidecar.cache.keys import NOBODY
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
 from sidecar.cache.policies.isolated import Isolated
@@ -65,7 +66,7 @@ def _slots(l1: L1, slots: Slots) -> Iterator[str]:
         yield f"used_bytes is {slots.used_bytes}, found are {used}"
     by_salt: Counter[str] = Counter()
     for entry in slots:
-        if entry not in vacated:
+        if entry not in vacated and entry.space.key is not NOBODY:
             by_salt[_salt(entry)] += entry.slot_bytes
     counted = {salt: l1.quotas.used(salt) for salt in l1.quotas.salts()}
     if counted != by_salt:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -18,10 +19,12 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.records import (
     AGE_AT,
+    AGE_BYTES,
     HEAD_BYTES,
     MAX_GROUPS,
     MAX_SIZE,
     MAX_SPACES,
+    NAMELESS,
     NO_DIGEST,
     PAGE_BYTES,
     READ_AT,
@@ -34,6 +37,7 @@ from sidecar.cache.records import (
     Record,
     seed_of,
     table_bytes,
+    write_age,
     write_head,
     write_record,
     write_space,
@@ -62,16 +66,13 @@ class Journal:
         self._readers: Counter[Entry] = Counter()
         self.undigested: deque[Entry] = deque(maxlen=_MAX_UNDIGESTED)  # complete, the oldest first
         self.failed = ""
-        self._write_head(clean=False, usable=True, shared=head.shared)
+        self._write_head()
 
     def taken(self, entry: Entry) -> None:
         """Somebody may write to the slot of `entry` from now on, and it is nobody's object."""
-        page = entry.start // PAGE_BYTES
-        size = min(entry.size, MAX_SIZE)
         if entry.size > MAX_SIZE:
             self._fail("an object of 4 GiB")
-        record = Record(page, TAKEN, 0, 0, size, _NO_HASH, NO_DIGEST, 0)
-        self._write(self._at(entry), write_record(record, 0))
+        self._write_nameless(entry, TAKEN)
 
     def ready(self, entries: Sequence[Entry]) -> None:
         """These are complete, and used now."""
@@ -107,7 +108,12 @@ class Journal:
     def shared(self) -> None:
         """Others get the arena open by its own name."""
         if not self._head.shared:
-            self._write_head(clean=False, usable=True, shared=True)
+            self._write_head(shared=True)
+
+    def epochs(self, tags: list[str]) -> None:
+        """All that is here belongs to these epochs of the L2, and to none before them."""
+        if tags != self._head.epochs:
+            self._write_head(epochs=tags)
 
     def forget(self, space: SpaceKey) -> None:
         """Nothing is in `space` any more."""
@@ -117,46 +123,50 @@ class Journal:
             self._free.append(known[0])
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
-        """All is gone but what occupies bytes now: `entries`."""
-        shared = self._head.shared
-        self._write_head(clean=False, usable=False, shared=shared)
+        """There are no objects any more; what occupies bytes all the same is of `entries`."""
+        self._write_head(usable=False)
         try:
             os.ftruncate(self._fd, TABLE_AT)
             os.ftruncate(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes))
         except OSError as error:
             self._fail(str(error))
         for entry in entries:
-            if entry.state is State.READY:
-                self._write_ready(entry, NO_DIGEST, next(self._ages))
-            elif entry.state is not State.GONE:
+            if entry.state is not State.GONE:
                 self.taken(entry)
-            if entry in self._readers:
-                self._write(self._at(entry) + READ_AT, b"\1")
         if not self.failed:
-            self._write_head(clean=False, usable=True, shared=shared)
+            self._write_head(usable=True)
 
     def close(self, order: Iterable[Entry]) -> None:
         """Nothing changes any more. `order` is what is complete, in the order of its eviction."""
         if self.failed:
             return
-        with mmap.mmap(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes)) as file:
+        try:
+            file = mmap.mmap(self._fd, TABLE_AT + table_bytes(self._head.arena_bytes))
+        except OSError as error:
+            self._fail(str(error))
+            return
+        with file:
             for age, entry in enumerate(order):
                 at = self._at(entry) + AGE_AT
-                file[at : at + 4] = age.to_bytes(4, "little")
-        self._write_head(clean=True, usable=True, shared=self._head.shared)
+                file[at : at + AGE_BYTES] = write_age(age)
+        self._write_head(clean=True)
 
     def _write_ready(self, entry: Entry, digest: bytes, age: int) -> None:
         known = self._spaces.get(entry.space.key) or self._number(entry.space.key)
-        groups = sum(1 << group for group in entry.missing if group < MAX_GROUPS)
         if known is None or any(group >= MAX_GROUPS for group in entry.missing):
-            self.erase(entry)  # complete, and not kept
+            self._write_nameless(entry, NAMELESS)
             return
+        groups = sum(1 << group for group in entry.missing)
         if digest == NO_DIGEST:
             self.undigested.append(entry)
         number, seed = known
         page = entry.start // PAGE_BYTES
         record = Record(page, READY, groups, number, entry.size, entry.hash, digest, age)
-        self._write(self._at(entry), write_record(record, seed))
+        self._write_record(entry, record, seed)
+
+    def _write_nameless(self, entry: Entry, kind: int) -> None:
+        page = entry.start // PAGE_BYTES
+        self._write_record(entry, Record(page, kind, 0, 0, entry.size, _NO_HASH, NO_DIGEST, 0), 0)
 
     def _number(self, key: SpaceKey) -> tuple[int, int] | None:
         """Of a space that is new here; None if it cannot be kept."""
@@ -167,12 +177,21 @@ class Journal:
         self._write(HEAD_BYTES + known[0] * SPACE_BYTES, data)
         return known
 
+    def _write_record(self, entry: Entry, record: Record, seed: int) -> None:
+        if not self.failed:  # as it has for what no record can tell of
+            self._write(self._at(entry), write_record(record, seed))
+
     def _at(self, entry: Entry) -> int:
         return TABLE_AT + entry.start // PAGE_BYTES * RECORD_BYTES
 
-    def _write_head(self, clean: bool, usable: bool, shared: bool) -> None:
-        self._head = msgspec.structs.replace(self._head, clean=clean, usable=usable, shared=shared)
-        self._write(0, write_head(self._head))
+    def _write_head(self, **changes: Any) -> None:
+        head = msgspec.structs.replace(self._head, **changes)
+        data = write_head(head)
+        if len(data) > HEAD_BYTES:
+            self._fail("there are too many L2 adapters")
+            return
+        self._head = head
+        self._write(0, data)
 
     def _write(self, at: int, data: bytes) -> None:
         if self.failed:
@@ -205,6 +224,7 @@ class Unkept:
     def reading(self, entries: Iterable[Entry]) -> None: ...
     def read(self, entries: Iterable[Entry]) -> None: ...
     def shared(self) -> None: ...
+    def epochs(self, tags: list[str]) -> None: ...
     def forget(self, space: SpaceKey) -> None: ...
     def rewrite(self, entries: Iterable[Entry]) -> None: ...
     def close(self, order: Iterable[Entry]) -> None: ...

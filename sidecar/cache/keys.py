@@ -36,3 +36,7 @@ class SpaceKey(NamedTuple):
     rank: int
     cache_salt: str
     fingerprint: bytes
+
+
+# Of slots that an earlier server has left, and that are no object: no tenant pays for them.
+NOBODY = SpaceKey("", 0, 0, "", b"")

@@ -250,7 +250,11 @@ class L1(Holds):
         What lookups were promised stays readable for them until their leases end; not with
         `force`. Bytes that a copy is reading, to wherever, are freed when it ends.
         """
-        cleared, vacated = self.objects, []
+        cleared, vacated = self.objects, list(self.unproven)
+        for entry in vacated:
+            entry.state = State.GONE
+            entry.space.inherited -= 1
+        self.unproven.clear()
         for space in self.spaces():
             for entry in space.ready.all_values():
                 if entry.leases and not force:
@@ -274,8 +278,6 @@ class L1(Holds):
         self.objects = 0
         self._policy.clear()
         self._slots.vacate(vacated)
-        for entry in list(self.unproven):
-            self.disown(entry)
         self.journal.rewrite(self._slots)
         return cleared
 

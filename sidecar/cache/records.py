@@ -6,8 +6,8 @@ have been another version.
 
     head:   magic 8 | length u32 | msgpack of Head | xxh3_64 of all that
     space:  length u16 | msgpack of the key | xxh3_64 of all that
-    record: kind u8 | read u8 | missing groups u16 | space u32 | size u32 | chunk hash 32 |
-            first 12 bytes of the object's xxh3_128, zeros if not known | xxh32 u32 | age u32
+    record: kind u8 | read u8 | missing groups u16 | space u16 | size u32 | chunk hash 32 |
+            first 12 bytes of the object's xxh3_128, zeros if not known | xxh32 u32 | age u48
 
 Integers are little-endian. The xxh32 is of what stands before it, without `read`, and of the
 page's number and the space's key: so a record counts in its own place only.
@@ -22,22 +22,26 @@ import xxhash
 
 from sidecar.cache.keys import SpaceKey
 
-VERSION = 1
+VERSION = 2
 HEAD_BYTES, SPACE_BYTES, RECORD_BYTES = 4096, 1024, 64
 MAX_SPACES = 1 << 16
 TABLE_AT = HEAD_BYTES + MAX_SPACES * SPACE_BYTES
 PAGE_BYTES = 4096  # of the arena, a record each
 MAX_SIZE, MAX_GROUPS = (1 << 32) - 1, 16
-READ_AT, AGE_AT = 1, 60  # in a record
+READ_AT, AGE_AT = 1, 58  # in a record
+AGE_BYTES = 6
+# No check covers an age, so what is damaged may say anything: there is as much room above this.
+MAX_AGE = 1 << 47
 DIGEST_BYTES = 12
 NO_DIGEST = bytes(DIGEST_BYTES)
-# What a slot was: being written by whomever, or an object that is complete.
-TAKEN, READY = 1, 2
+# What a slot was: being written by whomever, an object that is complete, or one that is, too, and
+# whose key has no place here.
+TAKEN, READY, NAMELESS = 1, 2, 3
 
 _MAGIC = b"KVSIDX\r\n"
 _LENGTH, _SHORT = struct.Struct("<I"), struct.Struct("<H")
-_FIXED = struct.Struct(f"<BxHII32s{DIGEST_BYTES}s")
-_TAIL = struct.Struct("<II")
+_FIXED = struct.Struct(f"<BxHHI32s{DIGEST_BYTES}s")
+_CHECK = struct.Struct("<I")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -49,7 +53,8 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     """What must be the same for a successor, and how its predecessor has ended.
 
     `clean`: it has stopped in order, so what is READY is whole. `usable`: it was not in the midst
-    of a change of everything. `shared`: others may have the arena open by its own name.
+    of a change of everything. `shared`: others may have the arena open by its own name. `epochs`:
+    those of its L2 to which all that is here belongs, and to none before them.
     """
 
     version: int
@@ -61,6 +66,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True):
     clean: bool = False
     usable: bool = True
     shared: bool = False
+    epochs: list[str] = []
 
 
 def head_of(arena_bytes: int, headroom: int, parts: list[int], chunk_size: int) -> Head:
@@ -148,20 +154,26 @@ def write_record(record: Record, seed: int) -> bytes:
     """`seed` is of its space; 0 without one. As `read` is never True of what is written whole."""
     _, kind, missing, space, size, chunk_hash, digest, age, _ = record
     fixed = _FIXED.pack(kind, missing, space, size, chunk_hash, digest)
-    return fixed + _TAIL.pack(_check(fixed, record.page, seed), age)
+    return fixed + _CHECK.pack(_check(fixed, record.page, seed)) + write_age(age)
+
+
+def write_age(age: int) -> bytes:
+    return age.to_bytes(AGE_BYTES, "little")
 
 
 def read_record(data: bytes, page: int) -> tuple[Record, int, bytes]:
     """The record of `page`, and what `is_whole` needs to tell whether it is one."""
     kind, missing, space, size, chunk_hash, digest = _FIXED.unpack_from(data)
-    check, age = _TAIL.unpack_from(data, _FIXED.size)
+    check, age = _CHECK.unpack_from(data, _FIXED.size)[0], int.from_bytes(data[AGE_AT:], "little")
     fixed = data[:READ_AT] + b"\0" + data[READ_AT + 1 : _FIXED.size]
     record = Record(page, kind, missing, space, size, chunk_hash, digest, age, bool(data[READ_AT]))
     return record, check, fixed
 
 
 def is_whole(record: Record, check: int, fixed: bytes, seed: int) -> bool:
-    return record.kind in (TAKEN, READY) and check == _check(fixed, record.page, seed)
+    if record.kind not in (TAKEN, READY, NAMELESS) or record.age > MAX_AGE:
+        return False
+    return check == _check(fixed, record.page, seed)
 
 
 def _check(fixed: bytes, page: int, seed: int) -> int:

@@ -4,7 +4,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
@@ -16,7 +16,7 @@ import numpy as np
 from sidecar.cache.arena import PIECE_BYTES
 from sidecar.cache.entry import Entry, Sizes, sizes_of
 from sidecar.cache.journal import Journal
-from sidecar.cache.keys import SpaceKey
+from sidecar.cache.keys import NOBODY, SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.records import (
     HEAD_BYTES,
@@ -27,6 +27,7 @@ from sidecar.cache.records import (
     RECORD_BYTES,
     SPACE_BYTES,
     TABLE_AT,
+    TAKEN,
     Head,
     Unusable,
     is_whole,
@@ -40,9 +41,10 @@ from sidecar.cache.segment import Segment
 
 
 class Left(NamedTuple):
-    """A slot: an object of `key`, or with None one that somebody wrote to. `age` orders objects.
+    """A slot: an object of `key`, or with None what is none. `age` orders objects.
 
-    `read`: a worker that had the arena open was reading it. `digest` is empty if none is known.
+    `held`: a worker that had the arena open was reading or writing it. `digest` is empty if none
+    is known.
     """
 
     start: int
@@ -52,7 +54,7 @@ class Left(NamedTuple):
     missing: frozenset[int]
     digest: bytes
     age: int
-    read: bool
+    held: bool
 
 
 @dataclass
@@ -60,14 +62,31 @@ class Legacy:
     """All of it, slots by place. `pieces` of the arena are resident.
 
     `trusted`: the predecessor has stopped in order, and what is complete is whole. `shared`:
-    others may have the arena open by its own name.
+    others may have the arena open by its own name. `epochs` are those of the L2 to which the
+    objects belong.
     """
 
     trusted: bool
     shared: bool
+    epochs: list[str]
     slots: list[Left]
     spaces: dict[SpaceKey, int]
     pieces: list[range]
+
+    def without_objects(self) -> "Legacy":
+        """The slots that others may still touch, and that is all."""
+        slots = [slot._replace(key=None) for slot in self.slots if slot.held]
+        return replace(self, slots=slots, epochs=[])
+
+    def key_of(self, left: Left, is_alone: bool) -> SpaceKey:
+        """Of the object in a slot; NOBODY's, if there is none that may be served, or prove itself.
+
+        `is_alone`: nobody else has the arena open.
+        """
+        may_prove_itself = left.digest and (is_alone or not left.held)
+        if left.key is None or not (self.trusted or may_prove_itself):
+            return NOBODY
+        return left.key
 
 
 log = logging.getLogger(__name__)
@@ -112,7 +131,7 @@ def open_journal(segment: Segment, ours: Head, legacy: Legacy | None) -> Journal
         return Journal(index, ours, {})
     index = os.open(segment.index_path, flags)
     age = 1 + max((slot.age for slot in legacy.slots), default=0)
-    ours = msgspec.structs.replace(ours, shared=legacy.shared)
+    ours = msgspec.structs.replace(ours, shared=legacy.shared, epochs=legacy.epochs)
     return Journal(index, ours, legacy.spaces, age)
 
 
@@ -120,32 +139,45 @@ def restore(l1: L1, journal: Journal, legacy: Legacy, is_alone: bool) -> Restore
     """Fill an empty L1, which keeps `journal` from now on; `is_alone`: nobody else has it open."""
     restored = Restored()
     l1.journal = journal
-    nobody = SpaceKey("", 0, 0, "", b"")
     entries = [
-        l1.inherit(left.key or nobody, left.hash, left.start, left.sizes, left.missing)
+        l1.inherit(
+            legacy.key_of(left, is_alone), left.hash, left.start, left.sizes, left.missing
+        )
         for left in legacy.slots
-    ]
+    ]  # fmt: skip
     l1.grow_around(legacy.pieces)
     by_age = sorted(zip(entries, legacy.slots, strict=True), key=lambda pair: pair[1].age)
     for entry, left in by_age:
-        in_use = left.read and not is_alone
-        if left.key is not None and legacy.trusted:
-            l1.prove(entry)
+        in_use = left.held and not is_alone
+        if entry.space.key is NOBODY:
+            _give_up(l1, restored, entry, in_use)
+        elif legacy.trusted:
             if not left.digest:
                 journal.undigested.append(entry)
-            if in_use:
-                l1.pin(entry)
-                journal.reading([entry])
-                restored.being_read.append(entry)
-        elif left.key is not None and left.digest and not in_use:
+            _trust(l1, restored, entry, in_use)
+        else:
             l1.unproven[entry] = None
             restored.unproven.append((entry, left.digest))
-        elif is_alone or (left.key is not None and not in_use):
-            l1.disown(entry)
-        else:
-            journal.taken(entry)  # nor is it an object to the next server
-            restored.suspects.append(entry)
+    for key in legacy.spaces:
+        if l1.space(key) is None:
+            journal.forget(key)  # not before: no record names it any more
     return restored
+
+
+def _give_up(l1: L1, restored: Restored, entry: Entry, in_use: bool) -> None:
+    if in_use:
+        l1.journal.taken(entry)  # nor is it an object to the next server
+        restored.suspects.append(entry)
+    else:
+        l1.disown(entry)
+
+
+def _trust(l1: L1, restored: Restored, entry: Entry, in_use: bool) -> None:
+    l1.prove(entry)
+    if in_use:
+        l1.pin(entry)
+        l1.journal.reading([entry])
+        restored.being_read.append(entry)
 
 
 def read_legacy(index: int, arena: int, ours: Head) -> Legacy:
@@ -169,10 +201,9 @@ def read_legacy(index: int, arena: int, ours: Head) -> Legacy:
     except OSError as error:
         raise Unusable(f"it cannot be read: {error.strerror}") from None
     _check_places(slots, pieces, ours)
+    spaces = {key: number for number, key in numbers.items()}
     slots = _without_twins(slots, head.clean)
-    used = {slot.key for slot in slots}
-    spaces = {key: number for number, key in numbers.items() if key in used}
-    return Legacy(head.clean, head.shared, slots, spaces, pieces)
+    return Legacy(head.clean, head.shared, head.epochs, slots, spaces, pieces)
 
 
 def resident(arena: int, size: int) -> list[range]:
@@ -208,7 +239,8 @@ def _slots(index: int, ours: Head, numbers: dict[int, SpaceKey]) -> list[Left]:
         digest = b"" if record.digest == NO_DIGEST else record.digest
         key = numbers[record.space] if is_object else None
         start, sizes = page * PAGE_BYTES, sizes_of(record.size, ours.headroom)
-        found.append(Left(start, sizes, key, record.hash, missing, digest, record.age, record.read))
+        held = record.read or record.kind == TAKEN
+        found.append(Left(start, sizes, key, record.hash, missing, digest, record.age, held))
     return found
 
 

@@ -68,7 +68,10 @@ class Segment:
             self.map = self._map()
             will.write(self._lock_fd, will.Will(keep_seconds))
         except BaseException:
-            self._disown()
+            if self.is_inherited:
+                os.close(self._lock_fd)  # it is still to be kept
+            else:
+                self._disown()
             raise
 
     def renew(self) -> None:
@@ -188,7 +191,8 @@ class Segment:
             os.ftruncate(self.fd, self.size)
             return mmap.mmap(self.fd, self.size)
         except OSError as error:
-            self._unlink_old()
+            if not self.is_inherited:
+                self._unlink_old()
             os.close(self.fd)
             size = f"{self.size / _GIB:.2f} GiB"
             raise SegmentError(f"{self._path} cannot have {size}: {error.strerror}") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.entry import Entry, IllegalStep
 from sidecar.cache.extents import Extents
+from sidecar.cache.keys import NOBODY
 from sidecar.cache.quotas import Quotas
 
 _FREED_A_CALL = 64
@@ -79,14 +80,16 @@ class Slots:
         self._at[entry.start // _REGION_BYTES][entry.start] = entry
         self._by_size[entry.slot_bytes] += 1
         self.used_bytes += entry.slot_bytes
-        self._quotas.occupy(entry.space.key.cache_salt, entry.slot_bytes)
+        if entry.space.key is not NOBODY:
+            self._quotas.occupy(entry.space.key.cache_salt, entry.slot_bytes)
 
     def free(self, entry: Entry) -> None:
         """Nobody uses the bytes of `entry` any more."""
         if self.at(entry.start) is not entry:
             raise IllegalStep(f"free: chunk {entry.hash.hex()} has no slot at {entry.start}")
         self.used_bytes -= entry.slot_bytes
-        self._quotas.free(entry.space.key.cache_salt, entry.slot_bytes)
+        if entry.space.key is not NOBODY:
+            self._quotas.free(entry.space.key.cache_salt, entry.slot_bytes)
         self._give(entry)
 
     def vacate(self, entries: Sequence[Entry]) -> None:

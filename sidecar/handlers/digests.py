@@ -1,9 +1,12 @@
 """What lies in the L1 gets a digest in the index, so that it can prove itself after a crash.
 
 It is computed in the pauses of transfers, and not with the store: it would cost that half its rate.
+Where there are no pauses it takes a turn all the same, now and then.
 """
 
+from collections.abc import Collection
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,10 @@ from sidecar.handlers.core import Core
 _PAUSE_SECONDS = 0.02
 TURN_BYTES = 32 << 20
 TURN_OBJECTS = 256
+# Without a pause for so long: some milliseconds of one thread in each second.
+_PATIENCE_SECONDS = 1.0
+# Of those that wait, at once: of most that were evicted under load nothing is left.
+LOOKED_AT = 1024
 
 
 def digest_of(arena: npt.NDArray[np.uint8], entry: Entry) -> bytes:
@@ -33,15 +40,18 @@ class Digests:
     def __init__(self, core: Core, journal: Journal) -> None:
         self._core = core
         self._journal = journal
+        self._last_turn = core.now()
         core.flows.start(self._run())
 
     async def _run(self) -> None:
         core, waiting = self._core, self._journal.undigested
         while not core.closing:
-            if not waiting or core.copies.idle_seconds() < _PAUSE_SECONDS:
+            self._forget()
+            if not (waiting and self._is_due()):
                 await core.flows.sleep(_PAUSE_SECONDS if waiting else 1.0)
                 continue
-            count, entries = self._next()
+            self._last_turn = core.now()
+            entries = self._next()
             digests: list[bytes] = []
             with core.pinned(entries):
                 work = partial(_digest_all, core.arena.bytes, entries, digests)
@@ -51,22 +61,33 @@ class Digests:
             for entry, digest in zip(entries, digests, strict=True):
                 if entry.state is State.READY:
                     self._journal.proven(entry, digest)
-            for _ in range(min(count, len(waiting))):
-                waiting.popleft()  # only now: they are waiting until their digests are written
+            self._forget(set(entries))  # only now: they wait until their digests are written
             await core.flows.sleep(0)
 
-    def _next(self) -> tuple[int, list[Entry]]:
-        """How many have been waiting longest, and those of them that are still there."""
+    def _is_due(self) -> bool:
+        core = self._core
+        has_waited = core.now() - self._last_turn >= _PATIENCE_SECONDS
+        return has_waited or core.copies.idle_seconds() >= _PAUSE_SECONDS
+
+    def _forget(self, done: Collection[Entry] = ()) -> None:
+        """Those at the front that are not there any more, or `done`, wait no longer."""
+        waiting = self._journal.undigested
+        for _ in range(min(LOOKED_AT, len(waiting))):
+            if waiting[0].state is State.READY and waiting[0] not in done:
+                break
+            waiting.popleft()
+
+    def _next(self) -> list[Entry]:
+        """Those that have been waiting longest, of what is still there."""
         entries: list[Entry] = []
-        count = size = 0
-        for entry in self._journal.undigested:
+        size = 0
+        for entry in islice(self._journal.undigested, LOOKED_AT):
             if size >= TURN_BYTES or len(entries) >= TURN_OBJECTS:
                 break
-            count += 1
             if entry.state is State.READY:
                 entries.append(entry)
                 size += entry.size
-        return count, entries
+        return entries
 
 
 def _digest_all(arena: npt.NDArray[np.uint8], entries: list[Entry], digests: list[bytes]) -> None:

@@ -13,7 +13,7 @@ from sidecar.cache.entry import Entry, State
 from sidecar.cache.recovery import Restored
 from sidecar.flow import called_back
 from sidecar.handlers.core import Core
-from sidecar.handlers.digests import TURN_BYTES, TURN_OBJECTS, digest_of
+from sidecar.handlers.digests import LOOKED_AT, TURN_BYTES, TURN_OBJECTS, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ class Inheritance:
     def _next(self) -> list[tuple[Entry, bytes]]:
         turn: list[tuple[Entry, bytes]] = []
         size, waiting = 0, self._left.unproven
-        while waiting and size < TURN_BYTES and len(turn) < TURN_OBJECTS:
+        for _ in range(min(LOOKED_AT, len(waiting))):
+            if size >= TURN_BYTES or len(turn) >= TURN_OBJECTS:
+                break
             entry, digest = waiting.pop()
             if entry.state is State.INHERITED:
                 turn.append((entry, digest))

@@ -70,14 +70,15 @@ class StoredObjects:
         self, keys: Sequence[tuple[bytes, str, int, str]], force: bool
     ) -> tuple[int, int]:
         """The same in the L1: how many went, and how many somebody holds (not with `force`)."""
+        l1, wanted = self._core.l1, _by_owner(keys)
+        hashes = {space: wanted.get(_owner(space.key), set()) for space in l1.spaces()}
         deleted = skipped = 0
-        wanted = _by_owner(keys)
-        for space in self._core.l1.spaces():
-            for chunk_hash in wanted.get(_owner(space.key), ()):
-                entry = space.ready.get(chunk_hash)
-                if entry is None:
-                    continue
-                if self._core.l1.discard(entry, force):
+        for entry in [entry for entry in l1.unproven if entry.hash in hashes[entry.space]]:
+            deleted += not l1.knows(entry.space.key, entry.hash)
+            l1.disown(entry)  # else it would be found once it has proven itself
+        for space in hashes:
+            for entry in filter(None, map(space.ready.get, hashes[space])):
+                if l1.discard(entry, force):
                     deleted += 1
                 else:
                     skipped += 1

@@ -1,13 +1,16 @@
 """A backend's work on the mark of its backend: written at a clear, and read once in a while."""
 
 import logging
+import time
 from collections.abc import Callable
+from functools import partial
 
 from sidecar.tiers.base import TierError
 from sidecar.tiers.calls import Calls, Side
 from sidecar.tiers.epochs import CHECKED_SECONDS, Epoch
 
 log = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.1
 
 
 class Marking:
@@ -24,6 +27,10 @@ class Marking:
         self._side = side
         self._epoch = epoch
         self._next_check = 0.0
+
+    def learn(self, deadline: float) -> None:
+        """Read it until it is known which epoch counts, in spite of failures before `deadline`."""
+        self._calls.run(self._side, partial(_learn, self._epoch(), deadline), lambda _, error: None)
 
     def publish(self) -> None:
         """Make a new epoch the one that the backend names."""
@@ -62,3 +69,15 @@ class Marking:
                 self._label,
                 self.unmarked,
             )
+
+
+def _learn(epoch: Epoch, deadline: float) -> None:
+    """Raises TierError."""
+    while True:
+        try:
+            epoch.check()
+            return
+        except TierError:
+            if time.monotonic() + _RETRY_SECONDS > deadline:
+                raise
+        time.sleep(_RETRY_SECONDS)

@@ -18,6 +18,7 @@ from sidecar.tiers.backend import Backend
 from sidecar.tiers.base import AdapterUnusable, Bytes
 from sidecar.tiers.bypass import Bypass
 from sidecar.tiers.clearing import Cleared, delete, when_cleared
+from sidecar.tiers.known_epochs import KnownEpochs
 from sidecar.tiers.loads import Loads
 from sidecar.tiers.manners import Manners
 from sidecar.tiers.names import ObjectName, object_name
@@ -78,6 +79,7 @@ class Tiers:
         self.bypass: Bypass | None = None
         self._reuse = Reuse() if policy.reused else None
         self.backends = _open(settings, arena, around, telemetry, l1.changes)
+        self.epochs = KnownEpochs(self.backends, l1, self._replaced)
         self.loads = Loads(
             l1, arena, self.backends, telemetry, around.flows, not policy.retain, self._promote
         )
@@ -170,6 +172,7 @@ class Tiers:
         now = time.monotonic()
         for backend in self.backends:
             backend.tick(now)
+        self.epochs.tick()
         self.loads.drop_unwanted()
         self.writes.pump()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from sidecar.cache.records import PAGE_BYTES, READY, RECORD_BYTES, TABLE_AT
 from tests.faults import kills
 from tests.support.kept import CHUNKS, KEEP, MODEL, Site, finish, key_of
 from tests.support.raw import ENGINE, RawClient
-from tests.support.server import SHM, Server, wait_until
+from tests.support.server import SHM, Server, free_port, wait_until
 
 MakeServer = Callable[..., Server]
 ENDS = pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
@@ -159,21 +161,46 @@ def test_another_layout_begins_empty_and_says_why_and_without_the_option_nothing
     assert kept.segments() == []
 
 
-def test_a_start_that_fails_costs_nothing(kept: Server, new_server: MakeServer) -> None:
+def directory(path: Path) -> str:
+    return json.dumps({"type": "fs", "base_path": str(path)})
+
+
+def taken_address(server: Server) -> str:
+    return f"tcp://127.0.0.1:{server.http_port}"
+
+
+# What a server is told that cannot start beside another one.
+FAILING: dict[str, Callable[[Server, Path], list[str]]] = {
+    "port": lambda other, _: ["--port", str(other.port)],
+    "client port": lambda other, _: ["--client-ports", f"{other.port}=0.5.2"],
+    "admin port": lambda other, _: ["--http-port", str(other.http_port)],
+    "metrics port": lambda other, _: ["--prometheus-port", str(other.http_port)],
+    "events": lambda other, _: ["--kv-events-endpoint", taken_address(other)],
+    "replayed events": lambda other, _: [
+        *("--kv-events-endpoint", f"tcp://127.0.0.1:{free_port()}"),
+        *("--kv-events-replay-endpoint", taken_address(other)),
+    ],
+    "lookups": lambda _, path: ["--record-lookups", str(path / "absent" / "file")],
+    "L2": lambda _, path: ["--l2-adapter", directory(path / "theirs")],
+}
+
+
+@pytest.mark.parametrize("way", FAILING)
+def test_a_start_that_fails_costs_nothing(way: str, new_server: MakeServer, tmp_path: Path) -> None:
     """What was kept is there for the next one."""
+    flags = [*KEEP, "--l2-adapter", directory(tmp_path / "ours")]
+    kept = new_server(*flags).start()
     site = Site(kept)
     site.store(1)
     site.close()
     assert kept.terminate() == 0
-    occupied = new_server().start()
-    failing = new_server(*KEEP, port=occupied.port, shm_name=kept.shm_name)
+    other = new_server("--l2-adapter", directory(tmp_path / "theirs")).start()
+    failing = new_server(*flags, *FAILING[way](other, tmp_path), shm_name=kept.shm_name)
     failing.spawn()
     assert failing.wait() == 1
     kept.start()
+    assert kept.l1()["total_object_count"] == CHUNKS
     assert not kept.status()["kept"]["unproven_objects"]
-    site = Site(kept)
-    site.check(1)
-    site.close()
 
 
 def test_killed_again_and_again_under_load(new_server: MakeServer) -> None:

@@ -451,6 +451,27 @@ def test_what_cannot_be_gone_on_with_is_replaced(name: str, how: str, clock: Clo
     assert not list(segment_module.SHM_DIR.iterdir())
 
 
+def test_what_is_kept_outlives_who_cannot_map_it(
+    name: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Segment(name, MIB, keep_seconds=100)
+    old.index_path.touch()
+    old.map[:4] = b"kept"
+    old.leave()
+
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse)
+        with pytest.raises(SegmentError, match="no memory"):
+            Segment(name, MIB, keep_seconds=100)
+    heir = Segment(name, MIB, keep_seconds=100)
+    assert heir.is_inherited and heir.map[:4] == b"kept"
+    heir.remove()
+    assert not list(segment_module.SHM_DIR.iterdir())
+
+
 def test_the_kernel_tells_whether_anybody_else_has_it(name: str) -> None:
     segment = Segment(name, MIB)
     assert segment.is_alone()
