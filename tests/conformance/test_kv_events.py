@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -165,6 +166,63 @@ def test_one_batch_is_under_way_until_its_reader_has_taken_it(rig: Rig) -> None:
     client.send([uid, b"", b"cancel"])
     assert len(client.receive()) == 2
     client.close()
+
+
+def test_a_reader_that_was_too_slow_is_told_that_and_all_that_is_there(
+    new_server: MakeServer,
+) -> None:
+    """In the middle of its stream, which goes on."""
+    server = new_server("--kv-event-log-size", "4").start()
+    rig, client = Rig(server, "slow"), RawClient(server.url)
+    worker = rig.worker()
+    client.greet()
+    uid, *rest = client.frames("subscribe_kv_events", 9, rig.model, 0, 16)
+    first = client.value(client.exchange([uid, *rest]))
+    assert first["events"] == [] and not first["lost"]
+
+    def store(number: int) -> list[bytes]:
+        told = events_told(server)
+        assert worker.store(rig.tokens(4, number), rig.blocks(worker, 4))
+        wait_until(lambda: events_told(server) == told + 4, "the history has them")
+        return hashes_of(rig.tokens(4, number))
+
+    def next_batch() -> dict[str, Any]:
+        client.send([uid, b"", b"ack"])
+        batch: dict[str, Any] = client.value(client.receive())
+        return batch
+
+    there = [each for number in range(6) for each in store(number)]
+    assert client.call("noop") == "OK"  # nothing was sent before that
+    batch = next_batch()
+    assert batch["lost"] and batch["next_cursor"] == 0, "whoever stops here has to begin anew"
+    told = hashes_in(batch)
+    batch = next_batch()
+    assert not batch["lost"] and batch["next_cursor"] > first["next_cursor"]
+    assert set(told + hashes_in(batch)) == set(there)
+    assert lost(server) == 1
+
+    more = store(6)
+    batch = next_batch()
+    assert not batch["lost"] and hashes_in(batch) == more
+    assert lost(server) == 1
+    client.send([uid, b"", b"cancel"])
+    assert len(client.receive()) == 2
+    client.close()
+    rig.close()
+
+
+def events_told(server: Server) -> int:
+    events = server.status()["kv_events"]
+    return int(events["next_seq"] - events["incarnation"])
+
+
+def hashes_in(batch: dict[str, Any]) -> list[bytes]:
+    assert {each["kind"] for each in batch["events"]} == {"stored"}
+    return [name for each in batch["events"] for name in each["block_hashes"]]
+
+
+def lost(server: Server) -> float:
+    return server.metrics().total("lmcache_mp_kv_events_lost_total")
 
 
 def test_evicted_chunks_are_told(new_server: MakeServer) -> None:

@@ -108,9 +108,10 @@ class Site:
         self.context.destroy(linger=0)
 
 
-@pytest.fixture
-def site(new_server: MakeServer, tmp_path: Path) -> Iterator[Site]:
+@pytest.fixture(params=[()])
+def site(new_server: MakeServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     server = new_server(
+        *request.param,
         *("--kv-events-endpoint", f"ipc://{tmp_path}/events"),
         *("--kv-events-replay-endpoint", f"ipc://{tmp_path}/replay"),
         *("--kv-events-pod", "node-1"),
@@ -157,6 +158,20 @@ def test_missed_batches_are_replayed(site: Site) -> None:
     site.ask.send_multipart([b"", b"x"])
     site.ask.send_multipart([b"nonsense"])
     assert site.replay(numbers[-1]) == site.frames[-1:]
+
+
+@pytest.mark.parametrize("site", [("--kv-event-log-size", "4")], indirect=True)
+def test_what_came_faster_than_it_could_be_told_is_a_gap(site: Site) -> None:
+    """A reader sees that there is something that it cannot know, nor ask for."""
+    site.wait_until_heard()
+    many = site.store(1, chunks=7)
+    last = site.store(2, chunks=1)
+    wait_until(lambda: site.of("BlockStored", "STORAGE") >= set(last), "the last to be told")
+    assert not site.of("BlockStored", "CPU") >= set(many)
+    sent = site.replay(0)
+    assert sent[-len(site.frames) :] == site.frames
+    missing = int.from_bytes(sent[-1][1], "big") + 1 - len(sent)
+    assert missing == site.server.metrics().total("lmcache_mp_kv_events_lost_total") > 0
 
 
 def test_vllm_decodes_them(site: Site) -> None:
