@@ -34,7 +34,7 @@ _THEIRS = {
     *("--disaggregation-mode", "--connector", "--shm-size", "--build-arg"),
     *("--enable-lora", "--enable-prompt-embeds", "--mm-processor-cache-gb", "--runner"),
     *("--hf-overrides", "--revision", "--quantization", "--max-model-len"),
-    *("--kv-offloading-backend", "--language-model-only"),
+    *("--kv-offloading-backend", "--kv-offloading-size", "--language-model-only"),
 }
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _TOP = ("sidecar", "connectors", "scripts", "launch", "examples", "configs", "tests", "k8s")
