@@ -158,4 +158,5 @@ def _worker(given: argparse.Namespace, config: dict[str, Any] | None, transfer: 
         prefix_caching=given.prefix_caching,
         lmcache_config=given.lmcache_config,
         python=given.python,
+        kv_events_topic=given.kv_events_topic,
     )

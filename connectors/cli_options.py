@@ -135,6 +135,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     add("--side-channel-host", default="127.0.0.1", metavar="H", help="for NIXL's peers")
     add("--side-channel-port", type=port, metavar="N", help="of NIXL's handshake")
     add("--kv-events-port", type=port, metavar="N", help="publish KV events on this port")
+    add("--kv-events-topic", default="", metavar="T", help="theirs; llm-d: kv@POD@MODEL")
     add("--ucx-tls", default="", metavar="LIST", help="UCX_TLS")
     add("--ucx-net-devices", default="", metavar="L", help="UCX_NET_DEVICES")
     add(

@@ -47,7 +47,7 @@ class Worker:
     is the file for LMCacheConnectorV1. `python` is the interpreter that has Dynamo.
 
     Raises ConnectorError for KV events without prefix caching: Dynamo then publishes none
-    (`create_kv_events_config` in `dynamo/vllm/args.py`, 1.6.1).
+    (`create_kv_events_config` in `dynamo/vllm/args.py`, 1.6.1); and for a topic without events.
     """
 
     model: str
@@ -60,8 +60,12 @@ class Worker:
     prefix_caching: bool = True
     lmcache_config: str = ""
     python: str = "python3"
+    # Dynamo's reader takes what a worker's port has; llm-d's finds pod and model in the topic.
+    kv_events_topic: str = ""
 
     def __post_init__(self) -> None:
+        if self.kv_events_topic and not self.ports.kv_events:
+            raise ConnectorError("--kv-events-topic is for --kv-events-port")
         if self.ports.kv_events and not self.prefix_caching:
             raise ConnectorError("a worker without prefix caching publishes no KV events")
         if self.program == "dynamo" and self.role in ("prefill", "decode"):
@@ -163,7 +167,8 @@ def _arguments(worker: Worker) -> list[Argument]:
     if worker.config is not None:
         arguments.append(option("--kv-transfer-config", compact(worker.config)))
     if worker.ports.kv_events:
-        arguments.append(option("--kv-events-config", compact(_kv_events(worker.ports.kv_events))))
+        events = _kv_events(worker.ports.kv_events, worker.kv_events_topic)
+        arguments.append(option("--kv-events-config", compact(events)))
     if not worker.prefix_caching:
         arguments.append(option("--no-enable-prefix-caching"))
     if lmcache_v1.NAME in connectors_of(worker.config):
@@ -184,11 +189,11 @@ def _contradictions(worker: Worker, tokens: Sequence[str]) -> Iterator[str]:
         yield f"{shlex.join(mode.tokens)} is another role than {worker.role}: use --role"
 
 
-def _kv_events(port: int) -> dict[str, Any]:
+def _kv_events(port: int, topic: str) -> dict[str, Any]:
     return {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "topic": "kv-events",
+        "topic": topic or "kv-events",
         # vLLM binds an address with a *, and connects to any other.
         "endpoint": f"tcp://*:{port}",
     }

@@ -146,6 +146,16 @@ def test_flags_stay_away_from_roles_that_do_not_need_them(
     assert "kv-events" not in said
 
 
+def test_kv_events_have_the_topic_that_their_reader_wants(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Dynamo's reads any topic of a worker's port; llm-d's finds pod and model in it."""
+    port = ("--role", "aggregated", "--kv-events-port", "20081")
+    assert '"topic":"kv-events"' in line(capsys, *port)
+    topic = "kv@10.0.0.7@some/model"
+    assert f'"topic":"{topic}"' in line(capsys, *port, "--kv-events-topic", topic)
+
+
 def test_measurements_go_without_prefix_caching(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--no-enable-prefix-caching" in line(
         capsys, "--role", "aggregated", "--no-prefix-caching"
@@ -249,6 +259,11 @@ def test_wrong_usage_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
 ) -> None:
     assert said in refused(capsys, *arguments)
+
+
+def test_a_topic_without_a_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = ("worker-args", "--role", "aggregated", "--model", "m", "--skip-version-check")
+    assert "--kv-events-port" in refused(capsys, *prefix, "--kv-events-topic", "kv@a@b")
 
 
 @pytest.mark.parametrize(
