@@ -24,7 +24,6 @@ from bench import (
     l2,
     many,
     mixed,
-    native,
     plot,
     replay,
     report,
@@ -219,12 +218,12 @@ def _l1_cases(name: str, settings: Settings, pools: Pools, logs: Path, last: boo
 
 
 def _native(server: Server, settings: Settings, pools: Pools) -> Iterator[tuple[str, list[float]]]:
-    yield from native.lookups(server.url, settings.repeats).items()
     if importlib.util.find_spec("vllm") is None:
         print("vllm: not installed (scripts/install.py engine)", file=sys.stderr)
         return
-    from bench import native_worker
+    from bench import native, native_worker
 
+    yield from native.lookups(server.url, server.process.pid, settings.repeats).items()
     yield from native_worker.measure(server.url, pools, settings.repeats).items()
 
 

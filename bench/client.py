@@ -45,8 +45,8 @@ class Layout:
 LARGE = Layout("large", layers=32, heads=8, head_size=128, blocks=512)  # 128 KiB a token
 # One rank of eight of the same model: 16 KiB a token, 4 MiB a chunk.
 SMALL = Layout("small", layers=32, heads=1, head_size=128, blocks=256)
-POINT = Layout("point", layers=1, heads=1, head_size=4, blocks=16_384)  # 4 KiB a chunk
-TINY = Layout("tiny", layers=1, heads=1, head_size=8, blocks=16_384)  # 32 B a token
+POINT = Layout("point", layers=1, heads=1, head_size=4, blocks=16_385)  # 4 KiB a chunk
+TINY = Layout("tiny", layers=1, heads=1, head_size=8, blocks=16_385)  # 32 B a token
 
 
 class Pool:
@@ -66,9 +66,10 @@ class Pool:
         """`count` pairs of random block ids, long enough for `tokens`: to store and to fill.
 
         No block to fill is one to store in any pair, so what was stored can be compared later.
+        Block 0 is in none, as with vLLM: it stands for no block.
         """
         need = tokens // BLOCK_TOKENS
-        halves = np.split(self._random.permutation(self.layout.blocks), 2)
+        halves = np.array_split(1 + self._random.permutation(self.layout.blocks - 1), 2)
         return [
             (
                 self._random.permutation(halves[0])[:need].tolist(),

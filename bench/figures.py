@@ -10,6 +10,8 @@ Samples = dict[str, list[float]]
 """Figure key -> measured values, in the figure's unit."""
 
 MEMCPY = "memcpy"
+# Tokens of a chunk at the native door: vLLM's usual block, which is the default, and lmcache's.
+NATIVE_CHUNKS = (16, 256)
 FIO_READ, FIO_WRITE = "fio_read", "fio_write"
 _REFERENCES = {MEMCPY: "memcpy", FIO_READ: "fio", FIO_WRITE: "fio"}
 
@@ -116,18 +118,6 @@ FIGURES = [
     Figure("new_lookup_32k", "lookup miss, 32k tokens, a new prompt", "ms", "lookup"),
     Figure("new_lookup_128k", "lookup miss, 128k tokens, a new prompt", "ms", "lookup"),
     Figure("ping", "ping, for scale", "ms", "lookup"),
-    Figure("native_lookup_2k", "native door: lookup hit, 2k tokens, new tail", "ms", "native"),
-    Figure("native_lookup_32k", "native door: lookup hit, 32k tokens, new tail", "ms", "native"),
-    Figure("native_lookup_128k", "native door: lookup hit, 128k tokens, new tail", "ms", "native"),
-    Figure("native_new_lookup_2k", "native door: lookup miss, 2k tokens", "ms", "native"),
-    Figure("native_new_lookup_32k", "native door: lookup miss, 32k tokens", "ms", "native"),
-    Figure(
-        "native_new_lookup_128k",
-        "native door: lookup miss, 128k tokens",
-        "ms",
-        "native",
-        Target(at_most=2),
-    ),
     _rate("native_store", "native door: store, 256 MiB", "native", Target(reference=MEMCPY)),
     _rate("native_load", "native door: load, 256 MiB", "native", Target(reference=MEMCPY)),
     Figure(
@@ -196,7 +186,24 @@ def _waits(key: str) -> Iterator[Figure]:
         yield Figure(f"{key}_{name}_max", f"  {name}, the longest", "ms", "crowd16")
 
 
+def _native_lookups(chunk_tokens: int) -> Iterator[Figure]:
+    """Of the connector's manager, with objects of so many tokens."""
+    key = f"native{chunk_tokens}"
+    for kind, title in (("new_lookup", "miss"), ("lookup", "hit, new tail")):
+        for tokens in ("2k", "32k", "128k"):
+            figure = f"{key}_{kind}_{tokens}"
+            what = f"native door: lookup {title}, {tokens} tokens, chunks of {chunk_tokens}"
+            bounds = (2, 0.5) if (kind, tokens) == ("new_lookup", "128k") else (None, None)
+            for suffix, name, bound in (
+                ("", what, None),
+                ("_engine", "  CPU of the scheduler", bounds[0]),
+                ("_server", "  CPU of the server", bounds[1]),
+            ):
+                yield Figure(f"{figure}{suffix}", name, "ms", "native", Target(at_most=bound))
+
+
 FIGURES += _crowd16()
+FIGURES += [figure for tokens in NATIVE_CHUNKS for figure in _native_lookups(tokens)]
 
 FIGURES += [
     Figure(

@@ -16,9 +16,9 @@ def measure(root: int, seconds: float) -> Samples:
     arena and the workers' KV blocks. CPU is the run time of all threads (schedstat).
     """
     pids = tree(root)
-    before, start = _run_seconds(pids), time.monotonic()
+    before, start = run_seconds(pids), time.monotonic()
     time.sleep(seconds)
-    used = _run_seconds(pids) - before
+    used = run_seconds(pids) - before
     percent = 100 * used / (time.monotonic() - start)
     return {"idle_mb": [memory_beside_l1(root) / 1e6], "idle_cpu": [percent]}
 
@@ -37,7 +37,8 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def _run_seconds(pids: list[int]) -> float:
+def run_seconds(pids: list[int]) -> float:
+    """CPU time of the threads that they have, to the nanosecond where these rest."""
     nanoseconds = 0
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):

@@ -1,128 +1,113 @@
-"""The native door: how long a scheduler's lookup takes, over the connector's own connection."""
+"""The native door: how long a scheduler's lookup takes, by the connector's own manager.
+
+In vLLM's order: each key of a prompt up to the first miss, then the end of the step; again in the
+step after the answer. Three times of each lookup: until the scheduler knows; CPU time of the
+scheduler's thread in the manager; CPU time of the server's process. The steps' other work is not in
+it.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import zmq
+from vllm.v1.kv_offload.base import LookupResult, ReqContext, make_offload_key
 
+from bench import idle
 from bench.cases import LOOKUPS
-from bench.client import CHUNK_TOKENS
 from bench.common import LIMIT, BenchError
-from bench.figures import Samples
+from bench.figures import NATIVE_CHUNKS, Samples
+from bench.native_engine import NOTHING, Engine, running
 from connectors.native import wire
-from connectors.native.arena import Arenas
-from connectors.native.connection import Dealer
-from connectors.native.membership import Membership
-from connectors.native.session import Session
 
 # The smallest objects there are: only their number counts here.
 OBJECT_BYTES = wire.SLOT_BYTES
-_AT_ONCE = 256  # objects published in one message
-_POLL_SECONDS = 0.01
+# After an answer, until the server's threads rest: the kernel counts a thread's time when it does.
+_REST_SECONDS = 0.005
 
 
-class _Owner:
-    """A session tells it what it has lost; here that is a failure, and shows as one."""
-
-    def held(self) -> tuple[list[int], list[str]]:
-        return [], []
-
-    def voided(self) -> None:
-        pass
-
-    def disconnected(self) -> None:
-        pass
-
-
-def lookups(url: str, repeats: int) -> Samples:
+def lookups(url: str, pid: int, repeats: int) -> Samples:
     """Prompts that are new, and such as hit but for their last chunk, as `cases.lookup`'s."""
-    with _engine(url) as session:
-        samples: Samples = {}
-        for name, tokens in LOOKUPS.items():
-            chunks = tokens // CHUNK_TOKENS
-            known = _hashes(chunks - 1)
-            _publish(session, known)
-            for _ in range(4 * repeats):
-                _measure(samples, f"native_new_{name}", session, _hashes(chunks), 0)
-                hashes = [*known, *_hashes(1)]
-                _measure(samples, f"native_{name}", session, hashes, len(known))
-        return samples
+    samples: Samples = {}
+    for chunk_tokens in NATIVE_CHUNKS:
+        with running(url, chunk_tokens, OBJECT_BYTES) as engine:
+            for name, tokens in LOOKUPS.items():
+                known = _keys(tokens // chunk_tokens - 1)
+                _store(engine, known)
+                figure = f"native{chunk_tokens}"
+                for _ in range(4 * repeats):
+                    new = _keys(len(known) + 1)
+                    _measure(samples, f"{figure}_new_{name}", engine, pid, new, 0)
+                    keys = [*known, *_keys(1)]
+                    _measure(samples, f"{figure}_{name}", engine, pid, keys, len(known))
+            engine.manager.reset_cache()
+    return samples
 
 
-def _measure(samples: Samples, key: str, session: Session, hashes: list[bytes], hits: int) -> None:
-    """Milliseconds until the scheduler knows, added to `samples`."""
-    request = secrets.token_hex(8)
-    groups = [wire.Wanted(group=0, windowed=False, load=False, hashes=hashes)]
-    payload = wire.Lookup(session=session.number, request=request, budget_ms=0, groups=groups)
-    start = time.perf_counter()
-    [slots] = _ask(session, wire.LOOKUP, payload, list[list[int]]) or [[]]
-    samples.setdefault(key, []).append(1e3 * (time.perf_counter() - start))
-    found = sum(slot >= 0 for slot in slots)
+def _measure(
+    samples: Samples, figure: str, engine: Engine, pid: int, keys: list[Any], hits: int
+) -> None:
+    """Milliseconds of one lookup, added to `samples`."""
+    manager, context = engine.manager, engine.request(keys)
+    engine.until(lambda: not manager._session._asked)
+    server = idle.run_seconds(idle.tree(pid))
+    begun, cpu = time.perf_counter(), time.thread_time()
+    manager.on_new_request(context)
+    _hits(engine, context, keys)
+    manager.on_schedule_end(NOTHING)
+    _take_answer(engine)
+    found = _hits(engine, context, keys)
+    cpu, seconds = time.thread_time() - cpu, time.perf_counter() - begun
+    time.sleep(_REST_SECONDS)
+    server = idle.run_seconds(idle.tree(pid)) - server
     if found != hits:
         raise BenchError(f"a native lookup found {found} objects of {hits}")
-    finish = wire.Finish(session=session.number, requests=[(request, True)])
-    _ask(session, wire.FINISH, finish, bool)
+    manager.on_request_finished(context)
+    manager.on_schedule_end(NOTHING)
+    for name, value in (("", seconds), ("_engine", cpu), ("_server", server)):
+        samples.setdefault(figure + name, []).append(1e3 * value)
 
 
-def _publish(session: Session, hashes: list[bytes]) -> None:
-    for first in range(0, len(hashes), _AT_ONCE):
-        part = hashes[first : first + _AT_ONCE]
-        reserve = wire.Reserve(session=session.number, count=len(part))
-        slots = _ask(session, wire.RESERVE, reserve, list[int]) or []
-        items = [(0, each, slot) for each, slot in zip(part, slots, strict=False)]
-        publish = wire.Publish(session=session.number, request="stored", items=items)
-        if _ask(session, wire.PUBLISH, publish, int) != len(part):
-            raise BenchError("objects were not published")
+def _hits(engine: Engine, context: ReqContext, keys: list[Any]) -> int:
+    """One pass of vLLM over the keys of a prompt."""
+    hits = 0
+    for key in keys:
+        result = engine.manager.lookup(key, context)
+        if result is LookupResult.MISS:
+            break
+        hits += result is LookupResult.HIT
+    return hits
 
 
-def _ask(session: Session, operation: str, payload: Any, kind: type[Any]) -> Any:
-    answers: list[Any] = []
-    due = time.monotonic() + LIMIT
-    sent = session.ask(operation, payload, due, lambda f: answers.append(wire.value(f, kind)))
-    _until(session, lambda: not sent or bool(answers))
-    if not sent:
-        raise BenchError(f"{operation} could not be sent")
-    return answers[0]
+def _take_answer(engine: Engine) -> None:
+    """As soon as it is there; a ping may be under way, too."""
+    session, end = engine.manager._session, time.monotonic() + LIMIT
+    while any(question.operation == wire.LOOKUP for question in session._asked.values()):
+        if session._connection is None or time.monotonic() > end:
+            raise BenchError("the native door does not answer a lookup")
+        session._connection.wait(int(1e3 * LIMIT))
+        engine.manager._poll()
 
 
-def _until(session: Session, condition: Callable[[], bool], pause: float = 0.0) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        session.poll()
-        if time.monotonic() > end:
-            raise BenchError("the native door does not answer")
-        time.sleep(pause)
+def _store(engine: Engine, keys: list[Any]) -> None:
+    """All of `keys`, as fast as there are slots. What their bytes are is nobody's concern here."""
+    manager, context = engine.manager, engine.request(keys)
+    manager.on_new_request(context)
+    left = dict.fromkeys(keys)
+
+    def stored() -> bool:
+        output = manager.prepare_store(list(left), context)
+        if output is not None and output.keys_to_store:
+            manager.complete_store(output.keys_to_store, context)
+            for key in output.keys_to_store:
+                del left[key]
+        return not left
+
+    engine.until(stored)
+    manager.on_request_finished(context)
 
 
-@contextmanager
-def _engine(url: str) -> Iterator[Session]:
-    """An engine of one rank that is served."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    engine, incarnation = secrets.token_hex(16), os.urandom(16)
-    common: dict[str, Any] = {"engine": engine, "incarnation": incarnation, "ranks": 1}
-    join = wire.Join(**common, rank=0, object_bytes=OBJECT_BYTES, layout=bytes(32))
-    attach = wire.Attach(
-        **common, model="bench", groups=1, object_bytes=OBJECT_BYTES, chunk_tokens=CHUNK_TOKENS,
-        identity=os.urandom(32),
-    )  # fmt: skip
-    member = Membership(join, Arenas(), lambda: Dealer(context, url))
-    session = Session(lambda: attach, lambda: Dealer(context, url), _Owner(), time.monotonic)
-    member.start()
-    try:
-        _until(session, lambda: session.usable, _POLL_SECONDS)
-        yield session
-    finally:
-        session.close()
-        member.stop()
-        context.term()
-
-
-def _hashes(count: int) -> list[bytes]:
+def _keys(count: int) -> list[Any]:
     """Of new chunks."""
-    return [os.urandom(32) for _ in range(count)]
+    return [make_offload_key(os.urandom(32), 0) for _ in range(count)]

@@ -6,7 +6,6 @@ By the connector's own manager and its worker for CPUs, in the order in which vL
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import zmq
 from vllm.v1.kv_offload.base import (
     CanonicalKVCacheRef,
     CanonicalKVCaches,
@@ -22,30 +20,22 @@ from vllm.v1.kv_offload.base import (
     GPULoadStoreSpec,
     LookupResult,
     ReqContext,
-    ScheduleEndContext,
     make_offload_key,
 )
 
 from bench.cases import LARGE_TOKENS, Pools
 from bench.client import BLOCK_TOKENS, CHUNK_TOKENS, LARGE
-from bench.common import LIMIT, BenchError
+from bench.common import BenchError
 from bench.figures import MEMCPY, Samples
-from connectors.native import wire
-from connectors.native.arena import Arenas
-from connectors.native.connection import Dealer
+from bench.native_engine import NOTHING, Engine, running
 from connectors.native.cpu_worker import CpuWorker
 from connectors.native.geometry import Geometry
-from connectors.native.manager import SidecarOffloadingManager
-from connectors.native.membership import Membership
 
 BLOCKS = LARGE_TOKENS // BLOCK_TOKENS  # of a request
 CHUNKS = LARGE_TOKENS // CHUNK_TOKENS
 PAGE = LARGE.nbytes(BLOCK_TOKENS) // LARGE.layers
 GEOMETRY = Geometry(CHUNK_TOKENS // BLOCK_TOKENS, LARGE.nbytes(CHUNK_TOKENS), copies=1, rank=0)
 STEPS = 500
-BUDGET = 10.0  # seconds of a lookup
-_PAUSE_SECONDS = 0.001
-_NOTHING = ScheduleEndContext((), ())
 
 
 def measure(url: str, pools: Pools, repeats: int) -> Samples:
@@ -55,26 +45,26 @@ def measure(url: str, pools: Pools, repeats: int) -> Samples:
     """
     gigabytes = LARGE.nbytes(LARGE_TOKENS) / 1e9
     samples: Samples = {"native_store": [], "native_load": [], MEMCPY: [], "native_step": []}
-    with _engine(url) as engine:
+    with _site(url) as site:
         for number in range(repeats):
-            engine.round_trip(check=number == 0)
-        engine.clear()
+            site.round_trip(check=number == 0)
+        site.clear()
         pools.memcpy()
         for number in range(repeats):
-            stored, loaded = engine.round_trip(check=number == repeats - 1)
+            stored, loaded = site.round_trip(check=number == repeats - 1)
             samples["native_store"].append(gigabytes / stored)
             samples["native_load"].append(gigabytes / loaded)
             samples[MEMCPY].append(gigabytes / pools.memcpy())
-        engine.clear()
-        samples["native_step"] += [1e6 * engine.idle_step() for _ in range(repeats)]
+        site.clear()
+        samples["native_step"] += [1e6 * site.idle_step() for _ in range(repeats)]
     return samples
 
 
-class _Engine:
-    """A scheduler's manager, and a worker with blocks for two requests of LARGE_TOKENS."""
+class _Site:
+    """An engine, and its worker with blocks for two requests of LARGE_TOKENS."""
 
-    def __init__(self, manager: SidecarOffloadingManager, worker: CpuWorker, kv: list[Any]) -> None:
-        self._manager, self._worker, self._kv = manager, worker, kv
+    def __init__(self, engine: Engine, worker: CpuWorker, kv: list[Any]) -> None:
+        self._engine, self._manager, self._worker, self._kv = engine, engine.manager, worker, kv
         self._random = np.random.default_rng()
 
     def round_trip(self, check: bool) -> tuple[float, float]:
@@ -96,7 +86,7 @@ class _Engine:
         begun = time.perf_counter()
         for _ in range(STEPS):
             self._manager.has_pending_work()
-            self._manager.on_schedule_end(_NOTHING)
+            self._manager.on_schedule_end(NOTHING)
             self._manager.take_events()
         return (time.perf_counter() - begun) / STEPS
 
@@ -104,7 +94,7 @@ class _Engine:
         """With slots that are reserved ahead, as they are after a request's lookup."""
         context = self._request(keys)
         self._look_up(context, keys, LookupResult.MISS)
-        self._until(lambda: len(self._manager._stores._pool) >= CHUNKS)
+        self._engine.until(lambda: len(self._manager._stores._pool) >= CHUNKS)
         begun = time.perf_counter()
         output = self._manager.prepare_store(keys, context)
         if output is None or output.keys_to_store != keys:
@@ -127,23 +117,15 @@ class _Engine:
         return seconds
 
     def _request(self, keys: list[Any]) -> ReqContext:
-        context = ReqContext(req_id=secrets.token_hex(8))
-        for chunk, key in enumerate(keys, 1):
-            context.set_offload_key_position(key, chunk * CHUNK_TOKENS)
+        context = self._engine.request(keys)
         self._manager.on_new_request(context)
         return context
 
     def _look_up(self, context: ReqContext, keys: list[Any], expected: LookupResult) -> None:
         """Until all is known; it must be `expected`, and is tried again where it is not yet."""
-        self._until(lambda: {self._manager.lookup(key, context) for key in keys} == {expected})
-
-    def _until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + LIMIT
-        while not condition():
-            self._manager.on_schedule_end(_NOTHING)
-            if time.monotonic() > end:
-                raise BenchError("the native door does not serve its engine")
-            time.sleep(_PAUSE_SECONDS)
+        self._engine.until(
+            lambda: {self._manager.lookup(key, context) for key in keys} == {expected}
+        )
 
     def _copy(self, submit: Callable[..., bool], *specs: Any) -> None:
         submit(1, *specs)
@@ -157,17 +139,8 @@ def _spec(blocks: list[int]) -> GPULoadStoreSpec:
 
 
 @contextmanager
-def _engine(url: str) -> Iterator[_Engine]:
-    """An engine of one rank, with random bytes in its blocks."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    common: dict[str, Any] = {
-        "engine": secrets.token_hex(16), "incarnation": os.urandom(16), "ranks": 1,
-        "object_bytes": GEOMETRY.object_bytes,
-    }  # fmt: skip
-    join = wire.Join(**common, rank=0, layout=bytes(32))
-    attach = wire.Attach(
-        **common, model="bench", groups=1, chunk_tokens=CHUNK_TOKENS, identity=os.urandom(32)
-    )
+def _site(url: str) -> Iterator[_Site]:
+    """With random bytes in its blocks."""
     kv = [
         torch.randint(-128, 128, (2 * BLOCKS, PAGE), dtype=torch.int8) for _ in range(LARGE.layers)
     ]
@@ -175,18 +148,9 @@ def _engine(url: str) -> Iterator[_Engine]:
         [CanonicalKVCacheTensor(layer, PAGE) for layer in kv],
         [[CanonicalKVCacheRef(layer, PAGE) for layer in range(LARGE.layers)]],
     )
-    arenas = Arenas()
-    membership = Membership(join, arenas, lambda: Dealer(context, url))
-    membership.start()
-    worker = CpuWorker(caches, GEOMETRY, arenas, membership)
-    manager = SidecarOffloadingManager(
-        lambda: attach, lambda: Dealer(context, url), GEOMETRY.object_bytes, BUDGET
-    )
-    try:
-        engine = _Engine(manager, worker, kv)
-        engine._until(lambda: manager._session.usable)
-        yield engine
-    finally:
-        manager.shutdown()
-        worker.shutdown()
-        context.term()
+    with running(url, CHUNK_TOKENS, GEOMETRY.object_bytes) as engine:
+        worker = CpuWorker(caches, GEOMETRY, engine.arenas, engine.membership)
+        try:
+            yield _Site(engine, worker, kv)
+        finally:
+            worker.shutdown()
