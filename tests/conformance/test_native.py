@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,15 @@ def test_lookups_are_recorded_in_chunks_of_the_servers_size(
 
 
 @pytest.mark.parametrize(
-    "other", [{"identity": bytes(31) + b"x"}, {"model": "another"}, {"ranks": 2}]
+    "other",
+    [
+        {"identity": bytes(31) + b"x"},
+        {"model": "another"},
+        {"ranks": 2},
+        {"object_bytes": 2 * OBJECT_BYTES},
+    ],
 )
-def test_what_means_something_else_is_never_found(server: Server, other: dict[str, object]) -> None:
+def test_what_means_something_else_is_never_found(server: Server, other: dict[str, Any]) -> None:
     same = {"identity": secrets.token_bytes(32)}
     with engines(server.url, **same) as (first,), engines(server.url, **same | other) as (second,):
         first.store("a", *NUMBERS)
@@ -113,6 +120,31 @@ def test_what_is_found_stays_until_it_is_finished(new_server: MakeServer) -> Non
         for number in range(200, 240):
             first.store("c", number)
         assert second.hits("d", 1, 2, 3) == 0
+        check(server)
+
+
+def test_engines_with_chunks_of_different_sizes_share_one_l1(new_server: MakeServer) -> None:
+    """Each evicts what others have, of whatever size, and finds its own bytes or nothing."""
+    server = new_server(l1_size_gb=48 * OBJECT_BYTES / 2**30).start()
+    with ExitStack() as stack:
+        sizes = {16: OBJECT_BYTES, 64: 4 * OBJECT_BYTES, 256: 4096, 48: 5 * OBJECT_BYTES - 4096}
+        made = [
+            *(engines(server.url, chunk_tokens=n, object_bytes=size) for n, size in sizes.items()),
+            engines(server.url, ranks=2, chunk_tokens=32, object_bytes=2 * OBJECT_BYTES),
+        ]
+        all_engines = [stack.enter_context(each)[0] for each in made]
+        last = dict.fromkeys(all_engines, 0)
+        for turn in range(60):
+            engine = all_engines[turn % 5]
+            numbers = range(turn % 7, turn % 7 + 4)
+            for number in numbers:
+                if engine.store(f"s{turn}", number):
+                    last[engine] = number
+            assert engine.hits("own", last[engine]) == 1, "the latest of all is there"
+            for each in all_engines:
+                each.hits(f"f{turn}", *numbers, windowed=True)
+        assert server.metrics().total("lmcache_mp_l1_evicted_chunks_total") > 0
+        wait_until(lambda: held(server) == 0, "nothing is held")
         check(server)
 
 

@@ -69,15 +69,21 @@ class Member:
 class Engine:
     """A scheduler process, and workers that copy what it plans."""
 
-    def __init__(self, url: str, ranks: int = 1, groups: int = 1, **more: Any) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, ranks: int = 1, groups: int = 1, object_bytes: int = OBJECT_BYTES,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        self.url, self.object_bytes = url, object_bytes
         self.client = RawClient(url)
         self.ask = {
             "version": 1, "engine": secrets.token_hex(8), "incarnation": secrets.token_bytes(16),
             "model": "native-model", "ranks": ranks, "groups": groups, "chunk_tokens": 16,
-            "object_bytes": OBJECT_BYTES, "identity": bytes(32), "events": False, **more,
+            "object_bytes": object_bytes, "identity": bytes(32), "events": False, **more,
         }  # fmt: skip
-        self.members = [Member(url, self.ask["engine"], rank, ranks) for rank in range(ranks)]
+        self.members = [
+            Member(url, self.ask["engine"], rank, ranks, object_bytes=object_bytes)
+            for rank in range(ranks)
+        ]
         self.session = 0
 
     def attach(self) -> dict[str, Any]:
@@ -100,7 +106,7 @@ class Engine:
 
     def write(self, slot: int, number: int) -> None:
         """What object `number` holds."""
-        self.bytes_at(slot)[:] = _content(number)
+        self.bytes_at(slot)[:] = self._content(number)
 
     def store(self, request: str, *numbers: int, group: int = 0) -> int:
         """All of it: reserve, write, publish; how many are visible then."""
@@ -124,7 +130,9 @@ class Engine:
         [slots] = self.call("lookup", request=request, budget_ms=budget_ms, groups=[group])
         for slot, number in zip(slots, numbers, strict=True):
             if slot >= 0:
-                assert (self.bytes_at(slot) == _content(number)).all(), f"object {number} is wrong"
+                assert (self.bytes_at(slot) == self._content(number)).all(), (
+                    f"object {number} is wrong"
+                )
         return slots
 
     def finish(self, *requests: str, used: bool = True) -> None:
@@ -144,7 +152,12 @@ class Engine:
     def bytes_at(self, slot: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         arena = self.members[0].arena
         assert arena is not None
-        return arena[slot * 4096 : slot * 4096 + OBJECT_BYTES]
+        return arena[slot * 4096 : slot * 4096 + self.object_bytes]
+
+    def _content(self, number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Of an object, in this engine's eyes."""
+        seed = block_hash(number) + self.ask["identity"]
+        return np.resize(np.frombuffer(seed, np.uint8), self.object_bytes)
 
 
 @contextmanager
@@ -158,7 +171,3 @@ def engines(url: str, count: int = 1, **more: Any) -> Iterator[list[Engine]]:
             stack.callback(engine.end_processes)
             started.append(engine.start())
         yield started
-
-
-def _content(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.resize(np.frombuffer(block_hash(number), np.uint8), OBJECT_BYTES)

@@ -6,7 +6,7 @@ The order of the calls is vLLM's; the worker's tensors are small.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -42,6 +42,7 @@ GEOMETRY = Geometry(1, PAGE, 1, 0)
 HIT, MISS = LookupResult.HIT, LookupResult.MISS
 NEW = [MISS] * CHUNKS
 FOUND = [HIT] * CHUNKS
+HASHES = [block_hash(number) for number in range(CHUNKS)]
 
 
 class Engine:
@@ -76,10 +77,12 @@ class Engine:
         self.manager = SidecarOffloadingManager(lambda: attach, connect, size, 5.0)
         self._count = 0
 
-    def request(self, group: int = 0) -> tuple[ReqContext, list[bytes]]:
+    def request(
+        self, group: int = 0, hashes: Sequence[bytes] = HASHES
+    ) -> tuple[ReqContext, list[bytes]]:
         self._count += 1
         context = ReqContext(req_id=f"request {self._count}")
-        keys = [make_offload_key(block_hash(number), group) for number in range(CHUNKS)]
+        keys = [make_offload_key(each, group) for each in hashes]
         for chunk, key in enumerate(keys):
             context.set_offload_key_position(key, 16 * (chunk + 1))
         self.manager.on_new_request(context)
@@ -100,14 +103,14 @@ class Engine:
         wait_until(known, "the lookup is answered")
         return found
 
-    def find(self) -> list[LookupResult]:
-        context, keys = self.request()
+    def find(self, hashes: Sequence[bytes] = HASHES) -> list[LookupResult]:
+        context, keys = self.request(hashes=hashes)
         found = self.look_up(context, keys)
         self.manager.on_request_finished(context)
         return found
 
-    def store(self, group: int = 0) -> None:
-        context, keys = self.request(group)
+    def store(self, group: int = 0, hashes: Sequence[bytes] = HASHES) -> None:
+        context, keys = self.request(group, hashes)
         self.end_step(context.req_id)
         wait_until(self._has_slots, "slots are reserved")
         output = self.manager.prepare_store(keys, context)
