@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
-from examples.counters import counter
 from examples.demo.engine import Engine
 from launch.tiny_model import make_model
 from tests.support.native_vllm import (
@@ -50,6 +49,7 @@ from .conftest import prompt
 from .test_stacks import PROMPTS, Running, ask_all
 from .test_stacks import Answer as StackAnswer
 from .test_stacks import ask as ask_stack
+from .test_stacks import loaded as loaded_by
 
 HYBRID = ("--no-disable-hybrid-kv-cache-manager", "--max-num-batched-tokens", "512")
 # States are kept where vLLM's own prefix cache is on.
@@ -242,9 +242,9 @@ def _ask_stack(
     try:
         first = [ask_stack(running.url, text) for text in PROMPTS]
         wait_until(lambda: running.sidecar_counter("l1_write_chunks") >= stored, "stored", 120)
-        before = hits_of(running, worker)
+        before = loaded_by(running.worker(worker))
         again = ask_all(running.url, PROMPTS)
-        hits = hits_of(running, worker) - before
+        hits = loaded_by(running.worker(worker)) - before
     finally:
         running.close()
     print(f"  {topology}: {hits} of {sum(map(len, PROMPTS))} tokens loaded", flush=True)
@@ -253,11 +253,6 @@ def _ask_stack(
         right = all(answer.same_as(expected) for answer in answers)
         findings.check(right, f"{topology}: a wrong answer to {text[:20]}")
     return first
-
-
-def hits_of(running: Running, worker: str) -> int:
-    """Tokens that a worker took from the sidecar."""
-    return counter(running.worker(worker), "vllm:external_prefix_cache_hits_total")
 
 
 def _harm(server: Server, chance: random.Random) -> str:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
@@ -56,14 +57,16 @@ class Routed:
 
 
 class Node:
-    """A frontend with the KV router, two workers with few blocks, one sidecar."""
+    """A frontend with the KV router, workers with few blocks, one sidecar."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, workers: int = 2, *flags: str) -> None:
+        self.workers = workers
         disk = {"type": "fs", "base_path": f"{directory}/l2"}
         self.stack = Stack("agg", directory, DYN_LOG=LOG).start(
-            *("--client", "native", "--router-mode", "kv", "--workers", "2"),
+            *("--client", "native", "--router-mode", "kv", "--workers", str(workers)),
             *("--worker-args", f"--num-gpu-blocks-override {GPU_BLOCKS}"),
             *("--l1-size-gb", "1", "--l2-adapter", json.dumps(disk)),
+            *flags,
         )
         self.stack.wait_ready()
         status = self.stack.status()
@@ -92,7 +95,7 @@ class Node:
     def fill_gpus(self) -> None:
         """With other prompts, until none of what was there before is left on any worker."""
         blocks: dict[int, int] = {}
-        while len(blocks) < 2 or min(blocks.values()) < GPU_BLOCKS:
+        while len(blocks) < self.workers or min(blocks.values()) < GPU_BLOCKS:
             routed = self.ask(prompt(f"Other {next(self._topics)}", 3000))
             blocks[routed.worker] = blocks.get(routed.worker, 0) + 3000 // BLOCK
 
@@ -118,14 +121,20 @@ class Node:
         return decisions(self.stack.output())
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+@contextmanager
+def running_node(workers: int, *flags: str) -> Iterator[Node]:
     directory = Path(tempfile.mkdtemp(prefix="kvd"))
-    node = Node(directory)
+    node = Node(directory, workers, *flags)
     yield node
     assert node.stack.end() == 0
     assert node.stack.left() == []
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with running_node(2) as node:
+        yield node
 
 
 def test_a_router_goes_on_below_the_gpu(node: Node) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from examples.counters import counter
+from tests.support.native_vllm import BLOCK, no_lmcache
 from tests.support.server import REPO, wait_until
 from tests.support.stack import Stack
-from tests.support.storage import etcd, nats
 
 from .conftest import prompt
 
@@ -170,8 +170,9 @@ def test_a_killed_worker_comes_back_to_a_warm_cache(
 ) -> None:
     aggregated.kill("worker-0")
     assert_same(ask_all(aggregated.url, PROMPTS), computed)
-    loaded = counter(aggregated.worker("worker-0"), "vllm:external_prefix_cache_hits_total")
-    assert loaded >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    assert (
+        loaded(aggregated.worker("worker-0")) >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    )
 
 
 def test_requests_outlive_a_killed_sidecar(aggregated: Running, computed: list[Answer]) -> None:
@@ -211,8 +212,10 @@ def test_disaggregated_output_equals_that_of_one_engine(
     before = transferred(decode)
     assert_same(ask_all(disaggregated.url, PROMPTS), computed)
 
-    loaded = counter(disaggregated.worker("prefill-0"), "vllm:external_prefix_cache_hits_total")
-    assert loaded >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    assert (
+        loaded(disaggregated.worker("prefill-0"))
+        >= sum(len(text) // CHUNK for text in STORED) * CHUNK
+    )
     assert transferred(decode) - before >= tokens - CHUNK
 
 
@@ -222,16 +225,31 @@ def transferred(worker: str) -> int:
     return counter(worker, name, source="external_kv_transfer")
 
 
-def test_programs_find_each_other_over_etcd_and_nats(tmp_path: Path) -> None:
-    with etcd(tmp_path) as found, nats(tmp_path) as events:
-        flags = ("--etcd", found.url, "--nats", f"nats://{events.host_port}")
-        running = Running("agg", *flags)
+def test_disaggregated_with_vllms_own_connector(
+    aggregated: Running, computed: list[Answer], tmp_path: Path
+) -> None:
+    """Prefill has it beside NIXL in a MultiConnector, and no lmcache."""
+    aggregated.close()
+    stored = sum(len(text) // BLOCK for text in PROMPTS)
+    with no_lmcache(tmp_path):
+        running = Running("disagg", "--client", "native")
         try:
-            assert len(ask(running.url, "hello").tokens) == 12
-            # Nothing was left to the files.
-            assert not (running.stack.run_dir / "s" / "discovery").exists()
+            assert_same(ask_all(running.url, PROMPTS), computed)
+            wait_until(
+                lambda: running.sidecar_counter("l1_write_chunks") >= stored, "prompts are stored"
+            )
+            decode, prefill = running.worker("decode-0"), running.worker("prefill-0")
+            hits, moved = loaded(prefill), transferred(decode)
+            assert_same(ask_all(running.url, PROMPTS), computed)
+            assert loaded(prefill) - hits >= stored * BLOCK
+            assert transferred(decode) - moved >= sum(map(len, PROMPTS)) - CHUNK
         finally:
             running.close()
+
+
+def loaded(worker: str) -> int:
+    """Tokens that this worker took from the sidecar."""
+    return counter(worker, "vllm:external_prefix_cache_hits_total")
 
 
 def test_plain_vllm_has_the_same_cache() -> None:
