@@ -14,6 +14,7 @@ import pytest
 from sidecar.tiers import epochs
 from sidecar.tiers.adapters.directory import Files
 from sidecar.tiers.adapters.file_io import DirectIO
+from sidecar.tiers.adapters.moved_files import MovedFiles
 from sidecar.tiers.base import AdapterUnusable, Relocated, TierError
 from tests.support.disks import MIB, name, records
 from tests.support.tiers import Bench, page_aligned
@@ -189,6 +190,51 @@ def test_a_directory_that_was_removed_is_made_again(tmp_path: Path) -> None:
     assert len(records(base)) == 1
     with pytest.raises(AdapterUnusable, match="in use by another"):
         Files(str(base), DirectIO()).open(page_aligned(MIB))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_directory_that_was_emptied_is_filled_again(
+    tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that the server has made there; the directory itself is still the same."""
+    monkeypatch.setattr(epochs, "CHECKED_SECONDS", 0.0)
+    bench = bench_over(tmp_path, shared=shared)
+    cleared(bench)
+    bench.store(1)
+    bench.settle()
+    for entry in list(tmp_path.iterdir()):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    bench.l1.clear(force=True)
+    assert bench.lookup(1) == 0
+    stored(bench, 2)
+    bench.l1.clear(force=True)
+    assert bench.lookup(2) == 1
+    cleared(bench)
+    assert bench.lookup(2) == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_call_of_a_directory_that_was_emptied_works(tmp_path: Path, shared: bool) -> None:
+    arena, files = page_aligned(MIB), MovedFiles(str(tmp_path), DirectIO(), shared=shared)
+    files.open(arena)
+    calls = [
+        lambda: files.store(name(1), arena[:8192]),
+        lambda: files.find([name(1)]),
+        lambda: files.delete([name(1)]),
+        lambda: files.read_mark(),
+        lambda: files.write_mark("g20261130T101500-0123456789ab"),
+        lambda: list(files.scan()),
+        lambda: files.set_aside(name(1), "checksum"),
+        lambda: files.room(),
+        lambda: files.keep(files.new_file(8192), bytes(4096), name(1)),
+    ]
+    for call in calls:
+        for entry in list(tmp_path.iterdir()):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with suppress(Relocated):  # of one's own: its lock is gone
+            call()
+        call()
+    files.close()
 
 
 def test_a_shared_directory_that_was_removed_is_made_again(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Files:
         self._check_place()
         temp = self._temp.new_path()
         with self._temp.or_removed(temp):
-            write_text(temp, mark)
+            in_directory(self._temp.directory, lambda: write_text(temp, mark))
             os.replace(temp, self._mark)
             sync_directory(self._base)
 
