@@ -260,7 +260,7 @@ class Backend:
             return  # it has begun meanwhile: there is another scan for it
         if not shared:
             self.catalog.recover(
-                found._replace(name=found.name._replace(epoch=""))
+                found._replace(name=found.name.in_epoch(""))
                 for found in batch
                 if found.name.epoch == tag
             )
@@ -272,7 +272,7 @@ class Backend:
 
     def _order(self, names: list[ObjectName]) -> None:
         tag = self.epoch.tag
-        self.catalog.order_recovered(name._replace(epoch="") for name in names if name.epoch == tag)
+        self.catalog.order_recovered(name.in_epoch("") for name in names if name.epoch == tag)
 
     def _scan_ended(self, epoch: Epoch, error: TierError | None) -> None:
         if isinstance(error, Replaced | Relocated):

@@ -187,7 +187,7 @@ class Epoch:
                 if time.monotonic() >= self._check_at:
                     self._check()
         assert self.tag is not None
-        return name._replace(epoch=self.tag)
+        return name.in_epoch(self.tag)
 
     def store(self, name: ObjectName, record: Bytes) -> None:
         self._marks.adapter.store(self.tagged(name), record)

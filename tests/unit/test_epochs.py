@@ -78,7 +78,7 @@ class Sidecar:
 def test_tags_are_read_back_as_part_of_a_name() -> None:
     tag = new_tag()
     assert is_tag(tag) and is_tag("") and not is_tag(tag.upper())
-    name = NAMES[1]._replace(epoch=tag)
+    name = NAMES[1].in_epoch(tag)
     assert parse_path(name.path) == name
     assert parse_path(NAMES[1].path) == NAMES[1]
     assert parse_path(f"x{name.path}") is None and parse_path(f"/{NAMES[1].path}") is None
@@ -122,7 +122,7 @@ def test_whoever_stores_clears_and_restarts_no_clear_is_undone(seed: int, one_cl
 def record(sidecar: Sidecar, name: ObjectName) -> ObjectName:
     """The full name of what the sidecar finds."""
     assert sidecar.epoch.tag is not None
-    return name._replace(epoch=sidecar.epoch.tag)
+    return name.in_epoch(sidecar.epoch.tag)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -331,7 +331,7 @@ def test_a_clear_that_is_written_late_hides_what_the_first_try_hid() -> None:
     sidecar = Sidecar(memory)
     sidecar.finds(NAMES[0])
     memory.mark = fast
-    memory.records[NAMES[0]._replace(epoch=fast)] = RECORD.tobytes()
+    memory.records[NAMES[0].in_epoch(fast)] = RECORD.tobytes()
     memory.before = lambda op, _: failing() if op == "write_mark" else None
     with pytest.raises(TierError, match="ENOSPC"):
         sidecar.clear()
