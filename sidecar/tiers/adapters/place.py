@@ -12,7 +12,8 @@ from sidecar.tiers.base import AdapterUnusable, Relocated, TierError
 
 
 class Place:
-    """`base` with its `folders`. If it is not `shared`, one server holds its lock.
+    """`base` with its `folders`. If it is not `shared`, one server holds its lock, which tells it
+    from another place; if it is, its device and inode do.
 
     Methods may be called by several threads at once, but for `take` and `give_up`.
     """
