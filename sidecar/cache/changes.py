@@ -9,6 +9,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from sidecar.cache.keys import SpaceKey
 from sidecar.flow import Signal
 
@@ -22,13 +24,16 @@ class Medium(StrEnum):
     STORAGE = "STORAGE"
 
 
-class Change(NamedTuple):
-    """The objects `hashes` of `space` can be loaded from `medium` from now on, or not any more."""
+class Change(Struct, frozen=True, gc=False):
+    """The objects `hashes` of `space` can be loaded from `medium` from now on, or not any more.
+
+    There are many, and they live long: the garbage collector sees neither them nor their hashes.
+    """
 
     stored: bool
     medium: Medium
     space: SpaceKey
-    hashes: Sequence[bytes]
+    hashes: tuple[bytes, ...]
 
 
 class Page(NamedTuple):
@@ -56,10 +61,10 @@ class Changes:
         return self._next
 
     def stored(self, medium: Medium, space: SpaceKey, hashes: Sequence[bytes]) -> None:
-        self._append(Change(True, medium, space, hashes))
+        self._append(Change(True, medium, space, tuple(hashes)))
 
     def removed(self, medium: Medium, space: SpaceKey, hashes: Sequence[bytes]) -> None:
-        self._append(Change(False, medium, space, hashes))
+        self._append(Change(False, medium, space, tuple(hashes)))
 
     def since(self, cursor: int, most: int) -> Page:
         """At most `most` changes from `cursor` on."""

@@ -85,7 +85,7 @@ class Space:
     def __init__(self, holds: "Holds", key: SpaceKey) -> None:
         self.holds = holds
         self.key = key
-        self.ready: Shards[Entry] = Shards()
+        self.ready: Shards[bytes, Entry] = Shards()
         self.writing: dict[bytes, Entry] = {}
         self.inherited = 0
 

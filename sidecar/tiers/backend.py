@@ -211,12 +211,14 @@ class Backend:
     def _put_aside(self, name: ObjectName) -> None:
         self.telemetry.l2_quarantined_objects.add(1, self.label)
 
-    def _begin(self, epoch: Epoch) -> None:
-        """From now on `epoch` counts, of which nothing is known."""
+    def _begin(self, epoch: Epoch, cleared: bool = True) -> None:
+        """From now on `epoch` counts, of which nothing is known. What is of the one before is left
+        over if it was `cleared`; else it may count again.
+        """
         over, self.epoch = self.epoch, epoch
         over.end()
         swept = self.catalog.sweep()
-        if over.tag is not None:
+        if cleared and over.tag is not None:
             self.leftovers.add(over.tag, swept)
 
     def _adopt(self, error: Replaced | Relocated) -> None:
@@ -224,17 +226,21 @@ class Backend:
         if isinstance(error, Relocated):
             self._relocate(error)
         elif error.epoch is self.epoch:
-            log.warning("L2 %s: another sidecar has cleared it", self.label)
-            self._begin(Epoch(self._marks))
+            if error.cleared:
+                log.warning("L2 %s: another sidecar has cleared it", self.label)
+            else:
+                log.warning("L2 %s: its epoch mark is another one, or lost", self.label)
+            self._begin(Epoch(self._marks), error.cleared)
             self.marking.unmarked = ""  # theirs is the later one
             self.scanned = False
             self.on_replaced()
 
     def _relocate(self, error: Relocated) -> None:
         log.warning("L2 %s: %s: what is there now is used", self.label, error)
-        self._marks = Marks(self.adapter, self.label)
+        self._marks = self._marks.elsewhere()
         # A clear that has not reached the old one holds in this one.
-        self._begin(Epoch(self._marks, self.epoch.next_tag() if self.marking.unmarked else None))
+        tag = self.epoch.next_tag() if self.marking.unmarked else None
+        self._begin(Epoch(self._marks, tag), cleared=False)
         self.leftovers.forget()
         self.scanned = False
         self.on_relocated()
@@ -254,7 +260,7 @@ class Backend:
             return  # it has begun meanwhile: there is another scan for it
         if not shared:
             self.catalog.recover(
-                found._replace(name=found.name._replace(epoch=""))
+                found._replace(name=found.name.in_epoch(""))
                 for found in batch
                 if found.name.epoch == tag
             )
@@ -266,7 +272,7 @@ class Backend:
 
     def _order(self, names: list[ObjectName]) -> None:
         tag = self.epoch.tag
-        self.catalog.order_recovered(name._replace(epoch="") for name in names if name.epoch == tag)
+        self.catalog.order_recovered(name.in_epoch("") for name in names if name.epoch == tag)
 
     def _scan_ended(self, epoch: Epoch, error: TierError | None) -> None:
         if isinstance(error, Replaced | Relocated):

@@ -1,9 +1,10 @@
 """What one backend is known to have, in the order of last use, and how full it is."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
+
+from msgspec import Struct
 
 from sidecar.cache.changes import Changes, Medium
 from sidecar.cache.quotas import UNLIMITED
@@ -11,10 +12,10 @@ from sidecar.tiers.base import Found
 from sidecar.tiers.names import ObjectName, parse_space
 from sidecar.tiers.settings import EvictionSettings
 from sidecar.tiers.tenants import Tenants, salt_of
+from sidecar.tiers.use_order import UseOrder
 
 
-@dataclass(slots=True)
-class Doomed:
+class Doomed(Struct, gc=False):
     """An object that is to go, of `size` bytes; `reason` why it is bad, None if it is not.
 
     `failed`: it could not be removed so far.
@@ -39,10 +40,9 @@ class Catalog:
         self.doomed: dict[ObjectName, Doomed] = {}
         # Not what is wanted, or could not be read: to be stored again when there is a chance.
         self.suspects: set[ObjectName] = set()
-        self._sizes: OrderedDict[ObjectName, int] = OrderedDict()
+        self._order = UseOrder()
         self._spaces: Counter[str] = Counter()
         self._kept_bytes = self._stuck_bytes = 0
-        self._recovered: dict[ObjectName, None] = {}
         self._evicts = eviction.eviction_policy != "noop"
         is_isolated = eviction.eviction_policy == "IsolatedLRU"
         self.tenants = Tenants(capacity or UNLIMITED) if is_isolated else None
@@ -50,10 +50,10 @@ class Catalog:
         self._surplus = int((capacity or 0) * eviction.eviction_ratio)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._order)
 
     def __contains__(self, name: ObjectName) -> bool:
-        return name in self._sizes
+        return name in self._order
 
     @property
     def leaving(self) -> int:
@@ -72,7 +72,7 @@ class Catalog:
 
     def names(self) -> list[ObjectName]:
         """All of them, the least recently used first."""
-        return list(self._sizes)
+        return self._order.names()
 
     def spaces(self) -> list[str]:
         """The spaces that something is in."""
@@ -80,12 +80,12 @@ class Catalog:
 
     def size(self, name: ObjectName) -> int:
         """The record's size in bytes, 0 if it is not known. Any thread."""
-        return self._sizes.get(name, 0)
+        return self._order.size(name) or 0
 
     def add(self, name: ObjectName, size: int) -> None:
         """It is there, as of now, whatever was there before; `size` 0 if unknown."""
         self.remove(name)
-        self._sizes[name] = size
+        self._order.add(name, size)
         self._spaces[name.space] += 1
         self._kept_bytes += size
         if self.tenants is not None:
@@ -94,9 +94,8 @@ class Catalog:
 
     def touch(self, name: ObjectName) -> None:
         """It was used now."""
-        if name in self._sizes:
+        if name in self._order:
             self._move(name, last=True)
-            self._recovered.pop(name, None)
 
     def touch_sequence(self, names: Sequence[ObjectName]) -> None:
         """These were used together, a prompt's in its order: the head is to outlive the tail."""
@@ -105,23 +104,24 @@ class Catalog:
 
     def distrust(self, name: ObjectName) -> None:
         """If it is there, what is stored under this name next takes its place."""
-        if name in self._sizes:
+        if name in self._order:
             self.suspects.add(name)
 
     def is_leaving(self, name: ObjectName) -> bool:
         """Whether it is to be removed, or to be stored anew before that."""
         return name in self.doomed
 
-    def sweep(self) -> dict[ObjectName, int]:
+    def sweep(self) -> UseOrder:
         """Forget everything: all that was there, with its size. There may be millions."""
-        swept = self._sizes
-        self._tell(list(swept), stored=False)
-        swept.update((name, doomed.size) for name, doomed in self.doomed.items())
-        self._sizes, self._kept_bytes, self._stuck_bytes = OrderedDict(), 0, 0
+        swept = self._order
+        if self._changes.on:
+            self._tell(swept.names(), stored=False)
+        for name, doomed in self.doomed.items():
+            swept.add(name, doomed.size)
+        self._order, self._kept_bytes, self._stuck_bytes = UseOrder(), 0, 0
         self._spaces.clear()
         if self.tenants is not None:
             self.tenants.clear()
-        self._recovered.clear()
         self.suspects.clear()
         self.doomed.clear()
         return swept
@@ -153,13 +153,12 @@ class Catalog:
         """A scan has found these. They are older than all that was used since the start."""
         new = []
         for name, size, _ in found:
-            if name not in self._sizes and not self.is_leaving(name):
-                self._sizes[name] = size
+            if name not in self._order and not self.is_leaving(name):
+                self._order.add_oldest(name, size)
                 self._spaces[name.space] += 1
                 if self.tenants is not None:
                     self.tenants.add(name, size)
-                self._move(name, last=False)
-                self._recovered[name] = None
+                    self.tenants.move(name, last=False)
                 self._kept_bytes += size
                 new.append(name)
         self._tell(new, stored=True)
@@ -167,8 +166,7 @@ class Catalog:
     def order_recovered(self, names: Iterable[ObjectName]) -> None:
         """Put recovered objects in the order of their use: `names`, the newest first."""
         for name in names:
-            if name in self._recovered:
-                del self._recovered[name]
+            if self._order.is_old(name):
                 self._move(name, last=False)
 
     def fits(self, size: int) -> bool:
@@ -187,7 +185,7 @@ class Catalog:
             return []
         if self.tenants is not None:
             return self._doom_all(self.tenants.victims(size, set(busy)))
-        return self._doom_all(_first(self._sizes.items(), size, set(busy)))
+        return self._doom_all(_first(self._order, size, set(busy)))
 
     def has_quota(self, name: ObjectName, size: int) -> bool:
         """Whether one more record is within the quota of whose it is."""
@@ -216,12 +214,12 @@ class Catalog:
         return size is not None
 
     def _move(self, name: ObjectName, last: bool) -> None:
-        self._sizes.move_to_end(name, last)
+        self._order.move(name, last)
         if self.tenants is not None:
             self.tenants.move(name, last)
 
     def _forget(self, name: ObjectName) -> int | None:
-        size = self._sizes.pop(name, None)
+        size = self._order.remove(name)
         if size is None:
             return None
         self._kept_bytes -= size
@@ -230,7 +228,6 @@ class Catalog:
         self._spaces[name.space] -= 1
         if not self._spaces[name.space]:
             del self._spaces[name.space]
-        self._recovered.pop(name, None)
         self.suspects.discard(name)
         return size
 

@@ -5,9 +5,11 @@ tag, its mark: of the epoch that counts. A clear is a new mark. That is one writ
 can be listed or deleted, and it holds for all who use the backend, and for those who come later.
 What bears another tag is left over: nobody finds it, and it is removed where that is possible.
 
-Tags sort by age, and a mark that is older than one that this process has seen does not count: a
-backend may lose its last writes, or answer with what it was told before. Then, and where the
-mark is missing, a new epoch begins, empty.
+Tags sort by age, and a mark that is older than a clear that this process has seen does not count:
+a backend may lose its last writes, or answer with what it was told before. Then, and where the
+mark is missing, a new epoch begins, empty. Nobody has cleared anything by that: such a mark says
+which clear is the last that is known, `<tag>+<tag of the clear>`, and if the one that was missing
+comes back, what is stored there is found again.
 """
 
 import calendar
@@ -16,6 +18,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sidecar.tiers.base import Adapter, Bytes, Corrupt, Missing, TierError
 from sidecar.tiers.names import ObjectName, is_tag
@@ -37,15 +40,23 @@ def new_tag(after: str = "") -> str:
 
 
 class Replaced(TierError):
-    """The backend's mark names another epoch than `epoch`."""
+    """The backend's mark names another epoch than `epoch`, which has been `cleared` or not."""
 
-    def __init__(self, epoch: "Epoch") -> None:
-        super().__init__("replaced", "the backend has been cleared")
+    def __init__(self, epoch: "Epoch", cleared: bool) -> None:
+        super().__init__("replaced", "another epoch counts now")
         self.epoch = epoch
+        self.cleared = cleared
+
+
+class _Mark(NamedTuple):
+    """The epoch that counts, and the last clear that is known to whoever began it."""
+
+    tag: str
+    clear: str
 
 
 class Marks:
-    """The mark of one backend, as this process has seen it: `newest` is the last that counted.
+    """The mark of one backend, as this process has seen it: `cleared` is the newest clear.
 
     `lock` is held by the one thread that reads or writes the mark.
     """
@@ -53,45 +64,82 @@ class Marks:
     def __init__(self, adapter: Adapter, label: str) -> None:
         self.adapter = adapter
         self.lock = threading.Lock()
-        self.newest = ""
+        self.cleared = ""
+        self._own_clear = ""
+        self._newest = ""  # of all tags
         self._label = label
 
+    def elsewhere(self) -> "Marks":
+        """Where the adapter uses another place now, of which nothing is known.
+
+        What was cleared by this process holds there too: it may have been meant.
+        """
+        marks = Marks(self.adapter, self._label)
+        marks.cleared = marks._own_clear = self._own_clear
+        marks._newest = self._newest
+        return marks
+
+    def new_tag(self, after: str = "") -> str:
+        """One that is newer than all that were seen, and than `after`."""
+        return new_tag(max(self._newest, after))
+
     def read(self) -> str | None:
-        """The mark; None if there is none that may count. Raises TierError."""
-        mark = self.read_any()
-        if mark is None or mark < self.newest:
+        """The tag of the epoch that counts; None if there is no mark that may. Raises TierError."""
+        mark = self._read()
+        if mark is None or mark.clear < self.cleared:
             return None
-        self.newest = mark
-        return mark
-
-    def read_any(self) -> str | None:
-        """The mark, however old. Raises TierError."""
-        try:
-            mark = self.adapter.read_mark()
-        except Missing:
-            return None
-        except Corrupt as error:  # which says nothing of a record
-            raise TierError("mark", str(error)) from None
-        return mark if mark is not None and is_tag(mark) else None
-
-    def write(self, tag: str) -> str:
-        """Make `tag` the mark; the mark then, which may be another's. Raises TierError."""
-        self.newest = tag  # whatever becomes of it: what was there before is not to count again
-        self.adapter.write_mark(tag)
-        mark = self.read()
-        if mark is None:
-            raise TierError("mark", "the backend does not keep what was written last")
-        return mark
+        self.cleared = mark.clear
+        return mark.tag
 
     def begin(self) -> str:
-        """A new epoch where there is no mark; the mark then. Raises TierError."""
-        mark = self.write(new_tag(self.newest))
+        """A new epoch where there is no mark; the tag that counts then. Raises TierError."""
+        tag = self.new_tag()
         log.info(
             "L2 %s: it has no epoch mark, so it begins empty: nothing that another "
             "version may have stored there is found",
             self._label,
         )
+        return self._write(tag, f"{tag}+{self.cleared}")
+
+    def clear(self, tag: str) -> str:
+        """Make `tag`, or a newer one, the epoch that counts; its tag. Raises TierError."""
+        before = self._read()
+        if max(before.tag if before else "", self.cleared) > tag:
+            tag = self.new_tag()
+        # Whatever becomes of it: what was there before is not to count again.
+        self.cleared = self._own_clear = tag
+        self._write(tag, tag)
+        return tag
+
+    def _write(self, tag: str, mark: str) -> str:
+        """The tag that counts then, which may be another's."""
+        self._newest = max(self._newest, tag)
+        self.adapter.write_mark(mark)
+        counts = self.read()
+        if counts is None:
+            raise TierError("mark", "the backend does not keep what was written last")
+        return counts
+
+    def _read(self) -> _Mark | None:
+        """The mark, however old."""
+        try:
+            text = self.adapter.read_mark()
+        except Missing:
+            return None
+        except Corrupt as error:  # which says nothing of a record
+            raise TierError("mark", str(error)) from None
+        mark = None if text is None else _parsed(text)
+        if mark is not None:
+            self._newest = max(self._newest, *mark)
         return mark
+
+
+def _parsed(text: str) -> _Mark | None:
+    """None if it is no mark."""
+    tag, plus, clear = text.partition("+")
+    if not (is_tag(tag) and is_tag(clear)) or (plus and not tag):
+        return None
+    return _Mark(tag, clear if plus else tag)
 
 
 class Epoch:
@@ -105,13 +153,14 @@ class Epoch:
     def __init__(self, marks: Marks, tag: str | None = None) -> None:
         self.tag = tag
         self.is_new = tag is not None
+        self._clear = ""
         self._marks = marks
         self._check_at = 0.0 if tag is None else float("inf")
         self._ended = False
 
     def next_tag(self) -> str:
         """For the epoch that is to take its place."""
-        return new_tag(max(self._marks.newest, self.tag or ""))
+        return self._marks.new_tag(self.tag or "")
 
     def end(self) -> None:
         """Another one has taken its place in this process. What is under way ends as its own."""
@@ -121,10 +170,9 @@ class Epoch:
         """Make it the one that counts, for all; it is when this returns. Raises TierError."""
         assert self.is_new and self.tag is not None
         with self._marks.lock:
-            before = self._marks.read_any() or ""
-            if before > self.tag:  # what was stored in this one meanwhile is given up
-                self.tag = new_tag(before)
-            self._marks.write(self.tag)
+            # If it is another one now, what was stored in this one meanwhile is given up.
+            self.tag = self._marks.clear(self.tag)
+            self._clear = self._marks.cleared
             self._check_at = 0.0
 
     def check(self) -> None:
@@ -139,7 +187,7 @@ class Epoch:
                 if time.monotonic() >= self._check_at:
                     self._check()
         assert self.tag is not None
-        return name._replace(epoch=self.tag)
+        return name.in_epoch(self.tag)
 
     def store(self, name: ObjectName, record: Bytes) -> None:
         self._marks.adapter.store(self.tagged(name), record)
@@ -168,6 +216,7 @@ class Epoch:
         mark = self._marks.read()
         if self.tag is None:
             self.tag = self._marks.begin() if mark is None else mark
+            self._clear = self._marks.cleared
         elif mark != self.tag:
-            raise Replaced(self)
+            raise Replaced(self, cleared=self._marks.cleared > self._clear)
         self._check_at = time.monotonic() + CHECKED_SECONDS

@@ -11,8 +11,11 @@ from functools import partial
 from sidecar.tiers.base import Adapter, Relocated, TierError
 from sidecar.tiers.names import ObjectName
 from sidecar.tiers.removal import Run
+from sidecar.tiers.use_order import UseOrder
 
 _DELETED_A_CALL = 256
+
+Sizes = dict[ObjectName, int] | UseOrder
 
 
 class Leftovers:
@@ -32,7 +35,7 @@ class Leftovers:
         self._allowed = allowed
         self._on_stuck = on_stuck
         # An epoch, and names without its tag; or None, and names with theirs.
-        self._waiting: deque[tuple[str | None, dict[ObjectName, int]]] = deque()
+        self._waiting: deque[tuple[str | None, Sizes]] = deque()
         self._stuck: dict[ObjectName, int] = {}
         self._removing = 0
 
@@ -46,8 +49,8 @@ class Leftovers:
         """How many could not be removed so far."""
         return len(self._stuck)
 
-    def add(self, epoch: str | None, sizes: dict[ObjectName, int]) -> None:
-        """These are left over, with their sizes; the dict is used up.
+    def add(self, epoch: str | None, sizes: Sizes) -> None:
+        """These are left over, with their sizes, which are used up.
 
         Names are without the tag of the `epoch`, or with it if that is None.
         """
@@ -79,7 +82,7 @@ class Leftovers:
         while self._waiting and len(batch) < _DELETED_A_CALL:
             epoch, sizes = self._waiting[0]
             name, size = sizes.popitem()
-            batch[name if epoch is None else name._replace(epoch=epoch)] = size
+            batch[name if epoch is None else name.in_epoch(epoch)] = size
             if not sizes:
                 self._waiting.popleft()
         return batch

@@ -10,7 +10,8 @@ cover. Neither model names nor salts may contain "@".
 import hashlib
 import re
 from functools import lru_cache
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from sidecar.cache.keys import SpaceKey
 
@@ -22,12 +23,19 @@ _DIGEST_MARK = "=="
 _TAG = re.compile(r"g\d{8}T\d{6}-[0-9a-f]{12}")
 
 
-class ObjectName(NamedTuple):
-    """The name of one record. Only adapters are given an epoch (`epochs`)."""
+class ObjectName(Struct, frozen=True, gc=False):
+    """The name of one record. Only adapters are given an epoch (`epochs`).
+
+    There may be millions, so the garbage collector does not see them, as it would see tuples.
+    """
 
     space: str
     hash: bytes
     epoch: str = ""
+
+    def in_epoch(self, epoch: str) -> "ObjectName":
+        """The name of the same object's record in another one."""
+        return ObjectName(self.space, self.hash, epoch)
 
     @property
     def path(self) -> str:

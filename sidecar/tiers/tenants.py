@@ -1,11 +1,11 @@
 """The objects of one backend by tenant, for backends that keep tenants apart."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 
 from sidecar.cache.quotas import Quotas
 from sidecar.tiers.names import ObjectName, parse_space
+from sidecar.tiers.use_order import UseOrder
 
 _TAKEN_IN_TURN = 16
 
@@ -15,23 +15,23 @@ class Tenants:
 
     def __init__(self, capacity: int) -> None:
         self.quotas = Quotas(capacity)
-        self._orders: dict[str, OrderedDict[ObjectName, int]] = {}
+        self._orders: dict[str, UseOrder] = {}
 
     def add(self, name: ObjectName, size: int) -> None:
         """It was used now; it is not there yet."""
         salt = salt_of(name.space)
-        self._orders.setdefault(salt, OrderedDict())[name] = size
+        self._orders.setdefault(salt, UseOrder()).add(name, size)
         self.quotas.occupy(salt, size)
 
     def move(self, name: ObjectName, last: bool) -> None:
         """It was used now, or before all others."""
-        self._orders[salt_of(name.space)].move_to_end(name, last)
+        self._orders[salt_of(name.space)].move(name, last)
 
     def remove(self, name: ObjectName) -> None:
         """It is not there any more."""
         salt = salt_of(name.space)
         order = self._orders[salt]
-        self.quotas.free(salt, order.pop(name))
+        self.quotas.free(salt, order.remove(name) or 0)
         if not order:
             del self._orders[salt]
 
@@ -43,7 +43,7 @@ class Tenants:
 
     def of(self, salt: str) -> Iterator[tuple[ObjectName, int]]:
         """What one salt may lose, with its size, what was not used for longest first."""
-        return iter(self._orders.get(salt, {}).items())
+        return iter(self._orders.get(salt, ()))
 
     def victims(self, size: int, spared: Collection[ObjectName]) -> list[ObjectName]:
         """What has to go for `size` bytes: of the salt that has most of its limit, in turns."""

@@ -204,7 +204,7 @@ class Machine(RuleBasedStateMachine):
             self._fill_l2()
         if damaged:
             for adapter in self.adapters:
-                for name in sorted(adapter.records)[::3]:
+                for name in sorted(adapter.records, key=lambda name: name.path)[::3]:
                     adapter.records[name] = _flipped(adapter.records[name], HEADER_BYTES + 5)
                     adapter.spoiled.add(name)
 
@@ -426,7 +426,7 @@ class Machine(RuleBasedStateMachine):
     def a_record_is_damaged(self, data: st.DataObject, how: str) -> None:
         found = [adapter for adapter in self.adapters if adapter.records]
         adapter = found[data.draw(st.integers(0, len(found) - 1))]
-        records, names = adapter.records, sorted(adapter.records)
+        records, names = adapter.records, sorted(adapter.records, key=lambda name: name.path)
         name, other = (names[data.draw(st.integers(0, len(names) - 1))] for _ in range(2))
         record = records[name]
         adapter.spoiled |= {name, other} if how == "swap" else {name}
@@ -624,7 +624,7 @@ class Machine(RuleBasedStateMachine):
     def _check_catalog(self, backend: Backend, adapter: Slow) -> None:
         """It names what the backend has, but for what was damaged behind its back."""
         catalog, tag = backend.catalog, backend.epoch.tag or ""
-        known = {name._replace(epoch=tag): catalog.size(name) for name in catalog.names()}
+        known = {name.in_epoch(tag): catalog.size(name) for name in catalog.names()}
         assert catalog.used_bytes == sum(known.values())
         assert all(known.get(name, len(adapter.records[name])) for name in adapter.whole)
         if not adapter.shared:  # else the catalog is but a hint
@@ -666,7 +666,7 @@ class Machine(RuleBasedStateMachine):
         """Which of these a backend has as they should be."""
         pairs = list(zip(self.bench.tiers.backends, self.adapters, strict=True))
         return [
-            any(name._replace(epoch=b.epoch.tag or "") in adapter.whole for b, adapter in pairs)
+            any(name.in_epoch(b.epoch.tag or "") in adapter.whole for b, adapter in pairs)
             for name in names
         ]
 

@@ -138,7 +138,7 @@ class Node:
             l1=bench.l1,
             leases=bench.leases,
             registry=Registry(),
-            copies=cast("Any", SimpleNamespace(depth=0)),
+            copies=cast("Any", SimpleNamespace(depth=0, oldest_seconds=lambda: 0.0)),
             gpus=cast("Any", SimpleNamespace(watch=lambda: None)),
             telemetry=telemetry,
             tokens=TokenLists(settings.max_tokens, CHUNK),

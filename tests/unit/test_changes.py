@@ -25,7 +25,7 @@ def test_pages_follow_each_other() -> None:
     changes.removed(Medium.STORAGE, SPACE, [b"x"])
     assert news.done and not changes.news.next().done
     first, cursor, lost = changes.since(cursor, 4)
-    assert [each.hashes for each in first] == [[bytes([n])] for n in range(4)] and not lost
+    assert [each.hashes for each in first] == [(bytes([n]),) for n in range(4)] and not lost
     second, cursor, lost = changes.since(cursor, 4)
     assert [each.stored for each in second] == [True, False] and not lost
     assert changes.since(cursor, 4) == ([], cursor, False)
@@ -37,7 +37,7 @@ def test_who_is_too_slow_is_told_and_goes_on_with_what_is_left() -> None:
     for number in range(5):
         changes.stored(Medium.CPU, SPACE, [bytes([number])])
     page = changes.since(cursor, 10)
-    assert page.lost and [each.hashes for each in page.changes] == [[b"\2"], [b"\3"], [b"\4"]]
+    assert page.lost and [each.hashes for each in page.changes] == [(b"\2",), (b"\3",), (b"\4",)]
     assert not changes.since(page.cursor, 10).lost
     # A cursor of somebody else's log.
     assert changes.since(10**6, 10) == ([], page.cursor, True)

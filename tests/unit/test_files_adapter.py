@@ -385,7 +385,7 @@ def test_a_file_that_somebody_swaps_while_it_is_written_gets_no_name(
 def test_folders_do_not_outlive_their_records(tmp_path: Path, arena: Bytes, opened: Any) -> None:
     """Nor do they get in the way of a record that is on its way into one."""
     adapter = opened(tmp_path)
-    names = [name(n)._replace(epoch=tag) for tag in ("", TAG) for n in range(1, 20)]
+    names = [name(n).in_epoch(tag) for tag in ("", TAG) for n in range(1, 20)]
     for each in names:
         adapter.store(each, arena[:4096])
     adapter.delete(names[1:])
@@ -412,7 +412,7 @@ def test_the_mark_of_a_directory(tmp_path: Path, arena: Bytes, opened: Any) -> N
     assert adapter.read_mark() == ""
     adapter.write_mark(TAG)
     assert adapter.read_mark() == TAG
-    adapter.store(name(1)._replace(epoch=TAG), arena[:4096])
+    adapter.store(name(1).in_epoch(TAG), arena[:4096])
     adapter.close()
     adapter = opened(tmp_path)
     assert adapter.read_mark() == TAG

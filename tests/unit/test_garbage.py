@@ -12,9 +12,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidecar.cache.changes import Changes, Medium
+from sidecar.cache.keys import BYTES_PER_TOKEN
 from sidecar.cache.l1 import L1
+from sidecar.cache.leases import Scope
 from sidecar.cache.policies.lru import LRU
 from sidecar.handlers import protecting
+from sidecar.handlers.kv_events.chunks import Chunks
+from sidecar.handlers.native.descriptions import Descriptions, Name
+from sidecar.tiers.base import Found
+from sidecar.tiers.catalog import Catalog
+from sidecar.tiers.names import object_name
+from sidecar.tiers.settings import EvictionSettings
 from sidecar.wire.tokens import TokenLists
 from tests.support.node import CHUNK, WORKERS, Node
 from tests.support.tiers import SPACE, Bench, Memory, hash_of
@@ -97,3 +106,55 @@ def test_the_collector_does_not_see_objects(by_hand: None) -> None:
     assert l1.objects == 10_000
     assert len(gc.get_objects()) - before < 50
     assert not any(gc.is_tracked(entry) for entry in l1.spaces()[0].ready.values())
+
+
+@pytest.mark.parametrize("policy", ["LRU", "IsolatedLRU"])
+def test_the_collector_does_not_see_what_is_in_l2(by_hand: None, policy: str) -> None:
+    """What was stored, found by a scan, is leaving, or has been swept away."""
+    catalog = Catalog(1 << 40, EvictionSettings(eviction_policy=policy), Changes())
+
+    def fill(start: int) -> None:
+        names = [object_name(SPACE, hash_of(number)) for number in range(start, start + 6000)]
+        for name in names[:2000]:
+            catalog.add(name, 4096)
+        catalog.recover(Found(name, 4096, 0.0) for name in names[2000:4000])
+        catalog.order_recovered(names[3000:4000])
+        catalog.touch_sequence(names[1000:3000])
+        for name in names[4000:]:
+            catalog.doom(name, "checksum")
+
+    fill(0)
+    before = walked()
+    fill(6000)
+    assert (len(catalog), catalog.leaving) == (8000, 4000)
+    assert walked() - before < 6000 / 20  # dictionaries of many names each
+    swept = catalog.sweep()
+    assert len(swept) == 12_000
+    assert walked() - before < 12_000 / 20
+
+
+def test_the_collector_does_not_see_what_is_told_of_objects(by_hand: None) -> None:
+    """Their changes, tokens and descriptions."""
+    changes, chunks, descriptions = Changes(), Chunks(4), Descriptions(lambda name: False)
+    changes.begin()
+
+    def fill(start: int) -> None:
+        hashes = [hash_of(number) for number in range(start, start + 5000)]
+        for each in hashes:
+            changes.stored(Medium.STORAGE, SPACE, [each])
+            descriptions.put(Name(SPACE, each), bytes(10))
+        chunks.note(Scope("m", 1, ""), hashes, bytes(4 * BYTES_PER_TOKEN * 5000))
+        chunks.take_fresh()
+
+    fill(0)
+    gc.collect()
+    before = len(gc.get_objects())
+    fill(5000)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 50
+
+
+def walked() -> int:
+    """How many references a full collection follows."""
+    gc.collect()
+    return sum(len(gc.get_referents(each)) for each in gc.get_objects())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidecar.cache.changes import Changes, Medium
 from sidecar.cache.keys import SpaceKey
-from sidecar.handlers.native.descriptions import Descriptions
+from sidecar.handlers.native.descriptions import Descriptions, Name
 from sidecar.handlers.native.holdings import MOST_DESCRIBED, Reader
 
 SPACE, OTHER = (SpaceKey("model", 1, group, "", bytes(16)) for group in (0, 1))
@@ -54,22 +54,22 @@ def test_a_gap_in_what_was_described_is_seen() -> None:
 
 
 def test_what_is_there_is_remembered_rather_than_what_is_not() -> None:
-    there = {(SPACE, hash_of(0))}
+    there = {Name(SPACE, hash_of(0))}
     descriptions = Descriptions(lambda name: name in there, most=3)
     for number in range(10):
-        assert descriptions.put((SPACE, hash_of(number)), b"x%d" % number)
+        assert descriptions.put(Name(SPACE, hash_of(number)), b"x%d" % number)
     assert len(descriptions) == 3
-    assert [n for n in range(10) if descriptions.get((SPACE, hash_of(n)))] == [0, 8, 9]
-    assert not descriptions.put((SPACE, hash_of(9)), b"x9"), "no news"
-    assert not descriptions.put((SPACE, hash_of(9)), b"")
+    assert [n for n in range(10) if descriptions.get(Name(SPACE, hash_of(n)))] == [0, 8, 9]
+    assert not descriptions.put(Name(SPACE, hash_of(9)), b"x9"), "no news"
+    assert not descriptions.put(Name(SPACE, hash_of(9)), b"")
 
 
 def test_descriptions_are_bounded_though_all_is_there() -> None:
     descriptions = Descriptions(lambda name: True, most_bytes=100)
     for number in range(50):
-        descriptions.put((SPACE, hash_of(number)), bytes(30))
-        descriptions.put((SPACE, hash_of(number)), bytes(10))
+        descriptions.put(Name(SPACE, hash_of(number)), bytes(30))
+        descriptions.put(Name(SPACE, hash_of(number)), bytes(10))
         assert descriptions.bytes == sum(
-            len(descriptions.get((SPACE, hash_of(n)))) for n in range(50)
+            len(descriptions.get(Name(SPACE, hash_of(n)))) for n in range(50)
         )
     assert 0 < descriptions.bytes <= 100

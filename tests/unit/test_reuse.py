@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from sidecar.handlers.gauges import observe
+from sidecar.tiers.record import HEADER_BYTES
 from tests.support.node import CHUNK, WORKERS, EngineDrivenWorker, HandleWorker, Node
-from tests.support.tiers import DEFAULTS, Bench, Memory
+from tests.support.tiers import DEFAULTS, OBJECT_BYTES, Bench, Memory
 
 PROMPT = list(range(4 * CHUNK))
 
@@ -21,6 +23,13 @@ class Site:
         self.bench = Bench(self.memory, slots=slots, policy=policy).start()
         self.node = Node(self.bench)
         self.worker: HandleWorker | EngineDrivenWorker = WORKERS[mode](self.node, 1)
+        observe(self.node.core)
+
+    def amplification(self) -> float:
+        """What L2 has written for each byte that was stored, as its gauge tells."""
+        [(labels, value)] = self.bench.telemetry.gauges["l2_write_amplification"].series()
+        assert labels == {"l2_name": "memory"}
+        return value
 
     def written(self) -> int:
         self.bench.settle()
@@ -30,17 +39,22 @@ class Site:
 @pytest.mark.parametrize("mode", WORKERS)
 def test_a_prompt_is_written_when_it_is_used_again(mode: str) -> None:
     site = Site(mode)
+    assert site.amplification() == 0.0
     site.worker.write(PROMPT, 0, 2, "r1")
     site.worker.write(PROMPT, 2, 4, "r1")
-    assert site.written() == 0
+    assert site.written() == 0 and site.amplification() == 0.0
     assert site.bench.count("l2_store_deferred_chunks") == 4
     assert site.node.lookup(site.worker.key(PROMPT, 0, 3, "r2")) == 3
     assert site.written() == 0, "nobody has used it yet"
     site.worker.read(PROMPT, 0, 3, "r2")
     assert site.written() == 3
+    record = HEADER_BYTES + OBJECT_BYTES
+    assert site.amplification() == pytest.approx(3 * record / (4 * OBJECT_BYTES))
     assert site.node.lookup(site.worker.key(PROMPT, 0, 3, "r3")) == 3
     site.worker.read(PROMPT, 0, 3, "r3")
     assert site.written() == 3, "L2 has it already"
+    site.worker.write(PROMPT[::-1], 0, 4, "r4")
+    assert site.amplification() == pytest.approx(3 * record / (8 * OBJECT_BYTES))
 
 
 @pytest.mark.parametrize("mode", WORKERS)

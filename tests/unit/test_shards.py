@@ -19,7 +19,7 @@ def test_what_stays_is_in_a_snapshot_once(
     before: set[bytes], steps: list[tuple[int, bytes]]
 ) -> None:
     with patch.object(shards, "_SPLIT_AT", 16), patch.object(shards, "_SHARDS", 4):
-        there: Shards[int] = Shards()
+        there: Shards[bytes, int] = Shards()
         for key in before:
             there[key] = 1
         stayed, read, snapshot = set(before), list[bytes](), there.snapshot()

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sidecar.tiers.adapters import mooncake
 from sidecar.tiers.adapters.mooncake import MooncakeSettings
 from sidecar.tiers.adapters.resp import RespSettings
 from sidecar.tiers.adapters.s3 import Place, S3Settings
@@ -179,6 +181,16 @@ def test_what_mooncake_is_told() -> None:
     told = given.setup()
     assert told["global_segment_size"] == str(4 << 30)
     assert told["master_server_addr"] == "m:50051" and told["rdma_devices"] == "mlx5_0"
+
+
+def test_a_mark_that_is_there_and_cannot_be_read_is_not_lost() -> None:
+    """Of Mooncake's: the node that has it may answer again. Its `get` does not say what failed."""
+    adapter, exists = mooncake._Mooncake(settings(MOONCAKE), None), [1]
+    adapter._store = SimpleNamespace(batch_is_exist=lambda keys: exists, get=lambda key: b"")
+    with pytest.raises(TierError, match="mark: it is there and cannot be read"):
+        adapter.read_mark()
+    exists[0] = 0
+    assert adapter.read_mark() is None
 
 
 @pytest.mark.parametrize(

@@ -797,6 +797,31 @@ def test_that_the_mark_can_be_read_says_nothing_of_records(
     assert backend.reads.state != "closed"
 
 
+def test_what_is_stored_outlives_a_moment_without_its_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is out of sight then, and removed by nobody until the next clear."""
+    monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)
+    memory = Memory(shared=True)
+    memory.mark = None
+    benches = [Bench(memory).start() for _ in range(2)]
+    benches[0].store(1)
+    benches[0].settle()
+    mark, memory.mark = memory.mark, None
+    for bench in benches:
+        bench.l1.clear(force=True)
+        bench.run_ticking(lambda bench=bench: bench.lookup(1) == 0)  # type: ignore[misc]
+        bench.run_until(lambda bench=bench: not bench.tiers.backends[0].leftovers.waiting)  # type: ignore[misc]
+    memory.mark = mark
+    for bench in benches:
+        bench.run_ticking(lambda bench=bench: bench.lookup(1) == 1)  # type: ignore[misc]
+    memory.mark = None
+    bench.l1.clear(force=True)
+    bench.run_ticking(lambda: bench.lookup(1) == 0)
+    bench.tiers.clear()
+    bench.run_ticking(lambda: not bench.tiers.backends[0].clearing and not memory.records)
+
+
 def test_another_clear_right_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever was last: both come to the same epoch, and nothing of before is in it."""
     monkeypatch.setattr("sidecar.tiers.epochs.CHECKED_SECONDS", 0.0)

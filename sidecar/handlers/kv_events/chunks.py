@@ -3,6 +3,8 @@
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 
+from msgspec import Struct
+
 from sidecar.cache.changes import Medium
 from sidecar.cache.keys import BYTES_PER_TOKEN
 from sidecar.cache.leases import Scope
@@ -16,18 +18,15 @@ Place = tuple[str, Medium]
 """A model's name, and where its objects are."""
 
 
-class Chunk:
+class Chunk(Struct, gc=False, eq=False):
     """The tokens as big-endian u32, and the hash of the chunk before it.
 
     `told` are the places where readers know it to be.
     """
 
-    __slots__ = ("parent", "tokens", "told")
-
-    def __init__(self, tokens: bytes, parent: bytes | None) -> None:
-        self.tokens = tokens
-        self.parent = parent
-        self.told: tuple[Place, ...] = ()
+    tokens: bytes
+    parent: bytes | None
+    told: tuple[Place, ...] = ()
 
 
 class Chunks:

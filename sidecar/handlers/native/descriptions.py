@@ -3,13 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from sidecar.cache.keys import SpaceKey
 
 _MOST = 1 << 18
 _MOST_BYTES = 128 << 20
 _SPARED_AT_ONCE = 8
 
-Name = tuple[SpaceKey, bytes]
+
+class Name(Struct, frozen=True, gc=False):
+    """What an object is called here, out of the sight of the garbage collector."""
+
+    space: SpaceKey
+    hash: bytes
 
 
 class Descriptions:

@@ -92,9 +92,9 @@ class Holdings:
         news = []
         for group, hash, description in ask.items:
             if group < engine.attach.groups:
-                name = padded(hash)
-                if self._descriptions.put((engine.spaces[group], name), description):
-                    news.append((group, name))
+                name = Name(engine.spaces[group], padded(hash))
+                if self._descriptions.put(name, description):
+                    news.append((group, name.hash))
         for reader in self._readers.values() if news else ():
             if reader.spaces == engine.spaces:
                 reader.hear(news)
@@ -163,7 +163,7 @@ class Holdings:
         for each in islice(reader.take(), _MOST_SCANNED):
             if each is not None:
                 group, hash = each
-                name = reader.spaces[group], hash
+                name = Name(reader.spaces[group], hash)
                 description = self._descriptions.get(name)
                 items.append((group, hash, self._media(name), description))
                 size += len(description)
@@ -172,10 +172,10 @@ class Holdings:
         return items
 
     def _media(self, name: Name) -> int:
-        space = self._core.l1.space(name[0])
-        below = object_name(*name)
+        space = self._core.l1.space(name.space)
+        below = object_name(name.space, name.hash)
         is_below = any(below in backend.catalog for backend in self._core.tiers.backends)
-        in_l1 = space is not None and name[1] in space.ready
+        in_l1 = space is not None and name.hash in space.ready
         return wire.IN_L1 * in_l1 + wire.IN_L2 * is_below
 
 

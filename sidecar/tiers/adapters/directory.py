@@ -112,8 +112,7 @@ class Files:
     def find(self, names: Sequence[ObjectName]) -> list[int | None]:
         with os_errors():
             sizes = [size_of(self._file(name)) for name in names]
-        if None in sizes:
-            self._check_place()
+        self._check_place()  # else it was another place that has them, and may have cleared them
         return sizes
 
     def delete(self, names: Sequence[ObjectName]) -> None:
@@ -130,17 +129,18 @@ class Files:
 
     def read_mark(self) -> str | None:
         """An earlier version wrote none, and had no records of epochs either."""
-        self._check_place()
         with os_errors():
             mark = read_text(self._mark)
             if mark is None and all(not tag for tag, _ in self._epochs()):
-                return ""
-            return mark
+                mark = ""
+        self._check_place()
+        return mark
 
     def write_mark(self, mark: str) -> None:
+        self._check_place()
         temp = self._temp.new_path()
         with self._temp.or_removed(temp):
-            write_text(temp, mark)
+            in_directory(self._temp.directory, lambda: write_text(temp, mark))
             os.replace(temp, self._mark)
             sync_directory(self._base)
 
@@ -151,6 +151,7 @@ class Files:
             yield from in_threads(self._scan_folder, self._folders(), _SCANNERS)
 
     def set_aside(self, name: ObjectName, reason: str) -> bool:
+        self._check_place()
         with os_errors():
             return self._quarantine.take(self._file(name), f"{name.hash.hex()}.{reason}")
 
@@ -169,6 +170,7 @@ class Files:
                 self._check_place()
                 raise Missing() from None
             with io.FileIO(fd) as file:
+                self._check_place()
                 found = os.fstat(fd).st_size
                 if found != size:
                     raise Corrupt("length", f"{found} bytes, not {size}")
@@ -210,12 +212,10 @@ class Files:
             self._place.check()
         except Relocated:
             self._direct = self._wanted_direct
-            with os_errors():
-                try:
-                    self._try_file()
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
+            try:
+                self._try_file()
+            except OSError as error:  # any other comes again when it is written to
+                if error.errno == errno.EINVAL:
                     self._direct = 0
             raise
 

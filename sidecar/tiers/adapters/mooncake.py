@@ -176,8 +176,10 @@ class _Mooncake:
         _check(exists)
         if exists != _EXISTS:
             return None
-        # One that has gone meanwhile is read as nothing.
-        return self._connected().get(_MARK).decode("ascii", "replace") or None
+        mark = self._connected().get(_MARK)
+        if not mark:  # whatever has failed: only the master tells that there is none
+            raise TierError("mark", "it is there and cannot be read")
+        return str(mark, "ascii", "replace")
 
     def write_mark(self, mark: str) -> None:
         """What is there is not overwritten: between the two calls there is none, which is safe."""

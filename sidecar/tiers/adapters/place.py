@@ -12,7 +12,8 @@ from sidecar.tiers.base import AdapterUnusable, Relocated, TierError
 
 
 class Place:
-    """`base` with its `folders`. If it is not `shared`, one server holds its lock.
+    """`base` with its `folders`. If it is not `shared`, one server holds its lock, which tells it
+    from another place; if it is, its device and inode do.
 
     Methods may be called by several threads at once, but for `take` and `give_up`.
     """
@@ -23,6 +24,7 @@ class Place:
         self._shared = shared
         self._lock_file = Path(base, ".kv-sidecar.lock")
         self._lock_fd: int | None = None
+        self._base_id: tuple[int, int] | None = None
         self._taking = Lock()
 
     def take(self) -> None:
@@ -30,6 +32,7 @@ class Place:
         for directory in (self._base, *self._folders):
             os.makedirs(directory, 0o700, exist_ok=True)
         if self._shared:
+            self._base_id = _id_of(self._base)
             return
         fd = lock(self._lock_file)
         if fd is None and not os.access(self._lock_file, os.W_OK):
@@ -63,10 +66,18 @@ class Place:
                     self.take()
                 except AdapterUnusable as error:
                     raise TierError("in_use", str(error)) from None
-        if not self._shared:
-            raise Relocated(self._base)
+        raise Relocated(self._base)
 
     def _is_taken(self) -> bool:
         if self._shared:
-            return os.path.isdir(self._base)
+            return self._base_id == _id_of(self._base)
         return self._lock_fd is not None and is_still(self._lock_fd, self._lock_file)
+
+
+def _id_of(directory: str) -> tuple[int, int] | None:
+    """What tells it from all others; None if there is none."""
+    try:
+        status = os.stat(directory)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
