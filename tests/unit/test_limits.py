@@ -31,5 +31,6 @@ def test_who_goes_first_does_so_alone() -> None:
     thread.start()
     thread.join()
     assert seen["itself"] in (-10, before)
-    assert seen["thread"] == seen["process"] == max(before, 0)
+    # The kernel gives what a thread of high priority starts that of nobody in particular.
+    assert seen["thread"] == seen["process"] == (0 if seen["itself"] < 0 else before)
     assert nice_of_this_thread() == before
