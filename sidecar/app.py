@@ -267,7 +267,6 @@ class App:
             max_in_flight=config.l2_prefetch_max_in_flight,
             timeout_seconds=config.l2_prefetch_timeout_seconds,
             queue_ratio=config.l2_store_queue_ratio,
-            queue_objects=config.l2_store_queue_objects,
         )
         around = ServerHooks(
             post=self._loop.post,

@@ -228,12 +228,6 @@ class Config:
     l2_store_queue_ratio: float = _option(
         "l2", _RATIO, 0.5, "share of L1 that may wait to be written to L2, 0 to 1"
     )
-    l2_store_queue_objects: int = _option(
-        "l2",
-        values.integer(1, 10_000_000),
-        65_536,
-        "maximum number of objects waiting to be written to L2",
-    )
     http_host: str = _option(
         "http", values.host, "127.0.0.1", "address of the admin port, * for all"
     )

@@ -42,7 +42,7 @@ class TierOptions:
     max_in_flight: int
     timeout_seconds: float
     queue_ratio: float
-    queue_objects: int
+    queue_objects: int = 65_536  # what waits takes some memory beside the L1, too
 
 
 @dataclass(frozen=True, slots=True)

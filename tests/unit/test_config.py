@@ -56,7 +56,6 @@ SAMPLES: dict[str, tuple[str, object, str]] = {
     "l2_prefetch_max_in_flight": ("1", 1, "0"),
     "l2_prefetch_timeout_seconds": ("0.5", 0.5, "0"),
     "l2_store_queue_ratio": ("0", 0.0, "2"),
-    "l2_store_queue_objects": ("1", 1, "0"),
     "http_host": ("::1", "::1", "http://localhost"),
     "http_port": ("0", 0, "eighty"),
     "disable_metrics": ("yes", True, "maybe"),

@@ -191,7 +191,6 @@ def test_they_are_a_group_of_their_own() -> None:
         "l2_prefetch_max_in_flight": 8,
         "l2_prefetch_timeout_seconds": 10,
         "l2_store_queue_ratio": 0.5,
-        "l2_store_queue_objects": 65_536,
     }
 
 
