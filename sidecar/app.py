@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -389,8 +389,9 @@ def _sweep() -> None:
     """What other servers have left goes when its time has come."""
     while True:
         time.sleep(_SWEEP_SECONDS)
-        for name in remove_orphans().removed:
-            log.warning("removed %s, which a dead server left behind", name)
+        with suppress(OSError):  # no free descriptor now
+            for name in remove_orphans().removed:
+                log.warning("removed %s, which a dead server left behind", name)
 
 
 def wire_url(config: Config, port: int | None = None) -> str:

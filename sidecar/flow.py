@@ -102,6 +102,22 @@ class Signal:
         now.set(None)
 
 
+class Reminder:
+    """What a timer is to call, until it is forgotten: then the timer keeps nothing in memory."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback: Callable[[], None] | None = callback
+
+    def __call__(self) -> None:
+        if self._callback is not None:
+            self._callback()
+
+    def forget(self) -> None:
+        self._callback = None
+
+
 class Flow(Outcome[T]):
     """A coroutine under way; as an outcome it is what the coroutine returns or raises."""
 

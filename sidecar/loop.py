@@ -14,9 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from typing import TypeVar
 
+from sidecar.activity import activity
 from sidecar.flow import Flows
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Loop:
         self._poll.register(self._wake, select.POLLIN)
         self._running = True
         self._turn_began = time.monotonic()
-        self._activity = self._turn_began, _activity()
+        self._activity = self._turn_began, activity()
         self._stall_seconds = self._unanswered_seconds = float("inf")
         self._on_stall: Callable[[], None] = lambda: None
         self._on_failure: Callable[[str], None] = lambda detail: None
@@ -122,7 +122,7 @@ class Loop:
     def run(self) -> None:
         """Serve until `stop`. A callback that raises is logged, counted and costs nobody else."""
         self._turn_began = time.monotonic()
-        self._activity = self._turn_began, _activity()
+        self._activity = self._turn_began, activity()
         while self._running:
             ready = self._poll.poll(self._poll_timeout_ms())
             self._look_for_stall()
@@ -143,12 +143,12 @@ class Loop:
         began, self._turn_began = self._turn_began, now
         away = now - began
         if away > self._stall_seconds:
-            stood_still = max(0.0, away - (_activity() - self._activity[1]))
+            stood_still = max(0.0, away - activity().since(self._activity[1]))
             if stood_still > self._stall_seconds or away > self._unanswered_seconds:
                 log.error("the server did not run for %.1f s of %.1f s", stood_still, away)
                 self._guard(self._on_stall)
         if now - self._activity[0] > _ACTIVITY_SECONDS:
-            self._activity = now, _activity()
+            self._activity = now, activity()
 
     def _poll_timeout_ms(self) -> int | None:
         if self._posted:
@@ -178,17 +178,3 @@ class Loop:
             log.exception("a callback of the wire loop failed")
             self._on_failure(repr(error))
         self.flows.run()
-
-
-def _activity() -> float:
-    """Seconds in which threads of this process have worked, or waited for a CPU, all together.
-
-    A process that is stopped does neither. Linux tells it (Documentation/scheduler/sched-stats):
-    the first two numbers, in nanoseconds.
-    """
-    total = 0
-    for task in os.listdir("/proc/self/task"):
-        with suppress(OSError), open(f"/proc/self/task/{task}/schedstat") as file:
-            worked, waited, _ = file.read().split()
-            total += int(worked) + int(waited)
-    return total / 1e9

@@ -11,10 +11,12 @@ import socket
 from collections.abc import Callable, Sequence
 
 from sidecar.admin.connections import ImpatientProtocol
+from sidecar.limits import descriptor_limit
 
 _log = logging.getLogger(__name__)
 
-OPEN_CONNECTIONS = 64
+# Of one port; where there are few descriptors a sixteenth of these, for L2 and workers need some.
+_OPEN_CONNECTIONS, _PART_OF_DESCRIPTORS = 64, 16
 # Kept open for nothing, and closed for a connection when there are no others.
 _RESERVED_DESCRIPTORS = 4
 _RETRY_SECONDS = 0.1
@@ -22,7 +24,7 @@ _LOG_SECONDS = 60.0
 
 
 class Acceptor:
-    """Accepts on ``sockets``, ``OPEN_CONNECTIONS`` at most.
+    """Accepts on ``sockets``, 64 connections at most.
 
     One more takes the place of the one whose peer has been silent for longest. So peers that open
     connections and do not use them, or do not read, keep nobody out. ``connections`` are those
@@ -40,6 +42,7 @@ class Acceptor:
         self._protocol = protocol
         self._connections = connections
         self._arriving: set[asyncio.Task[object]] = set()
+        self._most = min(_OPEN_CONNECTIONS, descriptor_limit() // _PART_OF_DESCRIPTORS)
         self._reserve: list[int] = []
         self._logged = -_LOG_SECONDS
         self._closed = False
@@ -69,7 +72,7 @@ class Acceptor:
             self._out_of_descriptors(listener, error)
             return
         self._reserve_descriptors()
-        while len(self._connections) + len(self._arriving) >= OPEN_CONNECTIONS:
+        while len(self._connections) + len(self._arriving) >= self._most:
             if not self._drop_one():
                 break
         peer.setblocking(False)

@@ -11,7 +11,7 @@ from functools import partial
 from sidecar.cache.entry import Entry, State
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup
-from sidecar.flow import Cancelled, Flow, Flows, first
+from sidecar.flow import Cancelled, Flow, Flows, Outcome, Reminder, first
 from sidecar.telemetry import Telemetry
 from sidecar.telemetry.spans import NO_SPAN, Span
 from sidecar.tiers.backend import Backend
@@ -62,6 +62,7 @@ class Prefetches:
         prefetch = Prefetch(
             lookup, wants, hashes, on_finished, deadline, span, lookup.hits, from_l2
         )
+        prefetch.at_deadline = Reminder(partial(self._give_up, prefetch))
         self._under_way[lookup] = prefetch
         self._telemetry.l2_prefetch_lookup_requests.add(1)
         missing = (len(hashes) - lookup.hits) * prefetch.width
@@ -69,7 +70,7 @@ class Prefetches:
         prefetch.flow = self._flows.start(self._run(prefetch))
         if not prefetch.flow.done:
             self._flows.when(lookup.ended, partial(self._stop, prefetch))
-            self._later(self._timeout, partial(self._give_up, prefetch))
+            self._later(self._timeout, prefetch.at_deadline)
 
     def when_loaded(self, lookup: Lookup, callback: Callable[[], None]) -> None:
         """Call back once, when `lookup` is not loading any more."""
@@ -107,11 +108,19 @@ class Prefetches:
                 is_whole = plan.done and prefetch.arrived == len(prefetch.from_l2)
             finally:
                 plan.stop("the lookup is over")
-                self._turns.end(client)
+                self._flows.start(self._end_turn(client, prefetch.asked))
         except Cancelled:
             pass
         finally:
             self._finish(prefetch, is_whole)
+
+    async def _end_turn(self, client: bytes, asked: Sequence[Outcome[None]]) -> None:
+        """Once backends have answered: they would be asked more and more, by who waits for none."""
+        too_long = self._flows.sleep(self._timeout)
+        for answer in asked:
+            if not (answer.done or too_long.done):
+                await first(answer, too_long)
+        self._turns.end(client)
 
     async def _arrive(self, prefetch: Prefetch, plan: Flow[None]) -> None:
         """Wait for one planned chunk after the other, until one does not come or all are there."""
@@ -140,6 +149,7 @@ class Prefetches:
 
     def _finish(self, prefetch: Prefetch, is_whole: bool) -> None:
         del self._under_way[prefetch.lookup]
+        prefetch.at_deadline.forget()
         if any(prefetch.from_l2):
             self._telemetry.l2_prefetch_load_submitted_requests.add(1)
             if is_whole:

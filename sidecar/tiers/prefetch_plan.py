@@ -12,7 +12,7 @@ from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases, Lookup
-from sidecar.flow import Flow, Flows, Outcome
+from sidecar.flow import Flow, Flows, Outcome, Reminder
 from sidecar.telemetry.spans import Span
 from sidecar.tiers.backend import Backend
 from sidecar.tiers.bypass import Source
@@ -47,7 +47,7 @@ class Prefetch:
     `arrived` chunks from the start are complete; `from_l2` tells for each chunk that the
     lookup holds whether something of it was loaded. `on_finished(hits)` may shorten the
     hit, and returns what it made of it. `span` is the lookup's and ends with it. `grew` is set
-    when there is more to wait for.
+    when there is more to wait for. `asked` are the answers of backends that came last, or come.
     """
 
     lookup: Lookup
@@ -61,7 +61,9 @@ class Prefetch:
     absent: set[tuple[Backend, ObjectName]] = field(default_factory=set)
     grew: Outcome[None] = field(default_factory=Outcome)
     waiters: list[Callable[[], None]] = field(default_factory=list)
+    asked: list[Outcome[None]] = field(default_factory=list)
     flow: Flow[None] = field(init=False)
+    at_deadline: Reminder = field(init=False)
 
     @property
     def width(self) -> int:
@@ -138,6 +140,7 @@ class Planner:
                 answer: Outcome[None] = Outcome()
                 backend.find(unasked, partial(answer.set, None))
                 answers.append(answer)
+        prefetch.asked = answers
         return answers
 
     def _take(self, prefetch: Prefetch, chunk_hash: bytes, places: list[list[Located]]) -> bool:

@@ -17,6 +17,7 @@ import msgspec
 import zmq
 
 from sidecar.outbox import Outbox
+from sidecar.wire.readers import Readers
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,13 @@ _POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 0.001
 _REPLAY_SECONDS = 5.0
 _MAX_REQUEST_BYTES = 1024
+# A machine that is gone is noticed within a minute.
+_KEEPALIVE = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_INTVL: 10,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
 
 
 class BlockStored(msgspec.Struct, tag=True, omit_defaults=True):
@@ -89,6 +97,7 @@ class Publisher:
         """Raises OSError for an address that cannot be listened on."""
         self._on_replayed = on_replayed
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._readers: list[Readers] = []
         self._pub = self._bind(zmq.PUB, url)
         self._router = self._bind(zmq.ROUTER, replay_url) if replay_url else None
         self._replay: _Replay | None = None
@@ -112,7 +121,12 @@ class Publisher:
     def close(self) -> None:
         """What waits is sent within two seconds."""
         if self._waiting.close():
-            self._context.destroy(linger=0)
+            self._destroy()
+
+    def _destroy(self) -> None:
+        for each in self._readers:
+            each.close()
+        self._context.destroy(linger=0)
 
     def _bind(self, kind: int, url: str) -> "zmq.Socket[bytes]":
         socket = self._context.socket(kind)
@@ -121,10 +135,13 @@ class Publisher:
         socket.setsockopt(zmq.IPV6, int("[" in url))
         if kind == zmq.ROUTER:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # to be told of a reader that does not read
+        for option, value in _KEEPALIVE.items():
+            socket.setsockopt(option, value)
+        self._readers.append(Readers(socket))
         try:
             socket.bind(url)
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._destroy()
             raise OSError(error.errno, f"{url}: {error.strerror}") from None
         return socket
 

@@ -7,12 +7,12 @@ turn ends after a bounded time whatever is left. So a heavy peer waits for itsel
 import errno
 import itertools
 import logging
-import resource
 import select
 import socket
 import time
 from collections.abc import Callable, Sequence
 
+from sidecar.limits import descriptor_limit
 from sidecar.wire.listener import Listener
 from sidecar.wire.peer import Gone, Peer
 from sidecar.wire.zmtp import Decoder, Message, ProtocolError
@@ -269,9 +269,7 @@ class Router:
 
 
 def _most_peers() -> int:
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if descriptors == resource.RLIM_INFINITY:
-        return _MAX_PEERS
+    descriptors = descriptor_limit()
     return min(_MAX_PEERS, max(descriptors // 2, descriptors - _OTHER_DESCRIPTORS))
 
 

@@ -1,5 +1,6 @@
 """The loop answers other threads, keeps its timers, and outlives what its callbacks raise."""
 
+import itertools
 import math
 import socket
 import threading
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.loop import Loop, _activity
+from sidecar.activity import Activity
+from sidecar.loop import Loop
+from tests.support.descriptors import no_free_descriptor
 from tests.support.server import wait_until
 
 
@@ -54,7 +57,7 @@ class Clocks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.worked = 100.0
         monkeypatch.setattr("sidecar.loop.time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr("sidecar.loop._activity", lambda: self.worked)
+        monkeypatch.setattr("sidecar.loop.activity", lambda: Activity(self.worked, 0.0))
 
     def pass_by(self, seconds: float, work: float) -> None:
         self.now += seconds
@@ -83,6 +86,21 @@ def test_a_process_that_stood_still_is_told_before_it_serves(
     loop.post(be_away)
     loop.run()
     assert seen == ["stalled", "served"] if is_stall else ["served"]
+
+
+def test_the_loop_runs_on_without_a_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it looks at the process's activity in every turn, and for a stall as well."""
+    loop, stalls, turns, now = Loop(), list[str](), iter(range(9)), itertools.count(step=2)
+    monkeypatch.setattr("sidecar.loop.time", SimpleNamespace(monotonic=lambda: next(now)))
+    loop.watch_for_stalls(0, 0, lambda: stalls.append("stall"))
+
+    def turn() -> None:
+        loop.post(turn if next(turns, None) is not None else loop.stop)
+
+    loop.post(turn)
+    with no_free_descriptor():
+        loop.run()
+    assert len(stalls) > 9
 
 
 def test_a_failure_is_counted(loop: Loop) -> None:
@@ -171,17 +189,3 @@ def test_work_that_posts_work_does_not_starve_the_sockets(loop: Loop) -> None:
     loop.call(lambda: loop.remove_reader(ours.fileno()), 5)
     ours.close()
     theirs.close()
-
-
-def test_activity_is_what_threads_do_and_not_the_time_that_passes() -> None:
-    """Of any of them: one that holds the interpreter keeps the loop waiting."""
-    before = _activity()
-    threading.Event().wait(0.2)
-    idle = _activity() - before
-    before = _activity()
-    worker = threading.Thread(target=lambda: sum(range(30_000_000)))
-    worker.start()
-    while worker.is_alive() and _activity() - before < idle + 0.1:
-        pass
-    assert _activity() - before > idle
-    worker.join()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.app import _sweep
 from sidecar.cache import arena as arena_module
 from sidecar.cache import segment as segment_module
 from sidecar.cache import will
@@ -19,6 +20,7 @@ from sidecar.cache.arena import Arena
 from sidecar.cache.lockfile import lock
 from sidecar.cache.segment import SHM_DIR, Segment, SegmentError, remove_orphans
 from sidecar.engines.host_segments import MappedSegments, SegmentRefused
+from tests.support.descriptors import no_free_descriptor
 from tests.support.disks import mounted
 from tests.support.server import wait_until
 
@@ -50,6 +52,15 @@ def test_a_sweep_by_another_server_fails_nobody(name: str) -> None:
     assert held is not None
     threading.Timer(0.2, os.close, [held]).start()
     Segment(name, MIB).remove()
+
+
+def test_sweeping_goes_on_after_a_time_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds = iter([None, None])
+    monkeypatch.setattr("sidecar.app.time.sleep", lambda seconds: next(rounds))
+    with no_free_descriptor(), pytest.raises(StopIteration):
+        _sweep()
 
 
 def test_somebody_elses_segment_is_left_alone(name: str) -> None:

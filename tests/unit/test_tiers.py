@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sidecar.cache.keys import SpaceKey
 from sidecar.tiers import leftovers
 from sidecar.tiers.base import NoSpace, TierError
 from sidecar.tiers.names import ObjectName, space_name
+from sidecar.tiers.prefetch_plan import Prefetch
 from sidecar.tiers.record import HEADER_BYTES
 from tests.support.tiers import DEFAULTS, OBJECT_BYTES, SPACE, Bench, Memory, hash_of
 
@@ -508,6 +510,33 @@ def test_a_client_with_one_lookup_does_not_wait_for_one_with_many() -> None:
     gate.set()
     bench.run_until(lambda: len(bench.results) == 8)
     assert set(bench.results.values()) == {1}
+
+
+def test_lookups_that_are_given_up_leave_few_questions_behind() -> None:
+    """A backend that answers slowly would have ever more to answer, and nobody waits for it."""
+    memory, gate = Memory(shared=True), threading.Event()
+    memory.before = on("find", lambda: gate.wait(20) or None)
+    bench = Bench(memory, policy=replace(DEFAULTS, max_in_flight=3)).start()
+    for number in range(100):
+        lookup = bench.begin(f"r{number}", number)
+        bench.tiers.prefetches.finish(lookup)
+        bench.flows.run()
+        bench.leases.end(lookup)
+    assert len(bench.tiers.backends[0]._calls) == 3
+    gate.set()
+    bench.run_until(lambda: not len(bench.tiers.backends[0]._calls))
+    assert bench.lookup(1) == 0
+
+
+def test_of_a_lookup_that_is_over_nothing_waits_for_its_deadline() -> None:
+    """What it looked for may be millions of hashes."""
+    memory = Memory()
+    bench = Bench(memory).start()
+    lookup = bench.begin("r", 1, 2)
+    bench.run_until(lambda: "r" in bench.results)
+    bench.leases.end(lookup)
+    ours = [p for p in gc.get_objects() if isinstance(p, Prefetch) and p.lookup is lookup]
+    assert not ours
 
 
 def test_a_thousand_writes_that_end_at_once_do_not_nest() -> None:

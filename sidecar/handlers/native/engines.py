@@ -17,7 +17,10 @@ from sidecar.engines.attachments import Attachments
 from sidecar.wire.native import Attach, Join
 
 _DOMAIN = b"kv-sidecar native objects, version 1"
-_MAX_REQUESTS = 1024  # of an engine, of which is remembered what they looked up
+# Of an engine, of which is remembered what they looked up; of which something is pinned, too.
+_MAX_REQUESTS, _MAX_HOLDING = 1024, 4096
+# What they looked up: hashes of all engines together, one engine half of them.
+_MAX_HASHES = 2**20
 
 
 @dataclass(eq=False, slots=True)
@@ -53,15 +56,26 @@ class NativeRequest:
     waiting: int = 0
     finished: int = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether it holds nothing, and waits for nothing."""
+        return not (self.pins or self.waiting)
+
+    @property
+    def hashes(self) -> int:
+        """How many are remembered of it."""
+        return sum(map(len, self.sequences.values()))
+
 
 @dataclass(eq=False, slots=True)
 class Engine:
     """One engine that has attached. `members` are its worker processes by rank.
 
     `former` are worker processes whose place others have taken, and which may still copy.
-    `reserved` are slots that it writes to, by their number; `requests` the latest is last.
-    `lost`: its scheduler has gone for good, and nothing of it becomes visible any more. Bytes are
-    of the arena, headers included; what two requests have pinned counts twice.
+    `reserved` are slots that it writes to, by their number; `requests` the latest is last, of
+    which so many `hashes` are remembered. `lost`: its scheduler has gone for good, and nothing of
+    it becomes visible any more. Bytes are of the arena, headers included; what two requests have
+    pinned counts twice.
     """
 
     session: int
@@ -73,6 +87,7 @@ class Engine:
     reserved: dict[int, Entry] = field(default_factory=dict)
     reserved_bytes: int = 0
     pinned_bytes: int = 0
+    hashes: int = 0
     requests: OrderedDict[str, NativeRequest] = field(default_factory=OrderedDict)
     unreachable_since: float | None = None
     lost: bool = False
@@ -100,14 +115,35 @@ class Engine:
             self.reserved_bytes -= entry.slot_bytes
         return entry
 
-    def request(self, name: str) -> NativeRequest:
-        """What is known of a request; it is the latest from now on."""
-        if name not in self.requests and len(self.requests) >= _MAX_REQUESTS:
-            idle = (key for key, each in self.requests.items() if not (each.pins or each.waiting))
-            self.requests.pop(next(idle, ""), None)
-        request = self.requests.setdefault(name, NativeRequest())
+    def request(self, name: str) -> NativeRequest | None:
+        """What is known of a request, the latest from now on; None: too many hold something."""
+        if name not in self.requests:
+            if len(self.requests) >= _MAX_REQUESTS:
+                self._forget_idle()
+            if len(self.requests) >= _MAX_HOLDING:
+                return None
+            self.requests[name] = NativeRequest()
         self.requests.move_to_end(name)
-        return request
+        return self.requests[name]
+
+    def sequence(self, name: str, group: int) -> list[bytes]:
+        """What a request has looked up of a group, as far as that is remembered."""
+        if name not in self.requests:
+            return []
+        self.requests.move_to_end(name)
+        return self.requests[name].sequences.get(group, [])
+
+    def forget_sequences(self) -> None:
+        """Of one request: of the oldest that has finished, else of the oldest."""
+        known = [each for each in self.requests.values() if each.sequences]
+        victim = next((each for each in known if each.finished and each.idle), known[0])
+        self.hashes -= victim.hashes
+        victim.sequences.clear()
+
+    def _forget_idle(self) -> None:
+        name = next((name for name, each in self.requests.items() if each.idle), None)
+        if name is not None:
+            self.hashes -= self.requests.pop(name).hashes
 
     def may_touch(self, attachments: Attachments) -> bool:
         """Whether a process of it may still write to the arena, or read from it."""
@@ -121,6 +157,18 @@ class Engines:
         self.by_session: dict[int, Engine] = {}
         self.by_member: dict[int, Member] = {}
         self._numbers = itertools.count(1)
+
+    def remember(
+        self, engine: Engine, known: NativeRequest, group: int, names: list[bytes]
+    ) -> None:
+        """A request has looked up this sequence. It forgets others where there are too many."""
+        engine.hashes += len(names) - len(known.sequences.get(group, ()))
+        known.sequences[group] = names
+        while engine.hashes > _MAX_HASHES // 2:
+            engine.forget_sequences()
+        engines = self.by_session.values()
+        while sum(each.hashes for each in engines) > _MAX_HASHES:
+            max(engines, key=lambda each: each.hashes).forget_sequences()
 
     def attached(self, attach: Attach) -> Engine | None:
         """The engine of this very process, if it has attached before."""

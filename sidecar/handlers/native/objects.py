@@ -1,6 +1,9 @@
 """Objects of the native door: slots to write to, publication, lookups, pins."""
 
 import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sidecar.cache.entry import Entry
 from sidecar.cache.keys import SpaceKey
@@ -19,6 +22,9 @@ from sidecar.wire.endpoint import Refused, Request
 
 _HASH_BYTES = 32
 _DEVICE = "native"
+# Of one lookup, and of those of a connection that wait for L2. A prompt of a million tokens has
+# 65,536 in each group. And of one lookup, objects that are loaded one by one.
+_MAX_HASHES, _MAX_LOADS = 2**17, 1024
 # Where slots are that have no name yet; no worker's objects are ever in such a space.
 _UNNAMED = bytes(16)
 
@@ -35,6 +41,7 @@ class Objects:
         self._eviction = eviction
         self._below = Below(core)
         self._names = itertools.count()
+        self._asking: Counter[bytes] = Counter()  # hashes, of each connection
 
     def reserve(self, request: Request, ask: wire.Reserve) -> list[int]:
         """Slots that the engine's workers may write to, before it is known what they will hold."""
@@ -70,8 +77,10 @@ class Objects:
                 self._core.refusals.add("native_publish", "unknown_reservation", f"slot {slot}")
                 continue
             by_group.setdefault(group, []).append((padded(name), entry))
-        known = engine.request(ask.request)
-        count = sum(self._publish(engine, known, g, items) for g, items in by_group.items())
+        count = 0
+        for group, items in by_group.items():
+            sequence = engine.sequence(ask.request, group)
+            count += self._publish(engine.spaces[group], sequence, items)
         self._core.telemetry.num_finished_stores.add(1, _DEVICE)
         self._core.telemetry.transfer_bytes.add(
             count * engine.attach.object_bytes, "store", _DEVICE
@@ -95,20 +104,27 @@ class Objects:
             return [[wire.MISS] * len(group.hashes) for group in ask.groups]
         if any(group.group >= engine.attach.groups for group in ask.groups):
             raise Refused("bad_payload", f"the engine has {engine.attach.groups} groups")
+        count = sum(len(group.hashes) for group in ask.groups)
+        if count > _MAX_HASHES:
+            raise Refused("too_many_hashes", f"{count} in a lookup")
         known = engine.request(ask.request)
+        if known is None:
+            raise Refused("too_many_requests", f"{len(engine.requests)} hold something")
         hashes = [[padded(each) for each in group.hashes] for group in ask.groups]
         if not known.sequences:
             self._record(engine, ask, hashes)
         for group, names in zip(ask.groups, hashes, strict=True):
             if not group.load:
-                known.sequences[group.group] = names
+                self._engines.remember(engine, known, group.group, names)
         answer = [
             self._in_l1(engine, known, group, names)
             for group, names in zip(ask.groups, hashes, strict=True)
         ]
         from_l2 = 0
         if self._core.tiers.backends:
-            from_l2 = await self._from_below(engine, known, ask, hashes, answer)
+            with self._waiting(engine.client, count) as may_wait:
+                if may_wait:
+                    from_l2 = await self._from_below(engine, known, ask, hashes, answer)
         self._count(engine, ask, answer, from_l2)
         return answer
 
@@ -166,6 +182,21 @@ class Objects:
                 break
         return slots
 
+    @contextmanager
+    def _waiting(self, client: bytes, count: int) -> Iterator[bool]:
+        """Whether a lookup of so many hashes may wait for L2: they are in memory until then."""
+        if self._asking[client] + count > _MAX_HASHES:
+            self._core.refusals.add("native_lookup", "too_many_lookups", f"{count} hashes more")
+            yield False
+            return
+        self._asking[client] += count
+        try:
+            yield True
+        finally:
+            self._asking[client] -= count
+            if not self._asking[client]:
+                del self._asking[client]
+
     async def _from_below(
         self, engine: Engine, known: NativeRequest, ask: wire.NativeLookup,
         hashes: list[list[bytes]], answer: list[list[int]],
@@ -177,7 +208,8 @@ class Objects:
         loads: list[tuple[list[int], int, Flow[Arrived]]] = []
         for group, names, slots in zip(ask.groups, hashes, answer, strict=True):
             space = engine.spaces[group.group]
-            for first, last in self._missing(space, group, names, slots):
+            missing = self._missing(space, group, names, slots)
+            for first, last in missing[: _MAX_LOADS - len(loads)]:
                 loads.append((slots, first, self._load(engine, space, names[first:last], ask)))
         from_l2, finished, known.waiting = 0, known.finished, known.waiting + 1
         try:
@@ -217,17 +249,16 @@ class Objects:
         return self._core.flows.start(load)
 
     def _publish(
-        self, engine: Engine, known: NativeRequest, group: int, items: list[tuple[bytes, Entry]]
+        self, space: SpaceKey, sequence: list[bytes], items: list[tuple[bytes, Entry]]
     ) -> int:
         """One group's: what is there already gives its slot back. How many are there now."""
-        core, space, entries = self._core, engine.spaces[group], []
+        core, entries = self._core, []
         for name, entry in items:
             if core.l1.knows(space, name):
                 core.l1.abort(entry)
             else:
                 core.l1.rename(entry, space, name)
                 entries.append(entry)
-        sequence = known.sequences.get(group, [])
         place = {name: at for at, name in enumerate(sequence)}
         behind = [name for name, _ in items if name not in place]
         if entries:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
+
+import msgspec
+import numpy as np
 
 from tests.faults.campaign.target import Neighbour, Target
 from tests.support.native import Engine, block_hash
@@ -55,8 +59,45 @@ def crowds(target: Target) -> None:
             client.call("native_join", {**{k: ask[k] for k in kept}, **member})
 
 
+def _lookups(target: Target, groups: int, hashes: int, **how: bool) -> None:
+    """Each of a request of its own, which is finished at once, and of hashes that nobody stored."""
+    head = b"\xdd" + hashes.to_bytes(4, "big")
+    engine = Engine(target.url, groups=groups).start()
+    try:
+        for number in itertools.count():
+            names = np.frombuffer(target.random.randbytes(18 * hashes), np.uint8).reshape(-1, 18)
+            names = np.array(names)
+            names[:, :2] = 0xC4, 16  # of 16 bytes each
+            sequence = msgspec.Raw(head + names.tobytes())
+            asked = [{"group": group, "hashes": sequence, **how} for group in range(groups)]
+            if not target.goes_on():
+                return
+            engine.call("lookup", request=f"r{number}", budget_ms=1, groups=asked)
+            engine.call("finish", requests=[(f"r{number}", False)])
+    finally:
+        engine.end_processes()
+
+
+def long_sequences(target: Target) -> None:
+    """Of 131,072 hashes, which is as many as a lookup may have."""
+    _lookups(target, 2, 1 << 16, windowed=False, load=False)
+
+
+def endless_sequences(target: Target) -> None:
+    """Of as many hashes as a message takes."""
+    _lookups(target, 50, 1 << 16, windowed=False, load=False)
+
+
+def windows_to_load(target: Target) -> None:
+    """As many, for which L2 has to be asked one by one."""
+    _lookups(target, 2, 1 << 16, windowed=True, load=True)
+
+
 ROWS: dict[str, Neighbour] = {
     "speaks for other engines": speaks_for_other_engines,
     "takes all and dies": takes_all_and_dies,
     "crowds the native door": crowds,
+    "sequences of 131,072 hashes": long_sequences,
+    "sequences of millions of hashes": endless_sequences,
+    "loads of 131,072 objects": windows_to_load,
 }
