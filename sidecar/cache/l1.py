@@ -368,15 +368,17 @@ class L1(Holds):
         """Evict what lies together in `size` bytes, around one of the oldest objects.
 
         Where all objects have one size that is the oldest alone. Where sizes are mixed, going
-        by age only would empty half the cache before two neighbours happen to be free.
+        by age only would empty half the cache before two neighbours happen to be free. False where
+        none of those tried has enough around it that may go.
         """
         policy = self._policy
         if isinstance(policy, Isolated):
-            candidates: Iterable[Entry] = policy.candidates_for(salt)
+            candidates: Iterable[Entry] = policy.candidates_for(salt, size)
         else:
             candidates = policy.candidates()
         for victim in islice(candidates, _VICTIMS_TRIED):
-            neighbours = self._slots.evictable_around(victim, size)
+            may_take = policy.taking_for(salt, size) if isinstance(policy, Isolated) else _any
+            neighbours = self._slots.evictable_around(victim, size, may_take)
             if neighbours:
                 for entry in neighbours:
                     self._evict(entry)
@@ -432,3 +434,8 @@ class L1(Holds):
         if space.is_empty:
             del self._spaces[space.key]
             self.journal.forget(space.key)
+
+
+def _any(entry: Entry) -> bool:
+    """Where nobody has a share of its own."""
+    return True

@@ -41,10 +41,10 @@ class Quotas:
         """In bytes."""
         return self.limits.get(salt, self.capacity)
 
-    def share(self, salt: str) -> float:
-        """How much of its limit a salt has; more than 1 if it has too much."""
+    def share(self, salt: str, more: int = 0) -> float:
+        """How much of its limit a salt has, with `more` bytes; more than 1 if it has too much."""
         limit = self.limit(salt)
-        return self.used(salt) / limit if limit else math.inf
+        return (self.used(salt) + more) / limit if limit else math.inf
 
     def has_room(self, salt: str, size: int) -> bool:
         """Whether `size` more bytes are within the salt's limit."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.entry import Entry, IllegalStep
@@ -99,18 +99,25 @@ class Slots:
         self.used_bytes -= by_salt.total()
         self._vacated.extend(entries)
 
-    def evictable_around(self, victim: Entry, size: int) -> list[Entry]:
-        """Objects that give `size` bytes in a row with `victim` and what is free; or none."""
+    def evictable_around(
+        self, victim: Entry, size: int, may_take: Callable[[Entry], bool]
+    ) -> list[Entry]:
+        """Objects that give `size` bytes in a row with `victim` and what is free; or none.
+
+        `may_take(object)` tells whether one may go beside those that it was told may.
+        """
+        if not may_take(victim):
+            return []
         part, found = self._part(victim.start), [victim]
         start = victim.start - part.free_before(victim.start)
         end = victim.end + part.free_from(victim.end)
         while end - start < size:
             after = self.at(end) if end not in self._starts else None
             before = self._ending_at(start) if start not in self._starts else None
-            if after is not None and after.evictable:
+            if after is not None and after.evictable and may_take(after):
                 found.append(after)
                 end = after.end + part.free_from(after.end)
-            elif before is not None and before.evictable:
+            elif before is not None and before.evictable and may_take(before):
                 found.append(before)
                 start = before.start - part.free_before(before.start)
             else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.cache.arena import ALIGNMENT
 from sidecar.cache.check import problems
-from sidecar.cache.entry import Entry, Heat, Space, sizes_of
+from sidecar.cache.entry import Entry, Heat, Space, State, sizes_of
 from sidecar.cache.keys import SpaceKey
 from sidecar.cache.l1 import L1
 from sidecar.cache.leases import Leases
@@ -68,6 +68,16 @@ class Cache:
             l1.unlease(entry)
         assert problems(l1, self.leases) == []
         return len(found)
+
+    def store(self, chunk_hash: bytes, pages: int, key: SpaceKey) -> Entry | None:
+        """One object of so many pages; None if there is no room for it, or it is there already."""
+        if self.l1.knows(key, chunk_hash):
+            return None
+        entry = self.l1.reserve(key, chunk_hash, pages * ALIGNMENT)
+        if entry is not None:
+            self.l1.commit(entry)
+        assert problems(self.l1, self.leases) == []
+        return entry
 
     def has(self, hashes: list[bytes], key: SpaceKey = KEY) -> int:
         space = self.l1.space(key)
@@ -238,6 +248,48 @@ def test_nobody_loses_to_who_has_more(
         for other, used in before.items():
             if quotas.used(other) < used:
                 assert (quotas.used(other) + ALIGNMENT) / quotas.limit(other) > more
+
+
+@pytest.mark.parametrize("policy", ISOLATED)
+@settings(deadline=None)
+@given(
+    limits=st.dictionaries(st.sampled_from("abc"), st.integers(1, 18)),
+    stores=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 20), st.integers(1, 5), st.booleans()),
+        max_size=60,
+    ),
+)
+def test_nobody_loses_to_who_has_more_whatever_the_sizes(
+    policy: str, limits: dict[str, int], stores: list[tuple[str, int, int, bool]]
+) -> None:
+    """Of the limit, once the object is there; and what is held stays. Where no room in a row can be
+    made that way, nothing is stored and nobody else loses anything.
+    """
+    cache = Cache(16, policy, limits)
+    quotas, held = cache.l1.quotas, list[Entry]()
+    for salt, number, pages, is_held in stores:
+        before = {other: quotas.used(other) for other in "abc" if other != salt}
+        entry = cache.store(hash_of(f"{number}"), pages, of(salt))
+        for other, used in before.items():
+            if quotas.used(other) < used:
+                assert entry is not None and used / quotas.limit(other) > quotas.share(salt)
+        if entry is not None and is_held and len(held) < 4:
+            cache.l1.pin(entry)
+            held.append(entry)
+        assert all(each.state is State.READY for each in held)
+        assert not list(quotas.exceeded())
+
+
+def test_a_store_of_larger_objects_takes_nothing_of_who_has_no_more() -> None:
+    cache = Cache(16, "IsolatedLRU", {"a": 4, "b": 12})
+    for number in range(4):  # each of a's has b's on both sides
+        cache.store(hash_of(f"a {number}"), 1, of("a"))
+        for third in range(3):
+            cache.store(hash_of(f"b {number} {third}"), 1, of("b"))
+    for number in range(8):
+        cache.store(hash_of(f"large {number}"), 4, of("b"))
+        assert cache.l1.quotas.used("a") == 4 * ALIGNMENT
+        assert cache.l1.quotas.used("b") <= 12 * ALIGNMENT
 
 
 def test_a_quota_that_is_lowered_is_enforced_in_turns() -> None:

@@ -1,6 +1,7 @@
 """Each tenant in an order of its own."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 
 from sidecar.cache.entry import Entry
@@ -71,12 +72,13 @@ class Isolated:
         for salt in sorted(others, key=self.quotas.share, reverse=True):
             yield from self._orders[salt]
 
-    def candidates_for(self, salt: str) -> Iterator[Entry]:
-        """What may go when `salt` needs room: of whoever has most of the limit, or its own.
+    def candidates_for(self, salt: str, size: int) -> Iterator[Entry]:
+        """What may go when `salt` needs `size` bytes: of whoever has most of the limit, or its own.
 
-        Never of one that has no more of its limit: who asks for much then stores less.
+        Never of one that has no more of its limit than the salt will have: who asks for much then
+        stores less.
         """
-        heaviest, own = self._heaviest(), self.quotas.share(salt)
+        heaviest, own = self._heaviest(), self.quotas.share(salt, size)
         if heaviest is None or heaviest == salt or self.quotas.share(heaviest) <= own:
             yield from self.candidates_of(salt)
             return
@@ -84,6 +86,19 @@ class Isolated:
         heavier = [s for s in self._orders if s != heaviest and self.quotas.share(s) > own]
         for each in (*sorted(heavier, key=self.quotas.share, reverse=True), salt):
             yield from self.candidates_of(each)
+
+    def taking_for(self, salt: str, size: int) -> Callable[[Entry], bool]:
+        """Whether one object more may go with those asked about before, for `salt` as above."""
+        own, taken = self.quotas.share(salt, size), Counter[str]()
+
+        def may_take(entry: Entry) -> bool:
+            other = entry.space.key.cache_salt
+            if other != salt and self.quotas.share(other, -taken[other]) <= own:
+                return False
+            taken[other] += entry.slot_bytes
+            return True
+
+        return may_take
 
     def candidates_of(self, salt: str) -> Iterator[Entry]:
         """What one salt may lose, the least valuable first."""
