@@ -8,6 +8,7 @@ from typing import Any
 from sidecar.cache.entry import Entry, Space
 from sidecar.cache.leases import Lookup
 from sidecar.engines.registry import Instance
+from sidecar.flow import Reminder
 from sidecar.handlers.core import Core, Session, scope_of, space_of
 from sidecar.handlers.withheld import Withheld
 from sidecar.telemetry.spans import Span
@@ -39,7 +40,7 @@ class Lookups:
         self._core = core
         self._withheld = withheld
         self._later = later
-        self._waits: Counter[bytes] = Counter()  # of each connection
+        self._waits: Counter[bytes] = Counter()  # that are open, of each connection
 
     def lookup(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
         """Find the longest cached prefix and lease it; `query` tells its length later."""
@@ -115,22 +116,23 @@ class Lookups:
             return hits
         if self._waits[request.client] >= _MAX_WAITS:
             raise Refused("too_many_waits", f"{_MAX_WAITS} of one connection")
-        prefetches = self._core.tiers.prefetches
-        self._waits[request.client] += 1
+        prefetches, client = self._core.tiers.prefetches, request.client
 
         def answer() -> None:
-            if not request.answered:
-                request.reply(self.query(request, request_id))
+            at_latest.forget()
+            self._waits[client] -= 1
+            if not self._waits[client]:
+                del self._waits[client]
+            request.reply(self.query(request, request_id))
 
         def time_is_up() -> None:
             prefetches.forget_waiter(lookup, answer)
-            self._waits[request.client] -= 1
-            if not self._waits[request.client]:
-                del self._waits[request.client]
             answer()
 
+        at_latest = Reminder(time_is_up)
+        self._later(min(timeout, _LONGEST_WAIT_SECONDS), at_latest)
+        self._waits[client] += 1
         prefetches.when_loaded(lookup, answer)
-        self._later(min(timeout, _LONGEST_WAIT_SECONDS), time_is_up)
         return DEFERRED
 
     def free(self, request: Request, key: CacheKey, tp_size: int = 1) -> None:
