@@ -25,7 +25,8 @@ def raw(server: Server) -> Iterator[RawClient]:
 
 @pytest.fixture
 def still_serves(server: Server) -> Callable[[], None]:
-    """Call it after the damage: a ping is answered, a store and a retrieve are correct."""
+    """Call it after the damage: a ping is answered, a store and a retrieve are correct, and so are
+    all accounts of the L1."""
 
     def check() -> None:
         number = next(_numbers)
@@ -36,6 +37,7 @@ def still_serves(server: Server) -> Callable[[], None]:
             worker.register()
             worker.prove([number, *range(1, 128)], server.chunk_size)
             worker.close()
+        assert server.request("/cache/check", {}) == (200, '{"status":"ok"}')
 
     return check
 

@@ -27,6 +27,7 @@ export const REASONS = {
   superseded: "a later registration of the same worker came first",
   too_large: "the message is larger than --max-message-mb",
   too_many_connections: "too many connections are open",
+  too_many_hashes: "a lookup of a native engine asks for too many objects",
   too_many_lookups: "too many lookups are open",
   too_many_registrations: "too many registrations are under way",
   too_many_workers: "too many workers are registered",

@@ -109,7 +109,7 @@ class Objects:
             raise Refused("too_many_hashes", f"{count} in a lookup")
         known = engine.request(ask.request)
         if known is None:
-            raise Refused("too_many_requests", f"{len(engine.requests)} hold something")
+            raise Refused("too_many_lookups", f"{len(engine.requests)} requests hold something")
         hashes = [[padded(each) for each in group.hashes] for group in ask.groups]
         if not known.sequences:
             self._record(engine, ask, hashes)

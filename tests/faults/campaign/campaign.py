@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.faults.campaign.honest import EngineMode, HandleMode, Honest
+from tests.faults.campaign import files
+from tests.faults.campaign.honest import EngineMode, HandleMode, Honest, Sum
 from tests.faults.campaign.honest_native import NativeMode
 from tests.faults.campaign.target import CHUNK
 from tests.support.faulty_adapter import FAULTY
@@ -22,6 +24,10 @@ from tests.support.server import REPO, SHM, Server, wait_until
 # Of the server itself, beside the L1: docs/security.md says so.
 MEMORY_LIMIT = 640 << 20
 _GRACE_SECONDS = 60.0
+# What these hold of the L1, or store, may leave no room for others.
+MAY_REFUSE = {"a worker that never commits", "takes all and dies", "rubbish stored"}
+# Beside these there may be nothing to find.
+MAY_EMPTY = {"the L1 cleared again and again", *files.ROWS}
 
 
 def server_of(directory: Path) -> Server:
@@ -69,13 +75,10 @@ class Campaign:
         after = next(processes)
         for name in names:
             process, after = after, next(processes, None)  # type: ignore[assignment]
-            began, marks = time.monotonic(), [client.mark() for client in self._clients]
-            self._peak = 0
+            began, self._peak = time.monotonic(), 0
             self._let(process, name, seconds)
             took = time.monotonic() - began
-            rounds = [client.since(m) for client, m in zip(self._clients, marks, strict=True)]
-            for client, each in zip(self._clients, rounds, strict=True):
-                self.findings += [f"{name}: {client.model}: {p}" for p in each.problems]
+            rounds = self._judge_clients(name)
             self._judge_server(name)
             print(
                 f"{name:40} {took:5.1f} s, {sum(each.requests for each in rounds):6} requests, "
@@ -83,6 +86,19 @@ class Campaign:
                 f"{max(each.slowest for each in rounds):4.2f} s, {self._peak >> 20:5} MiB",
                 flush=True,
             )
+
+    def _judge_clients(self, name: str) -> list[Sum]:
+        """What they have done and met. Each has compared something, in the end."""
+        with suppress(AssertionError):
+            wait_until(lambda: name in MAY_EMPTY or all(c.sum.chunks for c in self._clients), name)
+        rounds = [client.take() for client in self._clients]
+        for client, each in zip(self._clients, rounds, strict=True):
+            found = each.problems + (each.refusals if name not in MAY_REFUSE else [])
+            if not each.chunks and name not in MAY_EMPTY:
+                found.append("has compared nothing")
+            counts = Counter(found).items()
+            self.findings += [f"{name}: {client.model}: {what} ({n})" for what, n in counts]
+        return rounds
 
     def _launch(self, name: str, number: int, seconds: float) -> subprocess.Popen[bytes]:
         server = self._server
@@ -123,6 +139,10 @@ class Campaign:
     def _judge_server(self, name: str) -> None:
         if not self._server.running:
             self.findings.append(f"{name}: the server died\n{self._server.stderr()[-2000:]}")
+            return
+        status, text = self._server.request("/cache/check", {})
+        if status != 200:
+            self.findings.append(f"{name}: {text}")
         if self._peak > MEMORY_LIMIT:
             self.findings.append(f"{name}: {self._peak >> 20} MiB of memory")
 
@@ -134,9 +154,7 @@ class Campaign:
     def _judge_end(self) -> None:
         """Nothing is held when all have gone, and nothing is left when the server has."""
         server = self._server
-        self.findings += [
-            f"{c.model} has compared nothing" for c in self._clients if not c.sum.chunks
-        ]
+        self.findings += [f"{c.model}: {p}" for c in self._clients for p in c.take().problems]
         log = server.stderr().splitlines()
         self.findings += [f"work was taken for a stall: {x}" for x in log if "did not run" in x]
         try:

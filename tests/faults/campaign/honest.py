@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ _BLOCKS_A_CHUNK = CHUNK // RawPool.SLOTS
 
 @dataclass
 class Sum:
-    """What a client has done: requests, chunks loaded and compared; what was wrong."""
+    """What a client has done: requests, chunks loaded and compared; what was wrong, and what it was
+    refused, which only few neighbours may bring about."""
 
     requests: int = 0
     chunks: int = 0
     slowest: float = 0.0
     problems: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
 
 class Honest(threading.Thread, ABC):
@@ -52,17 +54,10 @@ class Honest(threading.Thread, ABC):
         self.sum = Sum()
         self._over = threading.Event()
 
-    def mark(self) -> Sum:
-        """How things stand; `since` tells what has happened then."""
-        mark, self.sum.slowest = replace(self.sum, problems=list(self.sum.problems)), 0.0
-        return mark
-
-    def since(self, mark: Sum) -> Sum:
-        now = self.sum
-        return Sum(
-            now.requests - mark.requests, now.chunks - mark.chunks, now.slowest,
-            now.problems[len(mark.problems) :],
-        )  # fmt: skip
+    def take(self) -> Sum:
+        """What has happened since it was last asked for."""
+        now, self.sum = self.sum, Sum()
+        return now
 
     def run(self) -> None:
         while not self._over.is_set():
@@ -86,12 +81,16 @@ class Honest(threading.Thread, ABC):
 
     def ask(self, operation: str, *payloads: Any) -> Any:
         """A call whose answer must come in time."""
-        frames = self.client.frames(operation, *payloads)
+        return self.ask_over(self.client, operation, *payloads)
+
+    def ask_over(self, client: RawClient, operation: str, *payloads: Any) -> Any:
+        """The same over another connection."""
+        frames = client.frames(operation, *payloads)
         began = time.monotonic()
-        reply = self.client.exchange(frames, _GIVE_UP_SECONDS)
+        reply = client.exchange(frames, _GIVE_UP_SECONDS)
         self.sum.requests += 1
         self._in_time(operation, began, LATE_SECONDS)
-        return self.client.value(reply)
+        return client.value(reply)
 
     def _in_time(self, what: str, began: float, limit: float) -> None:
         took = time.monotonic() - began
@@ -154,6 +153,8 @@ class OfLMCache(Honest):
 
     def _load(self, key: Any, number: int, hits: int) -> None:
         loaded = self.load(key, hits)
+        if len(loaded) < hits:
+            self.sum.refusals.append(f"{len(loaded)} chunks of a hit of {hits} were served")
         for chunk, data in enumerate(loaded):
             self.sum.chunks += 1
             if not np.array_equal(data, kv_of(self.model, number, chunk)):
@@ -190,7 +191,8 @@ class HandleMode(OfLMCache):
             ids = _of_chunk(blocks, row)
             kv = kv_of(self.model, number, chunk).view(np.uint16)
             data[:, ids] = kv.reshape(data[:, ids].shape)
-        self.ask("store", key, self.instance, [blocks], EVENT)
+        if self.ask("store", key, self.instance, [blocks], EVENT)[1] is not True:
+            self.sum.refusals.append("a store was refused")
         self._scribble(blocks)
 
     def load(self, key: Any, hits: int) -> list[np.ndarray]:
@@ -237,15 +239,19 @@ class EngineMode(OfLMCache):
 
     def store(self, key: Any, number: int, first: int) -> None:
         context = self.ask("prepare_store", key, self.instance)["context"]
+        if not context["slots"]:
+            self.sum.refusals.append("slots were refused")
+            return
         for slot, index in zip(context["slots"], context["chunk_indices"], strict=True):
             self._view(slot)[:] = kv_of(self.model, number, first + index)
-        if context["slots"]:
-            self.ask("commit_store", key, self.instance, b"")
+        if self.ask("commit_store", key, self.instance, b"") is not True:
+            self.sum.refusals.append("a store was refused")
 
     def load(self, key: Any, hits: int) -> list[np.ndarray]:
         reply = self.ask("prepare_retrieve", key, self.instance)
         copies = [self._view(slot).copy() for slot in reply["context"].get("slots", [])]
-        self.ask("commit_retrieve", key, self.instance)
+        if copies and self.ask("commit_retrieve", key, self.instance) is not True:
+            self.sum.refusals.append("the end of a load was refused")
         return copies
 
     def _view(self, slot: Any) -> np.ndarray:

@@ -38,10 +38,14 @@ class NativeMode(Honest):
 
     def one_request(self, number: int) -> None:
         request = f"{self.model}-{self.random.random()}"
-        for ask in ({"session": self._engine.session}, {"member": self._member}):
-            told = self.ask("native_ping", ask)
-            if not (told["known"] and told["ready"]) and "session" in ask:
-                self.sum.problems.append("its engine was forgotten")
+        member = self._engine.members[0]
+        for client, ask in (
+            (self.client, {"session": self._engine.session}),
+            (member.client, {"member": member.joined["member"]}),
+        ):
+            told = self.ask_over(client, "native_ping", ask)
+            if not (told["known"] and told["ready"]):
+                self.sum.problems.append(f"forgotten: {ask}")
         wanted = [number * CHUNKS + chunk for chunk in range(CHUNKS)]
         found = self._engine.find(request, *wanted)
         hits = sum(slot >= 0 for slot in found)
@@ -49,13 +53,12 @@ class NativeMode(Honest):
         self._engine.finish(request)
         if hits < CHUNKS:
             slots = self._engine.reserve(CHUNKS - hits)
+            if len(slots) < CHUNKS - hits:
+                self.sum.refusals.append("slots were refused")
             for slot, each in zip(slots, wanted[hits:], strict=False):
                 self._engine.write(slot, each)
-            self._engine.publish(request, wanted[hits : hits + len(slots)], slots)
-
-    @property
-    def _member(self) -> int:
-        return int(self._engine.members[0].joined["member"])
+            if self._engine.publish(request, wanted[hits : hits + len(slots)], slots) < len(slots):
+                self.sum.refusals.append("a publication was refused")
 
     def _call(self, operation: str, **ask: Any) -> Any:
         return self.ask(f"native_{operation}", {"session": self._engine.session, **ask})
