@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from examples.demo import __main__ as demo
-from examples.demo import report
+import pytest
+
 from scripts.benchmark_picture import PICTURE, table
 from tests.support.server import REPO
 
@@ -27,6 +27,10 @@ def test_the_picture_of_the_benchmark_is_of_its_table() -> None:
 
 def test_the_picture_of_the_demo_says_what_the_demo_says() -> None:
     """But for its figures: scripts/demo_picture.py makes it."""
+    pytest.importorskip("tokenizers", reason="needs tokenizers: scripts/install.py engine")
+    from examples.demo import __main__ as demo
+    from examples.demo import report
+
     shown = words(" ".join(re.findall(r">([^<>]+)</text>", html.unescape(DEMO.read_text()))))
     said = [text for part in (demo.Demo, report.table, report.memory) for text in literals(part)]
     assert len(said) > 15
