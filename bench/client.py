@@ -70,6 +70,7 @@ class Pool:
         """
         need = tokens // BLOCK_TOKENS
         halves = np.array_split(1 + self._random.permutation(self.layout.blocks - 1), 2)
+        assert need <= len(halves[1]), f"{self.layout.name} has too few blocks for {tokens} tokens"
         return [
             (
                 self._random.permutation(halves[0])[:need].tolist(),

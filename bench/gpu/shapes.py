@@ -51,11 +51,11 @@ MODELS = (
 
 
 class GpuPool(Pool):
-    """A worker's blocks on the GPU: room for one request to store and one to fill."""
+    """A worker's blocks on the GPU: room for one request to store and one to fill, and block 0."""
 
     def __init__(self, shape: Shape, device: str = "cuda") -> None:
         self._device, self._shape = device, shape
-        blocks = 2 * shape.tokens // BLOCK_TOKENS
+        blocks = 1 + 2 * shape.tokens // BLOCK_TOKENS
         super().__init__(Layout(shape.name, shape.layers, shape.heads, _HEAD_SIZE, blocks))
 
     def _random_layer(self) -> torch.Tensor:

@@ -33,12 +33,19 @@ def chunks_of(
     """
     tables, hashes = block_tables(core, instance, key, block_ids), core.hashes(key, key.end)
     null, chunks = core.config.null_block_id, []
-    windowed = frozenset(group for group, _ in instance.windows)
+    lacks = [(table == null).any(axis=1) for table in tables]
+    windowed, doubtful = frozenset(group for group, _ in instance.windows), 0
     for row, chunk in enumerate(core.aligned_range(key)):
         blocks = [table[row] for table in tables]
-        missing = frozenset(g for g, ids in enumerate(blocks) if (ids == null).any())
-        if missing <= windowed and not all_null(core, blocks):
+        missing = frozenset(group for group, rows in enumerate(lacks) if rows[row])
+        if missing and all_null(core, blocks):
+            continue
+        if missing <= windowed:
             chunks.append(Chunk(hashes[chunk], blocks, missing))
+        else:
+            doubtful += 1
+    if doubtful:
+        core.refusals.add("store", "null_block", f"{doubtful} chunks of {instance.model_name}")
     return chunks, hashes
 
 

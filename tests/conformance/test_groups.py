@@ -196,6 +196,7 @@ def test_null_in_a_group_without_a_window_is_not_stored(rig: Rig, groups: int) -
         assert worker.store(other, [*source[:-1], lacking])
         assert scheduler.lookup(other, name) == stored
         scheduler.free(other, 0, stored * rig.chunk, name)
+        assert rig.server.status()["refusals"]["null_block"]
     assert worker.store(tokens, source)
     assert scheduler.lookup(tokens) == 3
     before, target = worker.cache.image(), rig.blocks(worker, 3, first=20)

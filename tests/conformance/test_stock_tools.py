@@ -34,9 +34,10 @@ def lmcache(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With the default chunk size."""
+    """With the default chunk size, and no null block: the benchmark stores block 0."""
     folder = tmp_path_factory.mktemp("tools")
     flags = ("--eviction-policy", "IsolatedLRU", "--record-lookups", str(folder / "lookups"))
+    flags += ("--null-block-id", str(2**31 - 1))
     made = Server(folder, *flags, l1_size_gb=1.0, chunk_size=256)
     yield made.start()
     made.stop()

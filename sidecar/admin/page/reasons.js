@@ -18,6 +18,7 @@ export const REASONS = {
   not_owner: "another connection speaks for the worker that it names",
   not_ready: "a native engine whose workers have not all mapped the L1",
   not_served: "an operation that this server does not have",
+  null_block: "chunks lack a block of a KV group without a known window",
   partly_cached: "a windowed group lacks blocks of what was to be loaded",
   pickle: "the worker cannot open the arena: it must see the same /dev/shm",
   protocol: "a connection that does not speak ZMTP 3",
