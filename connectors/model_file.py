@@ -40,18 +40,14 @@ def read(path: Path, ask_classes: bool = False) -> Model:
 
 def is_latent(model: str) -> bool:
     """Whether the directory `model` says MLA; False where there is no config.json to read."""
-    try:
-        return bool(model) and read(Path(model)).latent
-    except ConnectorError:
-        return False
+    found = _found(model)
+    return found is not None and found.latent
 
 
 def is_recurrent(model: str) -> bool:
     """Whether the directory `model` says recurrent state; False as in `is_latent`."""
-    try:
-        return bool(model) and read(Path(model)).recurrent_layers > 0
-    except ConnectorError:
-        return False
+    found = _found(model)
+    return found is not None and found.recurrent_layers > 0
 
 
 def is_multimodal(model: str) -> bool:
@@ -78,6 +74,14 @@ def filled_by_class(config: ModelConfig) -> ModelConfig | None:
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return None
     return text
+
+
+def _found(model: str) -> Model | None:
+    """What the directory `model` says; None where there is no config.json to read."""
+    try:
+        return read(Path(model)) if model else None
+    except ConnectorError:
+        return None
 
 
 def _loaded(file: Path) -> Any:

@@ -8,6 +8,7 @@ from contextlib import suppress
 _FIRST = -10  # nice
 # Beyond, the kernel's table alone takes megabytes, and some libraries have one of their own.
 _MOST_DESCRIPTORS = 1 << 20
+_MOST_CONNECTIONS, _PART_OF_DESCRIPTORS = 64, 16
 
 
 def raise_descriptor_limit() -> None:
@@ -22,6 +23,14 @@ def descriptor_limit() -> int:
     """How many descriptors this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def connection_limit() -> int:
+    """How many connections a socket beside the protocol's own may have.
+
+    64; where there are few descriptors a sixteenth of these, for L2 and workers need some.
+    """
+    return min(_MOST_CONNECTIONS, descriptor_limit() // _PART_OF_DESCRIPTORS)
 
 
 def go_first() -> None:

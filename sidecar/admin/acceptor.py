@@ -11,12 +11,10 @@ import socket
 from collections.abc import Callable, Sequence
 
 from sidecar.admin.connections import ImpatientProtocol
-from sidecar.limits import descriptor_limit
+from sidecar.limits import connection_limit
 
 _log = logging.getLogger(__name__)
 
-# Of one port; where there are few descriptors a sixteenth of these, for L2 and workers need some.
-_OPEN_CONNECTIONS, _PART_OF_DESCRIPTORS = 64, 16
 # Kept open for nothing, and closed for a connection when there are no others.
 _RESERVED_DESCRIPTORS = 4
 _RETRY_SECONDS = 0.1
@@ -24,7 +22,7 @@ _LOG_SECONDS = 60.0
 
 
 class Acceptor:
-    """Accepts on ``sockets``, 64 connections at most.
+    """Accepts on ``sockets``, so many connections as `connection_limit` allows.
 
     One more takes the place of the one whose peer has been silent for longest. So peers that open
     connections and do not use them, or do not read, keep nobody out. ``connections`` are those
@@ -42,7 +40,7 @@ class Acceptor:
         self._protocol = protocol
         self._connections = connections
         self._arriving: set[asyncio.Task[object]] = set()
-        self._most = min(_OPEN_CONNECTIONS, descriptor_limit() // _PART_OF_DESCRIPTORS)
+        self._most = connection_limit()
         self._reserve: list[int] = []
         self._logged = -_LOG_SECONDS
         self._closed = False

@@ -8,16 +8,15 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from sidecar.limits import descriptor_limit
+from sidecar.limits import connection_limit
 
 log = logging.getLogger(__name__)
 
-_MOST, _PART_OF_DESCRIPTORS = 64, 16
 _CLOSE_SECONDS = 2.0
 
 
 class Readers:
-    """Closes connections of `socket` beyond 64, or a sixteenth of the descriptors, as they come.
+    """Closes connections of `socket` beyond `connection_limit()`, as they come.
 
     libzmq tells of each by its descriptor, and closes it when it finds it shut down.
     """
@@ -27,7 +26,7 @@ class Readers:
         self._socket = socket
         told_of = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | zmq.Event.MONITOR_STOPPED
         self._events = socket.get_monitor_socket(told_of)
-        self._most = min(_MOST, descriptor_limit() // _PART_OF_DESCRIPTORS)
+        self._most = connection_limit()
         self._open: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="kv-events-readers", daemon=True)
         self._thread.start()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
+from sidecar import limits
 from sidecar.wire import readers
 from sidecar.wire.publisher import Publisher
 from tests.support.server import free_port, wait_until
@@ -19,7 +20,7 @@ MOST = 5
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Of a publisher."""
-    monkeypatch.setattr(readers, "_MOST", MOST)
+    monkeypatch.setattr(limits, "_MOST_CONNECTIONS", MOST)
     port = free_port()
     publisher = Publisher(f"tcp://127.0.0.1:{port}", "", lambda count: None)
     yield port
